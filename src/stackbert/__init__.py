@@ -1,0 +1,74 @@
+"""StackBERT: pre-train BERT-like encoders for less, by progressive stacking.
+
+    import stackbert as sb
+    sb.build_corpus("corpus", text=["my_text/"])
+    result = sb.pretrain(sb.load_recipe("small-cpu"), corpus="corpus", out="run")
+    deeper = sb.grow(model, depth=12)
+
+Names load when they are first used, so that importing the package costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stackbert.corpus.build import build_corpus
+    from stackbert.corpus.store import Corpus, open_corpus
+    from stackbert.errors import Interrupted, RunError, StackBertError, UserError
+    from stackbert.growth.folder import grow_folder
+    from stackbert.growth.model import grow
+    from stackbert.pretraining.ledger import read_ledger
+    from stackbert.pretraining.run import RunResult, pretrain
+    from stackbert.pretraining.summary import summarise
+    from stackbert.recipe import Recipe, load_recipe, shipped_recipes
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "build_corpus": "corpus.build",
+    "Corpus": "corpus.store",
+    "open_corpus": "corpus.store",
+    "Interrupted": "errors",
+    "RunError": "errors",
+    "StackBertError": "errors",
+    "UserError": "errors",
+    "grow": "growth.model",
+    "grow_folder": "growth.folder",
+    "read_ledger": "pretraining.ledger",
+    "RunResult": "pretraining.run",
+    "pretrain": "pretraining.run",
+    "summarise": "pretraining.summary",
+    "Recipe": "recipe",
+    "load_recipe": "recipe",
+    "shipped_recipes": "recipe",
+}
+
+__all__ = [
+    "Corpus",
+    "Interrupted",
+    "Recipe",
+    "RunError",
+    "RunResult",
+    "StackBertError",
+    "UserError",
+    "build_corpus",
+    "grow",
+    "grow_folder",
+    "load_recipe",
+    "open_corpus",
+    "pretrain",
+    "read_ledger",
+    "shipped_recipes",
+    "summarise",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (a function or a class)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stackbert' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"stackbert.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

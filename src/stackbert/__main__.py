@@ -1,0 +1,22 @@
+"""`stackbert` and `python -m stackbert`: run a command, turn errors into sentences."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; exits with 2 for wrong input, 1 for a failed run."""
+    from stackbert.cli import app
+    from stackbert.errors import StackBertError
+
+    try:
+        app()
+    except StackBertError as error:
+        print(f"stackbert: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stackbert: stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""The tokenizer of a corpus: learning a WordPiece one from a sample, or taking an existing one."""
+
+import heapq
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stackbert.errors import UserError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+DEFAULT_VOCAB_SIZE = 32_768
+"""The paper's (Gong et al., ICML 2019)."""
+ROW_MULTIPLE = 64
+"""Embeddings have a multiple of 64 rows: faster matrix products."""
+SAMPLE_BYTES = 48 << 20
+_SAMPLE_BYTES_A_DOCUMENT = 1 << 20
+_COVERAGE = 0.9999
+_FILES = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+_ROLES = {
+    "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]", "<cls>", "<|cls|>"),
+    "sep_token": ("[SEP]", "<sep>", "<|sep|>"),
+    "mask_token": ("[MASK]", "<mask>", "<|mask|>"),
+    "bos_token": ("<s>", "<bos>", "[BOS]"),
+    "eos_token": ("</s>", "<eos>", "[EOS]", "<|endoftext|>"),
+}
+
+
+@dataclass(frozen=True)
+class CorpusTokenizer:
+    """A tokenizer with what the corpus and transformers need to know of it."""
+
+    tokenizer: Any
+    """A `tokenizers.Tokenizer`."""
+    separator_id: int
+    """Put behind every document: the id of sep, or of eos where there is no sep."""
+    size: int
+    """One more than the highest id."""
+    config: dict[str, Any]
+    """Content of tokenizer_config.json."""
+    lowercase: bool | None
+    """What it was learned with; None if it was brought along."""
+    copied_from: Path | None = None
+    """The folder or file it was loaded from; None if it was learned."""
+    others: tuple[Path, ...] = field(default=())
+    """Files to lie beside tokenizer.json."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of a model's embedding: `size` rounded up to a multiple of 64."""
+        return -(-self.size // ROW_MULTIPLE) * ROW_MULTIPLE
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens."""
+        folder.mkdir()
+        target = folder / "tokenizer.json"
+        if self.copied_from is None:
+            # Not Tokenizer.save: its error for a full disk is not an OSError.
+            target.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+        else:
+            shutil.copyfile(_tokenizer_json(self.copied_from), target)
+        config = json.dumps(self.config, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+        for path in self.others:
+            shutil.copyfile(path, folder / path.name)
+
+
+class Sample:
+    """A bounded choice of documents, the same in whatever order they come.
+
+    Documents are ranked by their digest, and the first that fit in `limit` bytes stay: every part
+    of the input is drawn from alike, without knowing its size beforehand.
+    """
+
+    def __init__(self, limit: int = SAMPLE_BYTES) -> None:
+        self._limit = limit
+        self._size = 0
+        self._heap: list[tuple[int, bytes]] = []
+        self._ranks: set[int] = set()
+
+    def add(self, digest: bytes, text: bytes) -> None:
+        """Offer a document; of a long one only the first MiB counts."""
+        rank = -int.from_bytes(digest)
+        if rank in self._ranks:
+            return
+        if self._size >= self._limit and rank < self._heap[0][0]:
+            return
+        text = text[:_SAMPLE_BYTES_A_DOCUMENT]
+        heapq.heappush(self._heap, (rank, text))
+        self._ranks.add(rank)
+        self._size += len(text)
+        # The one that crosses the limit stays, so a single document is never dropped.
+        while self._size - len(self._heap[0][1]) >= self._limit:
+            dropped, data = heapq.heappop(self._heap)
+            self._ranks.remove(dropped)
+            self._size -= len(data)
+
+    def texts(self) -> Iterator[str]:
+        """The chosen documents, in the order of their digests."""
+        for _, data in sorted(self._heap, reverse=True):
+            yield data.decode("utf-8", "ignore")  # a cut may have gone through a character
+
+
+def learn_tokenizer(
+    sample: Sample, vocab_size: int | None = None, *, lowercase: bool = True
+) -> CorpusTokenizer:
+    """Learn a BERT WordPiece tokenizer; the same sample always gives the same one.
+
+    Args:
+        sample: the text to learn from.
+        vocab_size: entries wanted, the five special ones included. None: up to 32,768, the
+            paper's, or what the text gives.
+        lowercase: lower-case the text and strip its accents, as the paper did.
+
+    Returns:
+        A tokenizer with `[PAD] [UNK] [CLS] [SEP] [MASK]` as ids 0-4; entries `[unused0]` … fill
+        its vocabulary up to a multiple of 64, so that model and tokenizer agree on the size.
+
+    Raises:
+        UserError: `vocab_size` is more or less than what the text can give.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers.trainers import WordPieceTrainer
+
+    wanted = vocab_size or DEFAULT_VOCAB_SIZE
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    alphabet = _alphabet(sample.texts(), normalizer, most=max(128, wanted // 4))
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizer
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = WordPieceTrainer(
+        vocab_size=wanted,
+        min_frequency=2,
+        show_progress=False,
+        # Named here in a fixed order, as the trainer itself numbers the characters in the order of
+        # a hash table, which differs from run to run and decides ties between merges.
+        special_tokens=[*SPECIAL, *alphabet, *(f"##{character}" for character in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+    )
+    learner.train_from_iterator(_lines(sample.texts()), trainer)
+    vocabulary: dict[str, int] = learner.get_vocab()
+    size = len(vocabulary)
+    if vocab_size is not None and size < vocab_size:
+        raise UserError(
+            f"The text gives a vocabulary of {size:,} entries, {vocab_size:,} were asked for. Give "
+            "more text, ask for fewer, or leave the vocabulary's size out to take what it gives."
+        )
+    if vocab_size is not None and size > vocab_size:
+        raise UserError(
+            f"The characters of the text alone need a vocabulary of {size:,} entries, only "
+            f"{vocab_size:,} were asked for. Ask for more."
+        )
+    vocabulary |= {f"[unused{n}]": size + n for n in range(-size % ROW_MULTIPLE)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    separator = vocabulary["[SEP]"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", separator)],
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "do_lower_case": lowercase,
+        **dict(zip(names, SPECIAL, strict=True)),
+    }
+    return CorpusTokenizer(tokenizer, separator, len(vocabulary), config, lowercase)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in short pieces, as the trainer holds hundreds of them at once."""
+    for text in texts:
+        yield [
+            line[start : start + 65_536]
+            for line in text.split("\n")
+            for start in range(0, len(line), 65_536)
+        ]
+
+
+def _alphabet(texts: Iterable[str], normalizer: Any, most: int) -> list[str]:  # noqa: ANN401
+    """The frequent characters that make up 99.99 % of the text, at most `most` of them.
+
+    The rest, a foreign name here and there, becomes [UNK]; without a limit it would take up
+    thousands of entries.
+    """
+    codes = np.zeros(0x110000, np.int64)
+    for text in texts:
+        found, times = np.unique(
+            np.frombuffer(text.encode("utf-32-le"), np.uint32), return_counts=True
+        )
+        codes[found] += times
+    counts: dict[str, int] = {}
+    for code in np.flatnonzero(codes).tolist():
+        for character in normalizer.normalize_str(chr(code)):
+            if not character.isspace():
+                counts[character] = counts.get(character, 0) + int(codes[code])
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    running = accumulate(counts[character] for character in ranked)
+    enough = sum(1 for total in running if total < _COVERAGE * sum(counts.values())) + 1
+    return sorted(ranked[: min(enough, most)])
+
+
+def _tokenizer_json(path: Path) -> Path:
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
+def load_tokenizer(path: str | Path) -> CorpusTokenizer:
+    """Load an existing fast tokenizer: a folder with tokenizer.json, or that file alone.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it lacks a mask, pad, cls (or bos) or sep
+            (or eos) token.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(path).expanduser()
+    file = _tokenizer_json(path)
+    if not path.exists():
+        raise UserError(f"There is no tokenizer at {path}. Check the path.")
+    if not file.is_file():
+        raise UserError(
+            f"The folder {path} has no tokenizer.json. Save a fast tokenizer there: "
+            "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one."
+        )
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"The tokenizer {file} cannot be read: {error}.") from error
+    except Exception as error:  # tokenizers raises plain Exception for whatever it cannot parse
+        raise UserError(f"{file} is not a tokenizers file: {error}.") from error
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if path.is_dir():
+        config |= _json_object(path / "special_tokens_map.json")
+        config |= _json_object(path / "tokenizer_config.json")
+    config.pop("auto_map", None)  # code of others, which is never run
+    for role, names in _ROLES.items():
+        if not _id_of(tokenizer, config.get(role)):
+            config.pop(role, None)
+            known = [name for name in names if _id_of(tokenizer, name)]
+            if known:
+                config[role] = known[0]
+    missing = [
+        " or ".join(roles)
+        for roles in (
+            ("mask_token",),
+            ("pad_token",),
+            ("cls_token", "bos_token"),
+            ("sep_token", "eos_token"),
+        )
+        if not any(role in config for role in roles)
+    ]
+    if missing:
+        raise UserError(
+            f"The tokenizer {path} has no {', no '.join(missing)}, which masked-LM training needs. "
+            "Add them to the tokenizer (add_special_tokens) and save it, or take another one."
+        )
+    separator = _id_of(tokenizer, config.get("sep_token") or config["eos_token"])
+    assert separator is not None
+    others = [path / name for name in _FILES if path.is_dir() and (path / name).is_file()]
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    return CorpusTokenizer(tokenizer, separator[0], size, config, None, path, tuple(others))
+
+
+def _id_of(tokenizer: Any, token: Any) -> tuple[int] | None:  # noqa: ANN401
+    """A token's id, wrapped so that id 0 is true; None if there is no such token."""
+    name = token.get("content") if isinstance(token, dict) else token
+    found = tokenizer.token_to_id(name) if isinstance(name, str) else None
+    return None if found is None else (found,)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    return value if isinstance(value, dict) else {}

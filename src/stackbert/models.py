@@ -1,0 +1,255 @@
+"""Transformers' own models: built from a recipe, loaded, and their pre-training loss and FLOPs.
+
+Nothing of a model is written here. What is ours is the way the loss is computed: the hidden
+states of the masked positions are gathered first and the model's own head sees only those. At
+3 layers of BERT-base the head over every position is half of all the arithmetic.
+
+Shape letters: B rows, S positions of a row, H hidden size, M masked positions of a batch,
+V vocabulary.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stackbert.errors import UserError
+from stackbert.recipe import ModelSpec, ModelType
+from stackbert.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """How transformers spells one of the supported model types."""
+
+    config: str
+    masked_lm: str
+    next_sentence: str | None
+    first_position: bool = False
+    """Position ids start after the padding id, so positions need that much more room."""
+
+
+FAMILIES: dict[ModelType, Family] = {
+    "bert": Family("BertConfig", "BertForMaskedLM", "BertForPreTraining"),
+    "megatron-bert": Family(
+        "MegatronBertConfig", "MegatronBertForMaskedLM", "MegatronBertForPreTraining"
+    ),
+    "roberta": Family("RobertaConfig", "RobertaForMaskedLM", None, first_position=True),
+    "roberta-prelayernorm": Family(
+        "RobertaPreLayerNormConfig", "RobertaPreLayerNormForMaskedLM", None, first_position=True
+    ),
+    "modernbert": Family("ModernBertConfig", "ModernBertForMaskedLM", None),
+}
+
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
+
+def build_config(
+    spec: ModelSpec, *, depth: int, vocabulary: Vocabulary, sequence_length: int
+) -> "PretrainedConfig":
+    """The transformers config of a recipe's model at one depth.
+
+    Dropout is 0 unless the recipe sets it: a corpus that is seen about once does not overfit, and
+    dropout costs time.
+
+    Args:
+        spec: the recipe's model part; its further fields go to the config by name.
+        depth: layers.
+        vocabulary: sizes and special ids.
+        sequence_length: the longest row, in tokens, of any stage.
+
+    Raises:
+        UserError: a field that this type's config does not have, or a value that it refuses.
+    """
+    import transformers
+
+    family = FAMILIES[spec.type]
+    config_class = getattr(transformers, family.config)
+    extra: dict[str, Any] = dict(spec.model_extra or {})
+    known = set(config_class().to_dict())
+    for name in extra:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise UserError(f"model.{name}: {family.config} has no such field.{hint}")
+    positions = sequence_length + (vocabulary.pad + 1 if family.first_position else 0)
+    defaults: dict[str, Any] = {name: 0.0 for name in _DROPOUTS if name in known}
+    if "max_position_embeddings" in extra and extra["max_position_embeddings"] < positions:
+        raise UserError(
+            f"model.max_position_embeddings {extra['max_position_embeddings']} is less than the "
+            f"{positions} that rows of {sequence_length} tokens need."
+        )
+    try:
+        config: PretrainedConfig = config_class(
+            **{
+                **defaults,
+                "max_position_embeddings": positions,
+                **extra,
+                "hidden_size": spec.hidden_size,
+                "num_attention_heads": spec.num_attention_heads,
+                "intermediate_size": spec.intermediate_size,
+                "num_hidden_layers": depth,
+                "vocab_size": vocabulary.size,
+                "pad_token_id": vocabulary.pad,
+                "cls_token_id": vocabulary.cls,
+                "sep_token_id": vocabulary.sep,
+                "bos_token_id": vocabulary.cls,
+                "eos_token_id": vocabulary.sep,
+            }
+        )
+    except Exception as error:  # each config class has its own validation errors
+        raise UserError(f"model: {family.config} refuses these values: {error}") from error
+    return config
+
+
+def model_class(model_type: ModelType, *, next_sentence: bool) -> type["PreTrainedModel"]:
+    """The transformers class that pre-trains `model_type`.
+
+    Raises:
+        UserError: a next-sentence head is asked of a type that has none.
+    """
+    import transformers
+
+    name = FAMILIES[model_type].next_sentence if next_sentence else FAMILIES[model_type].masked_lm
+    if name is None:
+        raise UserError(f"{model_type} has no next-sentence head; set next_sentence to false.")
+    found: type[PreTrainedModel] = getattr(transformers, name)
+    return found
+
+
+def create_model(
+    spec: ModelSpec,
+    *,
+    depth: int,
+    vocabulary: Vocabulary,
+    sequence_length: int,
+    next_sentence: bool = False,
+    seed: int = 0,
+) -> "PreTrainedModel":
+    """A freshly initialised model of a recipe, in fp32, on the CPU, in training mode.
+
+    The weights are a function of the arguments alone; the global random state is untouched.
+
+    Raises:
+        UserError: as `build_config` and `model_class`.
+    """
+    config = build_config(spec, depth=depth, vocabulary=vocabulary, sequence_length=sequence_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model: PreTrainedModel = model_class(spec.type, next_sentence=next_sentence)(config)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"model: transformers cannot build it: {error}") from error
+    model.train()
+    return model
+
+
+def prediction_head(model: "PreTrainedModel") -> Callable[[Tensor], Tensor]:
+    """The model's own masked-LM head: hidden states (…, H) to vocabulary logits (…, V).
+
+    Raises:
+        UserError: the model has no head of a known form.
+    """
+    parts: Any = model
+    head: Callable[[Tensor], Tensor]
+    if hasattr(model, "cls"):
+        head = parts.cls.predictions
+    elif hasattr(model, "lm_head"):
+        head = parts.lm_head
+    elif hasattr(model, "head") and hasattr(model, "decoder"):
+        head = nn.Sequential(parts.head, parts.decoder)
+    else:
+        raise UserError(f"{type(model).__name__} has no masked-LM head that StackBERT knows.")
+    return head
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Losses of some rows, in nats, summed so that micro-batches and ranks simply add up."""
+
+    masked_lm: Tensor
+    """Sum over the masked positions; scalar."""
+    next_sentence: Tensor | None
+    """Sum over the rows; scalar; None without the objective."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Full rows on a device: no padding, so no attention mask."""
+
+    input_ids_BS: Tensor
+    """Tokens, masks applied."""
+    positions_M: Tensor
+    """Masked positions as indices into the flattened (B·S) rows."""
+    labels_M: Tensor
+    """The tokens that were there; -100 for a position that does not count."""
+    token_types_BS: Tensor | None = None
+    """0 for segment A and 1 for B; None without next-sentence prediction."""
+    is_random_B: Tensor | None = None
+    """1 where segment B comes from elsewhere, 0 where it follows; as BERT's labels."""
+
+
+def loss_sums(model: "PreTrainedModel", inputs: Inputs) -> LossSums:
+    """The pre-training losses of a model of any supported type.
+
+    Equal to transformers' dense loss up to rounding: the same head over the same hidden states,
+    only at fewer positions.
+    """
+    types = inputs.token_types_BS
+    kwargs = {} if types is None else {"token_type_ids": types}
+    output = model.base_model(input_ids=inputs.input_ids_BS, **kwargs)
+    hidden_BSH: Tensor = output.last_hidden_state
+    hidden_MH = hidden_BSH.flatten(0, 1).index_select(0, inputs.positions_M)
+    logits_MV = prediction_head(model)(hidden_MH)
+    masked = F.cross_entropy(logits_MV.float(), inputs.labels_M, reduction="sum")
+    if inputs.is_random_B is None:
+        return LossSums(masked, None)
+    parts: Any = model
+    relation_B2 = parts.cls.seq_relationship(output.pooler_output)
+    pair = F.cross_entropy(relation_B2.float(), inputs.is_random_B, reduction="sum")
+    return LossSums(masked, pair)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def forward_flops(model: "PreTrainedModel", *, rows: int, sequence_length: int, masked: int) -> int:
+    """FLOPs of one forward pass of `loss_sums`, a multiply-add counted as two.
+
+    Counts matrix products only, as torch's FlopCounterMode does: every linear map of the encoder
+    over all positions, both products of attention, the head over the masked positions alone, the
+    pooler and the next-sentence head over the rows. Works on the meta device too.
+    """
+    encoder = model.base_model
+    config: Any = model.config
+    total = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        inside = name.startswith(f"{model.base_model_prefix}.") or encoder is model
+        if "pooler" in name or "seq_relationship" in name:
+            times = rows
+        elif inside:
+            times = rows * sequence_length
+        else:
+            times = masked
+        total += 2 * times * module.in_features * module.out_features
+    # Two products of S × S × H a layer and row; the width of a head drops out.
+    attention = 2 * 2 * rows * sequence_length**2 * config.hidden_size
+    return int(total + attention * config.num_hidden_layers)
+
+
+def training_flops(
+    model: "PreTrainedModel", *, rows: int, sequence_length: int, masked: int
+) -> int:
+    """FLOPs of a training step: the backward pass costs twice the forward pass."""
+    return 3 * forward_flops(model, rows=rows, sequence_length=sequence_length, masked=masked)

@@ -1,0 +1,1 @@
+"""Pre-training in stages: the loop, what it trains with, what it writes down."""

@@ -1,0 +1,258 @@
+"""Checkpoints: Hugging Face folders with the optimiser's tensors and a small JSON of counters.
+
+step-00000500/config.json, model.safetensors, tokenizer…   what from_pretrained opens
+step-00000500/optimizer.safetensors                        tensors named "parameter|tensor"
+step-00000500/state.json                                   counters, and a checksum a file
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from stackbert.errors import UserError
+from stackbert.files import folder_made_whole, sha256_of, write_json_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from stackbert.pretraining.optimizers import NamedState
+
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The counters of a run after `step` updates; everything else follows from the recipe."""
+
+    step: int
+    """Updates done; the next one has this number."""
+    depth: int
+    """Layers of the saved model: before a growth that is due at this step, the smaller number."""
+    tokens: int
+    """Positions trained on so far, special tokens included."""
+    flops: int
+    """Of training, by `training_flops`."""
+    seconds: dict[str, float]
+    """By kind of work."""
+    ledger_bytes: int
+    """Length of the ledger when this was saved."""
+    last_loss: float | None
+    """Validation loss at this step, if it was evaluated: the "before" of a growth."""
+    corpus: str
+    """Fingerprint of the corpus."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` updates; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(
+    folder: Path,
+    model: "PreTrainedModel",
+    optimizer_state: "NamedState",
+    state: RunState,
+    tokenizer_folder: Path,
+) -> None:
+    """Write one checkpoint: beside its place, synced, then renamed.
+
+    Args:
+        folder: where it will be; must not exist.
+        model: saved by its own `save_pretrained`, as safetensors.
+        optimizer_state: tensors by parameter name.
+        state: the counters.
+        tokenizer_folder: copied file by file, so that the folder is complete on its own.
+
+    Raises:
+        UserError: the folder exists.
+        OSError: the disk is full, the folder is read-only, ….
+    """
+    from safetensors.torch import save_file
+
+    with folder_made_whole(folder) as partial, disk_errors_as_os_errors():
+        save_model(model, partial, tokenizer_folder)
+        flat = {
+            f"{name}|{key}": tensor.detach().cpu().contiguous()
+            for name, tensors in optimizer_state.items()
+            for key, tensor in tensors.items()
+        }
+        save_file(flat, partial / OPTIMIZER)
+        sums = {p.name: sha256_of(p) for p in sorted(partial.iterdir()) if p.is_file()}
+        write_json_atomically(partial / STATE, {"format": FORMAT, **asdict(state), "sha256": sums})
+
+
+def save_model(model: "PreTrainedModel", folder: Path, tokenizer_folder: Path) -> None:
+    """Write what `from_pretrained` needs into an existing folder: weights, config, tokenizer."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    for path in sorted(tokenizer_folder.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within this block transformers shows no progress bar of its own; it would tear ours apart."""
+    from transformers.utils import logging
+
+    parts: Any = logging
+    shown = parts.is_progress_bar_enabled()
+    parts.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            parts.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def disk_errors_as_os_errors() -> Iterator[None]:
+    """Within this block safetensors' own error for a failed write becomes an `OSError`."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if not found:
+            raise
+        number = int(found.group(1))
+        raise OSError(number, os.strerror(number)) from error
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+
+
+def read_state(folder: Path) -> RunState:
+    """Read a checkpoint's counters after comparing every file with its checksum.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, extra bytes or bits differ, the JSON is damaged.
+    """
+    path = folder / STATE
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if raw.pop("format") != FORMAT:
+            raise DamagedCheckpointError(f"{path} is of another version of StackBERT")
+        sums: dict[str, str] = raw.pop("sha256")
+        state = RunState(**raw)
+        for name, expected in sums.items():
+            if sha256_of(folder / Path(name).name) != expected:
+                raise DamagedCheckpointError(f"{folder / name} differs from its checksum")
+    except OSError as error:
+        raise DamagedCheckpointError(f"{error.filename} cannot be read") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{path} is damaged ({error})") from error
+    return state
+
+
+def load_model(folder: Path, model_class: type["PreTrainedModel"]) -> "PreTrainedModel":
+    """The model of a checkpoint, in fp32, in training mode; every tensor must be there.
+
+    Raises:
+        DamagedCheckpointError: a tensor is missing, unknown, or of another shape.
+    """
+    import torch
+
+    try:
+        with quiet_transformers():
+            loaded: Any = model_class.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"{folder} cannot be opened ({error})") from error
+    trained: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise DamagedCheckpointError(f"{folder} has {kind}: {sorted(report[kind])}")
+    # Loaded tensors may look into a mapped file at any offset; aligned copies round as a fresh
+    # model's do.
+    for parameter in trained.parameters():
+        parameter.data = parameter.data.clone()
+    trained.train()
+    return trained
+
+
+def load_optimizer_state(folder: Path) -> "NamedState":
+    """The optimiser's tensors of a checkpoint, by parameter name."""
+    from safetensors.torch import load_file
+
+    state: NamedState = {}
+    for flat, tensor in load_file(folder / OPTIMIZER).items():
+        name, _, key = flat.rpartition("|")
+        state.setdefault(name, {})[key] = tensor
+    return state
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory. The run's lock keeps other processes away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __iter__(self) -> Any:  # noqa: ANN401 (iterator of paths)
+        return iter(self.paths())
+
+    def paths(self) -> list[Path]:
+        """Whole checkpoints, oldest first (damaged ones included until they are found out)."""
+        return sorted(p for p in self.folder.glob("step-????????") if p.is_dir())
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written."""
+        for path in [*self.folder.glob("*.partial"), *self.folder.glob(".*.lock")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def newest(self) -> tuple[tuple[Path, RunState] | None, list[str]]:
+        """The newest checkpoint that is whole, and what was wrong with those passed over.
+
+        A damaged one is renamed to `….damaged`, so that the run can save at its step again.
+
+        Raises:
+            UserError: there are checkpoints, and every one is damaged.
+        """
+        problems: list[str] = []
+        for path in reversed(self.paths()):
+            try:
+                return (path, read_state(path)), problems
+            except DamagedCheckpointError as error:
+                problems.append(str(error))
+                aside = path.with_name(path.name + ".damaged")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                path.rename(aside)
+        if problems:
+            raise UserError(
+                f"Every checkpoint in {self.folder} is damaged: {'; '.join(problems)}. Start a "
+                "new run in another folder."
+            )
+        return None, problems
+
+    def prune(self, keep: int, always: set[int]) -> None:
+        """Remove all but the newest `keep` and those after `always` numbers of steps."""
+        paths = self.paths()
+        for path in paths[:-keep]:
+            if int(path.name.removeprefix("step-")) not in always:
+                # Renamed first: a kill in the middle must not leave half a checkpoint.
+                doomed = path.with_name(path.name + ".partial")
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+
+    def last_good(self) -> Path | None:
+        """The newest checkpoint by name, for messages."""
+        with contextlib.suppress(OSError):
+            paths = self.paths()
+            return paths[-1] if paths else None
+        return None

@@ -1,0 +1,274 @@
+"""The pre-training loop: stages, growth between them, evaluation, checkpoints, the ledger."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from stackbert.batches import Batch, BatchPlan
+from stackbert.corpus.store import Corpus
+from stackbert.errors import Interrupted, RunError
+from stackbert.pretraining.budget import EVALUATIONS
+from stackbert.pretraining.checkpoints import CheckpointStore, RunState, checkpoint_name
+from stackbert.pretraining.checkpoints import save_checkpoint as write_checkpoint
+from stackbert.pretraining.ledger import Ledger, Stopwatch
+from stackbert.pretraining.progress import Reporter
+from stackbert.pretraining.schedule import learning_rate_factor
+from stackbert.pretraining.signals import StopRequest
+from stackbert.pretraining.tracking import Tracker
+from stackbert.pretraining.trainer import StepResult, Trainer
+from stackbert.recipe import Recipe
+
+
+@dataclass
+class Counters:
+    """What grows from step to step, besides the weights."""
+
+    step: int = 0
+    tokens: int = 0
+    flops: int = 0
+    last_loss: float | None = None
+    """Of the evaluation at this very step, if there was one."""
+
+
+@dataclass
+class LogWindow:
+    """Sums since the last line of the ledger."""
+
+    started: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    flops: int = 0
+    masked_lm: float = 0.0
+    next_sentence: float = 0.0
+
+
+class TrainingLoop:
+    """One run, from wherever its counters stand to its end."""
+
+    def __init__(
+        self,
+        run: Path,
+        recipe: Recipe,
+        corpus: Corpus,
+        plan: BatchPlan,
+        validation: Batch,
+        trainer: Trainer,
+        counters: Counters,
+        *,
+        ledger: Ledger,
+        watch: Stopwatch,
+        store: CheckpointStore,
+        trackers: list[Tracker],
+        reporter: Reporter,
+        matrix_rate: float,
+    ) -> None:
+        self._run = run
+        self._recipe = recipe
+        self._corpus = corpus
+        self._plan = plan
+        self._validation = validation
+        self._trainer = trainer
+        self._at = counters
+        self._ledger = ledger
+        self._watch = watch
+        self._store = store
+        self._trackers = trackers
+        self._reporter = reporter
+        self._matrix_rate = matrix_rate
+        self._window = LogWindow(started=watch.seconds["training"])
+        self._evaluate_every = recipe.evaluation.every_steps or max(
+            1, recipe.total_steps // EVALUATIONS
+        )
+        self._last_save = time.monotonic()
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer, for its model."""
+        return self._trainer
+
+    def run_to_end(self, stop: StopRequest) -> None:
+        """Train until the recipe's last step.
+
+        Raises:
+            Interrupted: `stop` was asked; the step was finished and a checkpoint written.
+            RunError: the loss is not finite any more.
+        """
+        at, total = self._at, self._recipe.total_steps
+        if at.step == 0 and at.last_loss is None:
+            self._evaluate()
+        while at.step < total:
+            self._grow_if_due()
+            self._train_one_step()
+            at_stage_end = at.step in self._recipe.boundaries
+            if at_stage_end or at.step % self._evaluate_every == 0:
+                self._evaluate()
+            if at_stage_end or stop.signal or self._save_is_due():
+                self._save()
+            if stop.signal and at.step < total:
+                raise Interrupted(
+                    f"Stopped at step {at.step:,} of {total:,}; everything is saved in "
+                    f"{self._run}. Run the same command again to go on.",
+                    stop.signal,
+                )
+
+    def _train_one_step(self) -> None:
+        at, stage = self._at, self._recipe.stage_index(self._at.step)
+        factor = learning_rate_factor(self._recipe, at.step)
+        with self._watch.measuring("training"):
+            batch = self._plan.batch(at.step)
+            result = self._trainer.step(at.step, batch, factor)
+        if not result.finite:
+            raise RunError(self._not_finite(stage))
+        flops = self._trainer.flops(batch)
+        at.step += 1
+        at.tokens += batch.input_ids.size
+        at.flops += flops
+        at.last_loss = None
+        window = self._window
+        window.steps += 1
+        window.tokens += batch.input_ids.size
+        window.flops += flops
+        window.masked_lm += result.masked_lm
+        window.next_sentence += result.next_sentence or 0.0
+        if at.step % self._recipe.log_every == 0 or at.step in self._recipe.boundaries:
+            self._log(stage, factor, result)
+
+    def _log(self, stage: int, factor: float, result: StepResult) -> None:
+        at, window = self._at, self._window
+        seconds = self._watch.seconds["training"] - window.started
+        masked = window.masked_lm / window.steps
+        pair = None if result.next_sentence is None else window.next_sentence / window.steps
+        rate = factor * self._recipe.optimizer.lr
+        tokens_per_second = window.tokens / seconds
+        mfu = window.flops / seconds / self._matrix_rate
+        loss = masked + (pair or 0.0)
+        self._ledger.write(
+            "step",
+            step=at.step,
+            stage=stage,
+            depth=self._trainer.depth,
+            tokens=at.tokens,
+            flops=at.flops,
+            seconds=self._watch.seconds["training"],
+            loss=loss,
+            masked_lm=masked,
+            next_sentence=pair,
+            lr=rate,
+            gradient_norm=result.gradient_norm,
+            tokens_per_second=tokens_per_second,
+            mfu=mfu,
+        )
+        numbers = {
+            "train/loss": loss,
+            "train/lr": rate,
+            "train/gradient_norm": result.gradient_norm,
+            "train/tokens_per_second": tokens_per_second,
+            "train/depth": float(self._trainer.depth),
+        }
+        for tracker in self._trackers:
+            tracker.log(at.step, numbers)
+        self._reporter.step(
+            at.step,
+            self._recipe.total_steps,
+            f"stage {stage + 1}/{len(self._recipe.stages)}, depth {self._trainer.depth}, "
+            f"loss {loss:.3f}, lr {rate:.2e}, {tokens_per_second:,.0f} tokens/s",
+        )
+        self._window = LogWindow(started=self._watch.seconds["training"])
+
+    def _evaluate(self) -> float:
+        at = self._at
+        with self._watch.measuring("evaluation"):
+            result = self._trainer.evaluate(self._validation)
+        at.last_loss = result.loss
+        self._ledger.write(
+            "evaluation",
+            step=at.step,
+            stage=self._recipe.stage_index(max(0, at.step - 1)),
+            depth=self._trainer.depth,
+            tokens=at.tokens,
+            flops=at.flops,
+            seconds=self._watch.seconds["training"],
+            loss=result.loss,
+            masked_lm=result.masked_lm,
+            next_sentence=result.next_sentence,
+        )
+        for tracker in self._trackers:
+            tracker.log(at.step, {"validation/loss": result.loss})
+        self._reporter.say(
+            f"step {at.step:,}: validation loss {result.loss:.3f} (depth {self._trainer.depth})"
+        )
+        return result.loss
+
+    def _grow_if_due(self) -> None:
+        at, stage = self._at, self._recipe.stage_index(self._at.step)
+        source, target = self._trainer.depth, self._recipe.stages[stage].depth
+        if source == target:
+            return
+        before = at.last_loss
+        with self._watch.measuring("growth"):
+            self._trainer.grow(target, self._recipe.growth, at.step)
+        with self._watch.measuring("evaluation"):
+            after = self._trainer.evaluate(self._validation).loss
+        self._ledger.write(
+            "growth",
+            step=at.step,
+            stage=stage,
+            operator=self._recipe.growth.operator,
+            optimizer_state=self._recipe.growth.optimizer_state,
+            source_depth=source,
+            target_depth=target,
+            loss_before=before,
+            loss_after=after,
+            seconds=self._watch.seconds["training"],
+            growth_seconds=self._watch.seconds["growth"],
+        )
+        was = "" if before is None else f" from {before:.3f}"
+        self._reporter.say(
+            f"step {at.step:,}: grown {source} → {target} layers by "
+            f"{self._recipe.growth.operator}; validation loss{was} to {after:.3f}"
+        )
+
+    def _save_is_due(self) -> bool:
+        spec = self._recipe.checkpoint
+        by_steps = spec.every_steps is not None and self._at.step % spec.every_steps == 0
+        minutes = (time.monotonic() - self._last_save) / 60.0
+        return by_steps or (spec.every_minutes is not None and minutes >= spec.every_minutes)
+
+    def _save(self) -> None:
+        at = self._at
+        with self._watch.measuring("checkpoint"):
+            state = RunState(
+                step=at.step,
+                depth=self._trainer.depth,
+                tokens=at.tokens,
+                flops=at.flops,
+                seconds=dict(self._watch.seconds),
+                ledger_bytes=self._ledger.sync(),
+                last_loss=at.last_loss,
+                corpus=self._corpus.manifest.fingerprint,
+            )
+            write_checkpoint(
+                self._store.folder / checkpoint_name(at.step),
+                self._trainer.model,
+                self._trainer.optimizers.state(),
+                state,
+                self._corpus.tokenizer_folder,
+            )
+            self._store.prune(self._recipe.checkpoint.keep, set(self._recipe.boundaries[1:]))
+        self._last_save = time.monotonic()
+
+    def _not_finite(self, stage: int) -> str:
+        good = self._store.last_good()
+        kept = f"The last good checkpoint is {good}. " if good else "No checkpoint was due yet. "
+        causes = "a learning rate too high for this model (optimizer.lr, optimizer.muon_lr)"
+        if self._at.step < self._recipe.schedule.warmup_steps * 2:
+            causes += ", a warm-up too short (schedule.warmup_steps)"
+        if any(0 <= self._at.step - grown < 500 for grown in self._recipe.growth_steps):
+            causes += ", the jump after a growth (schedule.rewarmup_steps)"
+        if self._recipe.optimizer.clip_norm is None:
+            causes += ", gradients that are not clipped (optimizer.clip_norm)"
+        return (
+            f"The loss is not finite at step {self._at.step:,} (stage {stage + 1}, depth "
+            f"{self._trainer.depth}); the run stopped before this update. {kept}Likely causes: "
+            f"{causes}. Change one and start a new run."
+        )

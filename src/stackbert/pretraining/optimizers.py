@@ -1,0 +1,208 @@
+"""AdamW and Muon over a model's parameters, their state addressed by parameter name."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stackbert.errors import RunError
+from stackbert.growth.layers import find_layers
+from stackbert.recipe import OptimizerSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NamedState = dict[str, dict[str, Tensor]]
+"""Optimiser tensors by parameter name, then by their own name ("exp_avg", "step", …)."""
+
+
+class BatchedMuon(torch.optim.Muon):
+    """torch.optim.Muon (Jordan et al., 2024), its orthogonalisation batched and its dtype chosen.
+
+    The layers of an encoder have few distinct shapes, so all matrices of one shape go through
+    Newton-Schulz in one batched product instead of one by one; and where the processor emulates
+    bf16 the iteration runs in fp32. The update rule is torch's, and a test holds the two together.
+    """
+
+    def __init__(self, params: Any, *, newton_schulz: torch.dtype, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(params, **options)
+        self._dtype = newton_schulz
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ANN401
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for parameters in by_shape.values():
+                self._step_one_shape(group, parameters)
+
+    def _step_one_shape(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        momentum, lr = group["momentum"], group["lr"]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        buffers = []
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
+        updates = (
+            torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+        )
+        directions = orthogonalise(
+            torch.stack(list(updates)),
+            dtype=self._dtype,
+            coefficients=group["ns_coefficients"],
+            steps=group["ns_steps"],
+            eps=group["eps"],
+        )
+        rows, columns = parameters[0].shape
+        torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
+        # A tall matrix's orthogonal update moves its outputs less; torch's "original" adjustment.
+        scale = -lr * max(1.0, rows / columns) ** 0.5
+        torch._foreach_add_(parameters, list(directions.unbind(0)), alpha=scale)
+
+
+def orthogonalise(
+    x_NRC: Tensor,
+    *,
+    dtype: torch.dtype,
+    coefficients: tuple[float, float, float],
+    steps: int,
+    eps: float,
+) -> Tensor:
+    """Bring each of N matrices (R × C) near the orthogonal one of its singular vectors.
+
+    The quintic Newton-Schulz iteration of Muon; singular values end between about 0.7 and 1.2.
+    """
+    a, b, c = coefficients
+    tall = x_NRC.size(-2) > x_NRC.size(-1)
+    x = x_NRC.to(dtype)
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).to(x_NRC.dtype)
+
+
+class Optimizers:
+    """Every parameter of a model in exactly one group of exactly one optimiser.
+
+    Args:
+        model: the model to train, on its device already.
+        spec: the recipe's optimizer part.
+        newton_schulz: dtype of Muon's iteration.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        spec: OptimizerSpec,
+        *,
+        newton_schulz: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        muon, decayed, plain = self._split(model, spec)
+        groups = [
+            {"params": decayed, "weight_decay": spec.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self._all: list[tuple[torch.optim.Optimizer, float]] = [
+            (
+                torch.optim.AdamW(
+                    [g for g in groups if g["params"]],
+                    lr=spec.lr,
+                    betas=spec.betas,
+                    eps=spec.eps,
+                    fused=True,
+                ),
+                spec.lr,
+            )
+        ]
+        if muon:
+            optimizer = BatchedMuon(
+                muon,
+                newton_schulz=newton_schulz,
+                lr=spec.muon_lr,
+                momentum=spec.muon_momentum,
+                weight_decay=spec.weight_decay,
+            )
+            self._all.append((optimizer, spec.muon_lr))
+
+    @staticmethod
+    def _split(
+        model: "PreTrainedModel", spec: OptimizerSpec
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """(for Muon, for AdamW with weight decay, for AdamW without)."""
+        prefix = find_layers(model)[0] + "."
+        muon: list[Tensor] = []
+        decayed: list[Tensor] = []
+        plain: list[Tensor] = []
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                plain.append(parameter)
+            elif spec.name == "muon" and parameter.ndim == 2 and name.startswith(prefix):
+                muon.append(parameter)
+            else:
+                decayed.append(parameter)
+        return muon, decayed, plain
+
+    def step(self, factor: float) -> None:
+        """Update every parameter at `factor` times its peak learning rate; forget gradients."""
+        for optimizer, peak in self._all:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def groups(self) -> list[list[str]]:
+        """Parameter names of each group of each optimiser."""
+        return [
+            [self._names[p] for p in group["params"]]
+            for optimizer, _ in self._all
+            for group in optimizer.param_groups
+        ]
+
+    def state(self) -> NamedState:
+        """The optimisers' tensors by parameter name; no copies."""
+        return {
+            self._names[parameter]: dict(tensors)
+            for optimizer, _ in self._all
+            for parameter, tensors in optimizer.state.items()
+        }
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over state by name, copied to the parameters' device; others start anew.
+
+        Raises:
+            RunError: a name that is no parameter, a tensor of the wrong shape.
+        """
+        for name, tensors in state.items():
+            parameter = self._parameters.get(name)
+            if parameter is None:
+                raise RunError(f"The optimiser's state names {name}, which the model lacks.")
+            for key, tensor in tensors.items():
+                if tensor.ndim and tensor.shape != parameter.shape:
+                    raise RunError(
+                        f"The optimiser's {key} of {name} has the shape {tuple(tensor.shape)}, the "
+                        f"parameter {tuple(parameter.shape)}."
+                    )
+            owner = next(o for o, _ in self._all if _owns(o, parameter))
+            # A clone, so that its memory is aligned as a fresh tensor's is: some CPU kernels round
+            # differently otherwise, and a resumed run would differ in the last bit.
+            owner.state[parameter] = {
+                key: tensor.to(parameter.device, copy=True).clone()
+                for key, tensor in tensors.items()
+            }
+
+
+def _owns(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
+    return any(parameter is p for group in optimizer.param_groups for p in group["params"])

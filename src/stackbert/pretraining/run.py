@@ -1,0 +1,266 @@
+"""`pretrain`: from a recipe and a corpus to a run directory with a finished model in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from stackbert.batches import BatchPlan, StageShape
+from stackbert.corpus.store import Corpus, open_corpus
+from stackbert.errors import UserError
+from stackbert.files import explaining_os_errors, folder_made_whole, locked
+from stackbert.modelcard import write_model_card
+from stackbert.models import build_config, create_model, model_class
+from stackbert.pretraining.budget import measure, parse_duration, steps_within
+from stackbert.pretraining.checkpoints import (
+    CheckpointStore,
+    DamagedCheckpointError,
+    disk_errors_as_os_errors,
+    load_model,
+    load_optimizer_state,
+    save_model,
+)
+from stackbert.pretraining.evaluation import evaluation_batch
+from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch
+from stackbert.pretraining.loop import Counters, TrainingLoop
+from stackbert.pretraining.machine import (
+    describe,
+    fastest_precision,
+    matrix_rate,
+    pick_device,
+    synchronise,
+)
+from stackbert.pretraining.progress import Reporter, Silent
+from stackbert.pretraining.rundir import (
+    CHECKPOINTS,
+    MODEL,
+    Request,
+    RunRecord,
+    check_may_begin,
+    check_same_request,
+    is_run,
+    read_record,
+    write_record,
+)
+from stackbert.pretraining.signals import StopRequest
+from stackbert.pretraining.summary import RunSummary, summarise
+from stackbert.pretraining.tracking import open_trackers
+from stackbert.pretraining.trainer import Trainer
+from stackbert.recipe import Recipe
+from stackbert.vocabulary import Vocabulary, load_vocabulary
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    model_folder: Path
+    """The final model as a Hugging Face checkpoint."""
+    summary: RunSummary
+
+
+def pretrain(
+    recipe: Recipe,
+    *,
+    corpus: str | Path | Corpus,
+    out: str | Path,
+    budget: str | None = None,
+    steps: int | None = None,
+    resume: Literal["auto", "never"] = "auto",
+    track: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
+
+    Every step is a function of the recipe, the corpus and the step's number, so a run that was
+    killed and is called again ends with the same weights, to the last bit, on the same machine.
+
+    Args:
+        recipe: from `load_recipe`.
+        corpus: a folder that `build_corpus` made, or an opened corpus.
+        out: the run directory; an unfinished run there is continued.
+        budget: wall-clock time such as "30m": the stages are scaled to fit, each keeping its
+            share, by seconds per step measured here.
+        steps: scale to this many steps instead.
+        resume: "never" refuses a folder that holds a run.
+        track: of "tensorboard", "wandb".
+        reporter: hears of progress; silent by default.
+
+    Returns:
+        Where the model is, and the table of stages.
+
+    Raises:
+        UserError: a wrong recipe, corpus or folder; nothing was trained.
+        RunError: the loss is not finite, the disk is full; the last good checkpoint is kept.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, the same call goes on.
+
+    Example:
+        >>> import stackbert as sb
+        >>> recipe = sb.load_recipe("small-cpu")
+        >>> result = sb.pretrain(recipe, corpus="corpus", out="run")  # doctest: +SKIP
+    """
+    if budget is not None and steps is not None:
+        raise UserError("Give a budget or a number of steps, not both.")
+    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    run = Path(out)
+    asked = Request(recipe, budget, steps, opened.manifest.fingerprint)
+    with explaining_os_errors(f"training in {run}"):
+        run.mkdir(parents=True, exist_ok=True)
+        with locked(run / ".lock", f"{run} is in use"):
+            return _pretrain_locked(run, asked, opened, resume, track, reporter or Silent())
+
+
+def batch_plan(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> BatchPlan:
+    """The training batches of a recipe on a corpus, as a function of the step."""
+    stages = [recipe.resolved_stage(index) for index in range(len(recipe.stages))]
+    return BatchPlan(
+        corpus.train,
+        vocabulary,
+        [StageShape(s.steps, s.sequences, s.sequence_length, s.mask_rate) for s in stages],
+        seed=recipe.seed,
+        next_sentence=recipe.objective.next_sentence,
+    )
+
+
+def _pretrain_locked(
+    run: Path,
+    asked: Request,
+    corpus: Corpus,
+    resume: str,
+    track: Sequence[str],
+    reporter: Reporter,
+) -> RunResult:
+    device = pick_device()
+    vocabulary = load_vocabulary(corpus)
+    if is_run(run):
+        if resume == "never":
+            raise UserError(
+                f"{run} holds a run already. Resume it (--resume auto) or choose a new folder."
+            )
+        recipe, record = read_record(run)
+        check_same_request(run, record.request, asked)
+        if (run / MODEL).exists():
+            reporter.say(f"{run} is finished already; its model is {run / MODEL}.")
+            return RunResult(run, run / MODEL, summarise(run))
+    else:
+        check_may_begin(run)
+        recipe, record = _begin(run, asked, corpus, vocabulary, device, reporter)
+    with reporter, StopRequest() as stop:
+        loop, ledger = _open_loop(run, recipe, record, corpus, vocabulary, device, track, reporter)
+        try:
+            loop.run_to_end(stop)
+        finally:
+            ledger.close()
+    summary = summarise(run)
+    with folder_made_whole(run / MODEL) as partial, disk_errors_as_os_errors():
+        save_model(loop.trainer.model, partial, corpus.tokenizer_folder)
+        write_model_card(partial, recipe, corpus.manifest, summary, record.machine)
+    return RunResult(run, run / MODEL, summary)
+
+
+def _begin(
+    run: Path,
+    asked: Request,
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    reporter: Reporter,
+) -> tuple[Recipe, RunRecord]:
+    """Settle what the request left open (precision, steps), and write it down."""
+    recipe = asked.recipe
+    build_config(  # so that a wrong model field is found before anything is measured
+        recipe.model,
+        depth=recipe.stages[0].depth,
+        vocabulary=vocabulary,
+        sequence_length=recipe.longest_sequence,
+    )
+    precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
+    recipe = recipe.model_copy(update={"precision": precision})
+    plan = batch_plan(recipe, corpus, vocabulary)
+    if asked.steps is not None:
+        recipe = recipe.scaled(asked.steps)
+    if asked.budget is not None:
+        seconds = parse_duration(asked.budget)
+        reporter.say("measuring seconds per step at every depth …")
+        timing = measure(recipe, corpus, vocabulary, plan, device=device, precision=precision)
+        recipe = recipe.scaled(steps_within(recipe, timing, seconds))
+        pace = ", ".join(
+            f"{1000 * s:.0f} ms at depth {stage.depth}"
+            for s, stage in zip(timing.step, recipe.stages, strict=True)
+        )
+        reporter.say(f"{recipe.total_steps:,} steps fit into {asked.budget}: a step takes {pace}")
+    record = RunRecord(asked, str(corpus.folder), describe(device), matrix_rate(device, precision))
+    write_record(run, recipe, record)
+    return recipe, record
+
+
+def _open_loop(
+    run: Path,
+    recipe: Recipe,
+    record: RunRecord,
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    track: Sequence[str],
+    reporter: Reporter,
+) -> tuple[TrainingLoop, Ledger]:
+    """Build the loop at the newest whole checkpoint, or at the beginning."""
+    (run / CHECKPOINTS).mkdir(exist_ok=True)
+    store = CheckpointStore(run / CHECKPOINTS)
+    store.tidy()
+    found, problems = store.newest()
+    for problem in problems:
+        reporter.say(f"a damaged checkpoint was passed over: {problem}")
+    next_sentence = recipe.objective.next_sentence
+    counters, seconds, keep = Counters(), {}, 0
+    if found is None:
+        state = None
+        model = create_model(
+            recipe.model,
+            depth=recipe.stages[0].depth,
+            vocabulary=vocabulary,
+            sequence_length=recipe.longest_sequence,
+            next_sentence=next_sentence,
+            seed=recipe.seed,
+        )
+    else:
+        folder, saved = found
+        try:
+            model = load_model(folder, model_class(recipe.model.type, next_sentence=next_sentence))
+        except DamagedCheckpointError as error:
+            raise UserError(f"{error}. Remove {folder} to go on from the one before.") from error
+        state = load_optimizer_state(folder)
+        counters = Counters(saved.step, saved.tokens, saved.flops, saved.last_loss)
+        seconds, keep = saved.seconds, saved.ledger_bytes
+        reporter.say(f"resuming at step {saved.step:,} from {folder}")
+    ledger = Ledger(run / LEDGER, keep_bytes=keep)
+    trainer = Trainer(
+        model,
+        recipe.optimizer,
+        device=device,
+        precision="fp32" if recipe.precision == "fp32" else "bf16",
+        micro_batch=recipe.batch.micro_batch,
+        seed=recipe.seed,
+        state=state,
+    )
+    loop = TrainingLoop(
+        run,
+        recipe,
+        corpus,
+        batch_plan(recipe, corpus, vocabulary),
+        evaluation_batch(recipe, corpus, vocabulary),
+        trainer,
+        counters,
+        ledger=ledger,
+        watch=Stopwatch(lambda: synchronise(device), seconds),
+        store=store,
+        trackers=open_trackers(
+            track, run, step=counters.step, config=recipe.model_dump(mode="json")
+        ),
+        reporter=reporter,
+        matrix_rate=record.matrix_rate,
+    )
+    return loop, ledger

@@ -1,0 +1,121 @@
+"""The run directory: what was asked, what was made of it, and whether a run may go on there."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stackbert.errors import UserError
+from stackbert.files import write_json_atomically, write_text_atomically
+from stackbert.recipe import Recipe, differing_fields, load_recipe, parse_recipe
+
+FORMAT = 1
+RUN = "run.json"
+RECIPE = "recipe.yaml"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; a run may only be resumed with the same."""
+
+    recipe: Recipe
+    """As loaded: precision may be "auto", steps are those before scaling."""
+    budget: str | None
+    steps: int | None
+    corpus: str
+    """Fingerprint."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """run.json: the request, where the corpus lay, the machine, the measured matrix rate."""
+
+    request: Request
+    corpus_folder: str
+    machine: dict[str, Any]
+    matrix_rate: float
+    """FLOP/s of this machine in the run's precision: what MFU is a share of."""
+
+
+def write_record(run: Path, recipe: Recipe, record: RunRecord) -> None:
+    """Write recipe.yaml (the recipe as run), then run.json: with it the run exists."""
+    write_text_atomically(run / RECIPE, recipe.to_yaml())
+    request = asdict(record.request) | {"recipe": record.request.recipe.model_dump(mode="json")}
+    write_json_atomically(
+        run / RUN,
+        {
+            "format": FORMAT,
+            "request": request,
+            "corpus_folder": record.corpus_folder,
+            "machine": record.machine,
+            "matrix_rate": record.matrix_rate,
+        },
+    )
+
+
+def read_record(run: Path) -> tuple[Recipe, RunRecord]:
+    """The recipe as run, and the record.
+
+    Raises:
+        UserError: either file is missing or damaged.
+    """
+    path = run / RUN
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise UserError(f"{path} is of another version of StackBERT.")
+        asked = raw["request"]
+        request = Request(**{**asked, "recipe": parse_recipe(asked["recipe"], str(path))})
+        record = RunRecord(request, raw["corpus_folder"], raw["machine"], raw["matrix_rate"])
+    except FileNotFoundError as error:
+        raise UserError(f"{run} is not a run directory: it has no {RUN}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Start a new run in another folder."
+        ) from error
+    return load_recipe(run / RECIPE), record
+
+
+def is_run(run: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return (run / RUN).is_file()
+
+
+def check_may_begin(run: Path) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        UserError: it holds files that no run wrote.
+    """
+    # The lock, and what a run killed before its run.json left, are ours.
+    foreign = [p.name for p in run.iterdir() if not p.name.startswith(".") and p.name != RECIPE]
+    if foreign:
+        raise UserError(
+            f"{run} is not empty and not a run directory (it holds {', '.join(sorted(foreign)[:3])}"
+            f"{', …' if len(foreign) > 3 else ''}). Choose a new folder for --out."
+        )
+
+
+def check_same_request(run: Path, stored: Request, asked: Request) -> None:
+    """Refuse to resume a run with another recipe, budget or corpus.
+
+    Raises:
+        UserError: naming every field that differs.
+    """
+    differences = differing_fields(stored.recipe, asked.recipe)
+    for name in ("budget", "steps"):
+        there, here = getattr(stored, name), getattr(asked, name)
+        if there != here:
+            differences.append(f"--{name} ({there or 'none'} there, {here or 'none'} here)")
+    if differences:
+        raise UserError(
+            f"{run} holds a run of another recipe. It differs in: {'; '.join(differences)}. "
+            "Resume with the same recipe and options, or choose a new folder for --out."
+        )
+    if stored.corpus != asked.corpus:
+        raise UserError(
+            f"{run} was trained on another corpus (fingerprint {stored.corpus}, this one has "
+            f"{asked.corpus}). Resume with the same corpus, or choose a new folder for --out."
+        )

@@ -1,0 +1,57 @@
+"""The learning rate as a pure function of the step, running on across growth."""
+
+import bisect
+import math
+
+from stackbert.recipe import Recipe, ScheduleSpec
+
+
+def learning_rate_factor(recipe: Recipe, step: int) -> float:
+    """Share of the peak learning rate at update number `step`, counted from 0.
+
+    The schedule knows nothing of stages (Gong et al. let the rate carry on where it was); only
+    `rewarmup_steps`, 0 in the paper, lets it climb anew after a growth.
+
+    Args:
+        recipe: its schedule, total steps and growth steps.
+        step: 0 for the first update; the first of a warm-up is not zero, or it would be lost.
+    """
+    schedule = recipe.schedule
+    if step < schedule.warmup_steps:
+        factor = (step + 1) / schedule.warmup_steps
+    else:
+        factor = _after_warmup(schedule, step, recipe.total_steps)
+    grown = bisect.bisect_right(recipe.growth_steps, step)
+    if grown and schedule.rewarmup_steps:
+        since = step - recipe.growth_steps[grown - 1]
+        factor *= min(1.0, (since + 1) / (schedule.rewarmup_steps + 1))
+    return factor
+
+
+def _after_warmup(schedule: ScheduleSpec, step: int, total: int) -> float:
+    final = schedule.final_fraction
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "piecewise":
+        return _piecewise(schedule.points, step)
+    if schedule.name == "wsd":
+        start = total - max(1, round(schedule.decay_fraction * total))
+        start = max(start, schedule.warmup_steps)
+    else:
+        start = schedule.warmup_steps
+    # Counted so that the last update is one step short of the end: an update at rate 0 is wasted.
+    progress = min(1.0, max(0.0, (step - start) / (total - start)))
+    if schedule.name == "cosine":
+        return final + (1.0 - final) * (1.0 + math.cos(math.pi * progress)) / 2.0
+    return 1.0 - (1.0 - final) * progress
+
+
+def _piecewise(points: tuple[tuple[int, float], ...], step: int) -> float:
+    steps = [at for at, _ in points]
+    after = bisect.bisect_right(steps, step)
+    if after == 0:
+        return points[0][1]
+    if after == len(points):
+        return points[-1][1]
+    (x0, y0), (x1, y1) = points[after - 1], points[after]
+    return y0 + (y1 - y0) * (step - x0) / (x1 - x0)

@@ -1,0 +1,75 @@
+"""Randomness without state: every draw is a pure function of a key and a place.
+
+So a batch can be made for any step, on any rank, in any order, and is always the same.
+"""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+_ROUNDS = 8
+
+
+def derive_key(seed: int, *tags: int | str) -> int:
+    """A 64-bit key for one purpose, independent of the keys for other purposes."""
+    text = "/".join(str(part) for part in (seed, *tags))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def mix(x: U64) -> U64:
+    """SplitMix64's finaliser (Steele et al., OOPSLA 2014): equidistributed 64-bit hashes."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def random_bits(key: int, rows: I64, columns: int) -> U64:
+    """Uniform 64-bit integers, shape (len(rows), columns).
+
+    The entry for (key, row, column) does not depend on which other rows are asked for.
+    """
+    row_keys = mix(rows.astype(np.uint64) ^ np.uint64(key))
+    return mix(
+        row_keys[:, None] + np.arange(columns, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
+    )
+
+
+class Permutation:
+    """A random permutation of 0 … size - 1 that needs no memory.
+
+    A Feistel network over the next power of four, walked until the value falls inside (cycle
+    walking; Black and Rogaway, CT-RSA 2002).
+    """
+
+    def __init__(self, size: int, key: int) -> None:
+        self.size = size
+        half_bits = max(1, ((max(size, 1) - 1).bit_length() + 1) // 2)
+        self._bits = np.uint64(half_bits)
+        self._mask = np.uint64((1 << half_bits) - 1)
+        self._keys = mix(np.arange(_ROUNDS, dtype=np.uint64) + np.uint64(key))
+
+    def _once(self, x: U64) -> U64:
+        left, right = x >> self._bits, x & self._mask
+        for key in self._keys:
+            left, right = right, left ^ (mix(right ^ key) & self._mask)
+        return (left << self._bits) | right
+
+    def __call__(self, indices: I64) -> I64:
+        """Where each index goes; any shape.
+
+        Raises:
+            IndexError: an index is outside 0 … size - 1.
+        """
+        if indices.size and (indices.min() < 0 or indices.max() >= self.size):
+            raise IndexError(f"index outside a permutation of {self.size}")
+        values = self._once(indices.astype(np.uint64))
+        outside = values >= self.size
+        while outside.any():
+            values[outside] = self._once(values[outside])
+            outside = values >= self.size
+        return values.astype(np.int64)

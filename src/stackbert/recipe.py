@@ -1,0 +1,474 @@
+"""The recipe: everything a user decides about a pre-training run, validated before it starts.
+
+YAML in, frozen pydantic models inside, YAML out. Nothing here needs torch.
+"""
+
+import difflib
+import itertools
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from stackbert.errors import UserError
+from stackbert.growth.operators import get_operator
+
+ModelType = Literal["bert", "roberta-prelayernorm", "megatron-bert", "roberta", "modernbert"]
+NEXT_SENTENCE_TYPES: tuple[ModelType, ...] = ("bert", "megatron-bert")
+"""Types whose transformers implementation has a next-sentence head."""
+
+_SET_ELSEWHERE = {
+    "num_hidden_layers": "the stages' depth",
+    "vocab_size": "the corpus",
+    "pad_token_id": "the corpus",
+    "cls_token_id": "the corpus",
+    "sep_token_id": "the corpus",
+    "bos_token_id": "the corpus",
+    "eos_token_id": "the corpus",
+}
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(_Part):
+    """Which transformers model; any further field goes to its config (checked against it)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: ModelType = "bert"
+    hidden_size: PositiveInt = 768
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 3072
+
+    @model_validator(mode="after")
+    def _fields_of_others(self) -> Self:
+        for name in self.model_extra or {}:
+            if name in _SET_ELSEWHERE:
+                raise ValueError(f"{name} is set by {_SET_ELSEWHERE[name]}; leave it out here")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+        return self
+
+
+class Objective(_Part):
+    """What is learned: masked LM, and next-sentence prediction if asked."""
+
+    mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] = 0.15
+    """Share of a row's tokens that are predicted; BERT's 0.15."""
+    next_sentence: bool = False
+
+
+class Stage(_Part):
+    """Some steps at one depth. The optional fields override the recipe's for this stage."""
+
+    depth: PositiveInt
+    steps: PositiveInt
+    sequence_length: Annotated[int, Field(ge=8)] | None = None
+    sequences: PositiveInt | None = None
+    mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] | None = None
+
+
+class GrowthSpec(_Part):
+    """How the model gets from one stage's depth to the next."""
+
+    operator: str = "stack"
+    optimizer_state: Literal["reset", "copy"] = "reset"
+    """The paper resets Adam's moments at a switch."""
+
+    @field_validator("operator")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        _or_value_error(get_operator, name)
+        return name
+
+
+class BatchSpec(_Part):
+    """What one optimiser step sees."""
+
+    sequences: PositiveInt = 320
+    sequence_length: Annotated[int, Field(ge=8)] = 384
+    """Tokens a row, special tokens included."""
+    micro_batch: PositiveInt | Literal["auto"] = "auto"
+    """Rows a forward pass; changes memory and speed, never the result beyond rounding."""
+
+
+class OptimizerSpec(_Part):
+    """AdamW, or Muon on the encoder's matrices with AdamW on everything else."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0)] = 8e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0.0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled; on matrices only, never on biases and norms."""
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    """Largest gradient norm; the paper does not clip."""
+    muon_lr: Annotated[float, Field(gt=0.0)] = 0.02
+    """Peak learning rate of Muon, in its own units (an orthogonal update has spectral norm 1)."""
+    muon_momentum: Fraction = 0.95
+
+
+class ScheduleSpec(_Part):
+    """The learning rate as a share of its peak, at every step of the whole run."""
+
+    name: Literal["constant", "linear", "cosine", "wsd", "piecewise"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    rewarmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps after each growth over which the rate climbs back from near zero to the schedule."""
+    final_fraction: Fraction = 0.0
+    """Where linear, cosine and wsd end."""
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """wsd: the share of the run over which the rate falls."""
+    points: tuple[tuple[Annotated[int, Field(ge=0)], Fraction], ...] = ()
+    """piecewise: (step, share of the peak), joined by straight lines after the warm-up."""
+
+    @model_validator(mode="after")
+    def _points_fit(self) -> Self:
+        if (self.name == "piecewise") != bool(self.points):
+            raise ValueError("points go with 'name: piecewise', and piecewise needs them")
+        steps = [step for step, _ in self.points]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"the steps of points must rise, got {steps}")
+        return self
+
+
+class EvaluationSpec(_Part):
+    """The fixed validation set: the same rows and masks at every evaluation of a run."""
+
+    every_steps: PositiveInt | None = None
+    """None: twenty evaluations a run. Beside these, one on either side of each growth."""
+    sequences: PositiveInt = 1024
+    """Rows at most; fewer if the validation text gives fewer."""
+    mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] = 0.15
+    """Fixed whatever the training rate, so that losses of different recipes compare."""
+
+
+class CheckpointSpec(_Part):
+    """When to save. Each stage's last step is always saved, and kept."""
+
+    every_steps: PositiveInt | None = None
+    every_minutes: Annotated[float, Field(gt=0.0)] | None = 10.0
+    keep: PositiveInt = 2
+    """Newest checkpoints kept, beside each stage's last."""
+
+
+class Recipe(_Part):
+    """A pre-training run, whole. See docs/recipes.md for every field with its reason."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    summary: str = ""
+    model: ModelSpec = ModelSpec()
+    objective: Objective = Objective()
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    growth: GrowthSpec = GrowthSpec()
+    batch: BatchSpec = BatchSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast where this machine multiplies matrices faster in it, else fp32. Weights
+    and optimiser state are fp32 in any case."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    log_every: PositiveInt = 10
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for before, after in itertools.pairwise(self.stages):
+            if after.depth < before.depth:
+                raise ValueError(f"stages: depth falls from {before.depth} to {after.depth}")
+            if after.depth > before.depth:
+                operator = get_operator(self.growth.operator)
+                _or_value_error(operator.depth_map, before.depth, after.depth)
+        if self.objective.next_sentence and self.model.type not in NEXT_SENTENCE_TYPES:
+            raise ValueError(
+                f"objective.next_sentence: {self.model.type} has no next-sentence head; use one "
+                f"of {', '.join(NEXT_SENTENCE_TYPES)} or set it to false"
+            )
+        if self.schedule.warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} is not below the run's "
+                f"{self.total_steps} steps"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """The step at which each stage starts, then the step after the last: 0, …, total."""
+        return (0, *itertools.accumulate(stage.steps for stage in self.stages))
+
+    @property
+    def growth_steps(self) -> tuple[int, ...]:
+        """The steps before which the model grows."""
+        starts = self.boundaries[1:-1]
+        pairs = itertools.pairwise(self.stages)
+        return tuple(s for s, (a, b) in zip(starts, pairs, strict=True) if b.depth > a.depth)
+
+    def stage_index(self, step: int) -> int:
+        """The stage that step number `step` (from 0) belongs to; the last one past the end."""
+        for index, end in enumerate(self.boundaries[1:]):
+            if step < end:
+                return index
+        return len(self.stages) - 1
+
+    def resolved_stage(self, index: int) -> "ResolvedStage":
+        """Stage `index` with every optional field filled in from the recipe."""
+        stage = self.stages[index]
+        return ResolvedStage(
+            depth=stage.depth,
+            steps=stage.steps,
+            sequences=stage.sequences or self.batch.sequences,
+            sequence_length=stage.sequence_length or self.batch.sequence_length,
+            mask_rate=stage.mask_rate or self.objective.mask_rate,
+        )
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest row of any stage: what the model's positions must reach."""
+        return max(self.resolved_stage(i).sequence_length for i in range(len(self.stages)))
+
+    def scaled(self, total_steps: int) -> "Recipe":
+        """The same recipe over another number of steps, every stage keeping its share.
+
+        Warm-up and piecewise points scale along; re-warm-up and the intervals do not.
+
+        Raises:
+            UserError: fewer steps than stages.
+        """
+        if total_steps < len(self.stages):
+            raise UserError(
+                f"{total_steps} steps are too few for the {len(self.stages)} stages of "
+                f"'{self.name}'. Give more steps or a longer budget."
+            )
+        factor = total_steps / self.total_steps
+        # Rounding the boundaries, not the lengths, makes the parts add up to the whole.
+        ends = [max(i + 1, round(b * factor)) for i, b in enumerate(self.boundaries[1:])]
+        ends = [min(end, total_steps - (len(ends) - 1 - i)) for i, end in enumerate(ends)]
+        stages = tuple(
+            stage.model_copy(update={"steps": end - start})
+            for stage, start, end in zip(self.stages, [0, *ends[:-1]], ends, strict=True)
+        )
+        schedule = self.schedule.model_copy(
+            update={
+                "warmup_steps": min(round(self.schedule.warmup_steps * factor), total_steps - 1),
+                "points": tuple((round(s * factor), f) for s, f in self.schedule.points),
+            }
+        )
+        return self.model_copy(update={"stages": stages, "schedule": schedule})
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, every field written out."""
+        plain = self.model_dump(mode="json")
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+class ResolvedStage(_Part):
+    """A stage with nothing left open."""
+
+    depth: int
+    steps: int
+    sequences: int
+    sequence_length: int
+    mask_rate: float
+
+
+def shipped_recipes() -> dict[str, Recipe]:
+    """The recipes that come with StackBERT, by name."""
+    folder = resources.files("stackbert") / "recipes"
+    files = sorted(f.name for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return {name.removesuffix(".yaml"): load_recipe(name.removesuffix(".yaml")) for name in files}
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Load a shipped recipe by its name or any recipe by its path.
+
+    Args:
+        name: "small-cpu", or the path of a YAML file.
+        overrides: "field.subfield=value" items; the value is read as YAML, a stage is addressed
+            by its place (`stages.0.steps=100`).
+
+    Raises:
+        UserError: there is no such recipe, it is not YAML, or a field is unknown or impossible;
+            the message names the field.
+
+    Example:
+        >>> import stackbert as sb
+        >>> sb.load_recipe("small-cpu", ["seed=3"]).seed
+        3
+    """
+    text, where = _recipe_text(name)
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise UserError(f"{where}{line} is not YAML: {problem}.") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply for a recipe.") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} is not a recipe: it must be a mapping of fields to values.")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_recipe(raw, where)
+
+
+def parse_recipe(raw: dict[Any, Any], where: str) -> Recipe:
+    """Validate plain values as a recipe.
+
+    Args:
+        raw: what YAML or JSON gave.
+        where: named at the head of the error ("my.yaml").
+
+    Raises:
+        UserError: naming every field that is wrong.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(_problem(raw, item) for item in error.errors())
+        raise UserError(f"{where}: {problems}.") from error
+
+
+def differing_fields(a: Recipe, b: Recipe) -> list[str]:
+    """Dotted names of the fields in which two recipes differ, with both values."""
+
+    def flatten(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 (plain YAML values)
+        if isinstance(value, dict):
+            items: Iterable[tuple[Any, Any]] = value.items()
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            items = enumerate(value)
+        else:
+            return {name: value}
+        flat: dict[str, Any] = {}
+        for key, item in items:
+            flat |= flatten(item, f"{name}.{key}" if name else str(key))
+        return flat
+
+    flat_a, flat_b = (flatten(r.model_dump(mode="json"), "") for r in (a, b))
+    return [
+        f"{name} ({flat_a.get(name)} there, {flat_b.get(name)} here)"
+        for name in {**flat_a, **flat_b}
+        if flat_a.get(name) != flat_b.get(name)
+    ]
+
+
+def _recipe_text(name: str | Path) -> tuple[str, str]:
+    shipped = resources.files("stackbert") / "recipes" / f"{name}.yaml"
+    if isinstance(name, str) and "/" not in name and shipped.is_file():
+        return shipped.read_text(encoding="utf-8"), f"recipe '{name}'"
+    path = Path(name)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not a text file in UTF-8, so not a recipe.") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    folder = resources.files("stackbert") / "recipes"
+    known = sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+    raise UserError(
+        f"There is no recipe '{name}': neither a file nor one of {', '.join(known)}."
+        f"{_did_you_mean(str(name), known)}"
+    )
+
+
+def _apply_override(raw: dict[Any, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override}: write it as field=value, for example seed=1.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML.") from error
+    *parents, last = path.split(".")
+    node: Any = raw
+    for key in parents:
+        node = _child(node, key, override)
+    if isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"--set {override}: {'.'.join(parents)} has no fields.")
+
+
+def _child(node: Any, key: str, override: str) -> Any:  # noqa: ANN401 (plain YAML values)
+    if isinstance(node, dict):
+        if node.get(key) is None:
+            node[key] = {}
+        return node[key]
+    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        return node[int(key)]
+    if isinstance(node, list):
+        raise UserError(f"--set {override}: '{key}' is not a place from 0 to {len(node) - 1}.")
+    raise UserError(f"--set {override}: nothing can be set below a plain value.")
+
+
+def _problem(raw: Any, item: Any) -> str:  # noqa: ANN401 (plain YAML values, pydantic's details)
+    place = [str(part) for part in item["loc"]]
+    # Where several types are allowed, pydantic appends their names to the place.
+    while place and ("[" in place[-1] or place[-1] in ("int", "float", "literal")):
+        place.pop()
+    field = ".".join(place)
+    if item["type"] == "extra_forbidden":
+        known = _known_fields(place[:-1])
+        return f"there is no field '{field}'{_did_you_mean(place[-1], known)}".rstrip(".")
+    message = item["msg"].removeprefix("Value error, ").rstrip(".")
+    message = message[0].lower() + message[1:]
+    if item["type"] == "missing":
+        return f"the field '{field}' is missing"
+    if item["type"] == "value_error":
+        return f"{field}: {message}" if field else message
+    return f"{field}: {message}, got {item['input']!r}"
+
+
+def _known_fields(parents: list[str]) -> list[str]:
+    part: Any = Recipe
+    for name in parents:
+        if name.isdigit():
+            continue
+        annotation = part.model_fields[name].annotation
+        inner = getattr(annotation, "__args__", None)
+        part = inner[0] if inner else annotation
+    return list(part.model_fields)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _or_value_error(check: Any, *arguments: Any) -> None:  # noqa: ANN401 (any check)
+    # pydantic gathers ValueErrors of all fields; a UserError would escape at the first.
+    try:
+        check(*arguments)
+    except UserError as error:
+        raise ValueError(str(error)) from error
