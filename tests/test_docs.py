@@ -1,0 +1,67 @@
+"""What the README and docs show works as shown."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from stackbert.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+# The README's example takes half an hour as printed. Run here on a little text, with these changes.
+SHORTER = {
+    '["seed=1"]': '["seed=1", "model.hidden_size=32", "model.num_attention_heads=2", '
+    '"model.intermediate_size=64", "batch.sequences=4", "precision=fp32", '
+    '"evaluation.sequences=16"]',
+    'budget="30m"': "steps=6",
+    "vocab_size=8192": "vocab_size=192, validation=0.2",
+}
+TOPICS = ("river", "harbour", "mountain", "library", "railway", "market", "garden", "bridge")
+ARTICLES = "\n\n".join(
+    f"The {topic} of town {n} was opened in {1800 + n}. People came from {n} villages to see it.\n"
+    f"A second {topic} followed {n} years later. It was larger and cost more."
+    for n, topic in enumerate(TOPICS * 8)
+)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    return [
+        (str(page.relative_to(ROOT)), block)
+        for page in PAGES
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("python"))
+def test_python_blocks_run(page, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_articles").mkdir()
+    (tmp_path / "my_articles" / "articles.txt").write_text(ARTICLES, encoding="utf-8")
+    for printed, shorter in SHORTER.items():
+        block = block.replace(printed, shorter)
+    exec(compile(block, page, "exec"), {"__name__": "__main__"})
+
+
+def test_shell_blocks_name_commands_and_options_that_exist():
+    group = typer.main.get_command(app)
+    lines = [
+        line.split("#")[0].strip()
+        for page in PAGES
+        for line in page.read_text("utf-8").splitlines()
+        if line.strip().startswith("stackbert ")
+    ]
+    assert len(lines) >= 8
+    for line in lines:
+        name, *arguments = shlex.split(line)[1:]
+        command = group.commands[name]
+        command.make_context(name, arguments)
+
+
+def test_every_relative_link_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
