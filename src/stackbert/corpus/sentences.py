@@ -4,8 +4,6 @@ Good enough for what sentences are for here: where the second half of a next-sen
 begin. A missed or a false boundary costs nothing else, as the tokens stay the same.
 """
 
-
-
 import re
 
 LONGEST = 1 << 16

@@ -30,7 +30,7 @@ _MAY_BE_DROPPED = {"modernbert": ("attn_norm.",), "modernbert-decoder": ("attn_n
 
 
 def empty_like(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """Construct the target without running any initialisation; its weights are untouched memory.
+    """Construct the target, initialising and tying nothing; its weights are untouched memory.
 
     `torch.empty` on the CPU maps memory without filling it, so the placeholders cost nothing until
     they are replaced. The meta device would do as well, but leaves non-persistent buffers
@@ -51,7 +51,6 @@ def empty_like(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedMo
         ) from error
     finally:
         torch.set_default_dtype(default)
-    new.tie_weights()
     return new
 
 
@@ -138,8 +137,8 @@ def _split(name: str, stack: str) -> tuple[int | None, str]:
 def match_ties(new: PreTrainedModel, old: PreTrainedModel, stack: str) -> None:
     """Outside the layers, share a parameter in the new model exactly where the old one does.
 
-    The config is not enough: a checkpoint that holds two different tensors for a tied pair is
-    loaded untied by transformers, whatever its config says.
+    Neither the config nor the constructor is enough: a checkpoint that holds two different tensors
+    for a tied pair is loaded untied by transformers, whatever its config says.
     """
     first_name: dict[int, str] = {}
     canonical: dict[str, str] = {}

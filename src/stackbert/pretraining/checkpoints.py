@@ -63,6 +63,7 @@ def save_checkpoint(
     optimizer_state: "NamedState",
     state: RunState,
     tokenizer_folder: Path,
+    sequence_length: int,
 ) -> None:
     """Write one checkpoint: beside its place, synced, then renamed.
 
@@ -71,7 +72,8 @@ def save_checkpoint(
         model: saved by its own `save_pretrained`, as safetensors.
         optimizer_state: tensors by parameter name.
         state: the counters.
-        tokenizer_folder: copied file by file, so that the folder is complete on its own.
+        tokenizer_folder: as in `save_model`.
+        sequence_length: as in `save_model`.
 
     Raises:
         UserError: the folder exists.
@@ -80,7 +82,7 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     with folder_made_whole(folder) as partial, disk_errors_as_os_errors():
-        save_model(model, partial, tokenizer_folder)
+        save_model(model, partial, tokenizer_folder, sequence_length)
         flat = {
             f"{name}|{key}": tensor.detach().cpu().contiguous()
             for name, tensors in optimizer_state.items()
@@ -91,13 +93,26 @@ def save_checkpoint(
         write_json_atomically(partial / STATE, {"format": FORMAT, **asdict(state), "sha256": sums})
 
 
-def save_model(model: "PreTrainedModel", folder: Path, tokenizer_folder: Path) -> None:
-    """Write what `from_pretrained` needs into an existing folder: weights, config, tokenizer."""
+def save_model(
+    model: "PreTrainedModel", folder: Path, tokenizer_folder: Path, sequence_length: int
+) -> None:
+    """Write what `from_pretrained` needs into an existing folder: weights, config, tokenizer.
+
+    Args:
+        model: saved by its own `save_pretrained`, as safetensors.
+        folder: where to.
+        tokenizer_folder: copied file by file, so that the folder is complete on its own.
+        sequence_length: the longest row that the model was trained on, in tokens.
+    """
     with quiet_transformers():
         model.save_pretrained(folder)
     for path in sorted(tokenizer_folder.iterdir()):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
+    # So that transformers' tokenizer cuts a text that is too long for the model's positions.
+    config = folder / "tokenizer_config.json"
+    fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    write_json_atomically(config, fields | {"model_max_length": sequence_length})
 
 
 @contextlib.contextmanager

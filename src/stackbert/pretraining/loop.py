@@ -81,6 +81,12 @@ class TrainingLoop:
         )
         self._last_save = time.monotonic()
 
+    def close(self) -> None:
+        """Close the ledger and the trackers."""
+        self._ledger.close()
+        for tracker in self._trackers:
+            tracker.close()
+
     @property
     def trainer(self) -> Trainer:
         """The trainer, for its model."""
@@ -253,6 +259,7 @@ class TrainingLoop:
                 self._trainer.optimizers.state(),
                 state,
                 self._corpus.tokenizer_folder,
+                self._recipe.longest_sequence,
             )
             self._store.prune(self._recipe.checkpoint.keep, set(self._recipe.boundaries[1:]))
         self._last_save = time.monotonic()

@@ -148,15 +148,16 @@ def _pretrain_locked(
     else:
         check_may_begin(run)
         recipe, record = _begin(run, asked, corpus, vocabulary, device, reporter)
-    with reporter, StopRequest() as stop:
-        loop, ledger = _open_loop(run, recipe, record, corpus, vocabulary, device, track, reporter)
+    # Dropout is seeded at every step; the caller's random state is put back after.
+    with reporter, StopRequest() as stop, torch.random.fork_rng():
+        loop = _open_loop(run, recipe, record, corpus, vocabulary, device, track, reporter)
         try:
             loop.run_to_end(stop)
         finally:
-            ledger.close()
+            loop.close()
     summary = summarise(run)
     with folder_made_whole(run / MODEL) as partial, disk_errors_as_os_errors():
-        save_model(loop.trainer.model, partial, corpus.tokenizer_folder)
+        save_model(loop.trainer.model, partial, corpus.tokenizer_folder, recipe.longest_sequence)
         write_model_card(partial, recipe, corpus.manifest, summary, record.machine)
     return RunResult(run, run / MODEL, summary)
 
@@ -206,7 +207,7 @@ def _open_loop(
     device: torch.device,
     track: Sequence[str],
     reporter: Reporter,
-) -> tuple[TrainingLoop, Ledger]:
+) -> TrainingLoop:
     """Build the loop at the newest whole checkpoint, or at the beginning."""
     (run / CHECKPOINTS).mkdir(exist_ok=True)
     store = CheckpointStore(run / CHECKPOINTS)
@@ -246,7 +247,7 @@ def _open_loop(
         seed=recipe.seed,
         state=state,
     )
-    loop = TrainingLoop(
+    return TrainingLoop(
         run,
         recipe,
         corpus,
@@ -263,4 +264,3 @@ def _open_loop(
         reporter=reporter,
         matrix_rate=record.matrix_rate,
     )
-    return loop, ledger
