@@ -239,54 +239,50 @@ class BatchPlan:
         part is read on or cut short. Every row is full whatever its label, and every second part
         starts with a sentence, so neither gives the label away.
         """
-        segments = [self._order.segments(cursor + r * payload, payload) for r in range(rows)]
         positions = cursor + np.arange(rows, dtype=np.int64) * payload
-        draws = random_bits(derive_key(self._seed, "cut"), positions, 1)[:, 0]
-        cuts = [self._cut(s, int(d)) for s, d in zip(segments, draws.tolist(), strict=True)]
+        text, cuts, places = self._cut_rows(positions, payload)
         lots = random_bits(derive_key(self._seed, "pair"), positions, 1)[:, 0]
         chosen = np.argsort(lots, kind="stable")[: rows // 2]
-        chosen = chosen[np.argsort([cuts[r] for r in chosen], kind="stable")]
+        chosen = chosen[np.argsort(cuts[chosen], kind="stable")]
         donors = np.roll(chosen, -1) if len(chosen) > 1 else (chosen + 1) % rows
-        donor_of = dict(zip(chosen.tolist(), donors.tolist(), strict=True))
+        mine = slice(first, first + share)
+        for row, donor in zip(chosen.tolist(), donors.tolist(), strict=True):
+            if first <= row < first + share:
+                cut = int(cuts[row])
+                text[row, cut:] = self._read(self._cyclic(int(places[donor]), payload - cut))
+        is_random = np.isin(np.arange(first, first + share), chosen).astype(np.int64)
 
         ids = np.empty((share, payload + 3), dtype=np.int64)
-        types = np.zeros_like(ids)
-        is_random = np.zeros(share, dtype=np.int64)
-        for place, row in enumerate(range(first, first + share)):
-            cut, text = cuts[row], self._read(segments[row])
-            if row in donor_of:
-                donor = donor_of[row]
-                start = _corpus_index(segments[donor], cuts[donor])
-                second = self._read(self._cyclic(start, payload - cut))
-                is_random[place] = 1
-            else:
-                second = text[cut:]
-            ids[place, 0] = self._vocabulary.cls
-            ids[place, 1 : cut + 1] = text[:cut]
-            ids[place, cut + 1] = self._vocabulary.sep
-            ids[place, cut + 2 : -1] = second
-            ids[place, -1] = self._vocabulary.sep
-            types[place, cut + 2 :] = 1
+        ids[:, 0], ids[:, -1] = self._vocabulary.cls, self._vocabulary.sep
+        between = np.arange(payload + 1) == cuts[mine, None]
+        ids[:, 1:-1][between] = self._vocabulary.sep
+        ids[:, 1:-1][~between] = text[mine].reshape(-1)
+        types = (np.arange(payload + 3) > cuts[mine, None] + 1).astype(np.int64)
         return ids, types, is_random
 
-    def _cut(self, segments: list[Segment], draw: int) -> int:
-        """Where a row is cut in two: before one of its sentences, drawn evenly.
+    def _cut_rows(self, positions: I64, payload: int) -> tuple[I64, I64, I64]:
+        """The text (B, payload) of consecutive rows, and where each is cut: in the row, the corpus.
 
-        Not before a document: what follows there is no continuation. A row within one sentence is
-        cut in its middle half.
+        A row is cut before one of its sentences, drawn evenly; not before a document, for what
+        follows there is no continuation. A row within one sentence is cut in its middle half.
         """
-        candidates: list[int] = []
-        offset = 0
-        payload = sum(length for _, length in segments)
-        for start, length in segments:
-            inner = self._stream.sentence_starts(start + 1, length - 1)
-            text = self._stream.read(start, length)
-            follows_text = text[inner - start - 1] != self._vocabulary.sep
-            candidates += (inner[follows_text] - start + offset).tolist()
-            offset += length
-        if candidates:
-            return candidates[draw % len(candidates)]
-        return payload // 4 + draw % max(1, payload // 2)
+        rows = len(positions)
+        segments = self._order.segments(int(positions[0]), rows * payload)
+        text = self._read(segments)
+        starts, lengths = np.array(segments, dtype=np.int64).T
+        offsets = np.cumsum(lengths) - lengths  # of the segments in the text
+        found, owner = self._stream.sentence_starts_within(starts + 1, lengths - 1)
+        inner = np.sort(found - starts[owner] + offsets[owner])
+        inner = inner[(inner % payload > 0) & (text[inner - 1] != self._vocabulary.sep)]
+        draws = random_bits(derive_key(self._seed, "cut"), positions, 1)[:, 0]
+        counts = np.bincount(inner // payload, minlength=rows)
+        which = (draws % np.maximum(counts, 1).astype(np.uint64)).astype(np.int64)
+        drawn = np.cumsum(counts) - counts + which
+        middle = payload // 4 + draws % np.uint64(max(1, payload // 2))
+        cuts = np.where(counts > 0, np.append(inner, 0)[drawn] % payload, middle).astype(np.int64)
+        flat = np.arange(rows) * payload + cuts
+        segment = np.searchsorted(offsets, flat, side="right") - 1
+        return text.reshape(rows, payload), cuts, starts[segment] + flat - offsets[segment]
 
     def _cyclic(self, start: int, length: int) -> list[Segment]:
         total, pieces = len(self._stream), []
@@ -306,9 +302,10 @@ class BatchPlan:
         maskable = ~self._special[ids]
         lots[~maskable] = np.iinfo(np.uint64).max
         columns = np.sort(np.argpartition(lots, masked - 1, axis=1)[:, :masked], axis=1)
-        labels = np.take_along_axis(ids, columns, axis=1)
-        counts = np.take_along_axis(maskable, columns, axis=1)
-        draws = mix(np.take_along_axis(lots, columns, axis=1))
+        places = columns + np.arange(len(ids), dtype=np.int64)[:, None] * ids.shape[1]
+        flat = ids.reshape(-1)  # a view
+        labels, counts = flat[places], maskable.reshape(-1)[places]
+        draws = mix(lots.reshape(-1)[places])
         tenth = draws >> np.uint64(32)  # the upper half decides what happens, the lower with what
         share = tenth.astype(np.float64) / 2.0**32
         which = (draws & np.uint64(0xFFFFFFFF)) * np.uint64(len(self._ordinary)) >> np.uint64(32)
@@ -317,13 +314,5 @@ class BatchPlan:
             self._vocabulary.mask,
             np.where(share < 0.9, self._ordinary[which.astype(np.int64)], labels),
         )
-        np.put_along_axis(ids, columns, np.where(counts, replaced, labels), axis=1)
+        flat[places] = np.where(counts, replaced, labels)
         return columns, np.where(counts, labels, -100)
-
-
-def _corpus_index(segments: list[Segment], offset: int) -> int:
-    for start, length in segments:
-        if offset < length:
-            return start + offset
-        offset -= length
-    raise IndexError("offset outside the row")

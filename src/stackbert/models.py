@@ -81,10 +81,11 @@ def build_config(
             raise UserError(f"model.{name}: {family.config} has no such field.{hint}")
     positions = sequence_length + (vocabulary.pad + 1 if family.first_position else 0)
     defaults: dict[str, Any] = {name: 0.0 for name in _DROPOUTS if name in known}
-    if "max_position_embeddings" in extra and extra["max_position_embeddings"] < positions:
+    given = extra.get("max_position_embeddings", positions)
+    if not isinstance(given, int) or given < positions:
         raise UserError(
-            f"model.max_position_embeddings {extra['max_position_embeddings']} is less than the "
-            f"{positions} that rows of {sequence_length} tokens need."
+            f"model.max_position_embeddings: rows of {sequence_length} tokens need at least "
+            f"{positions}, got {given!r}."
         )
     try:
         config: PretrainedConfig = config_class(
@@ -142,11 +143,14 @@ def create_model(
     """
     config = build_config(spec, depth=depth, vocabulary=vocabulary, sequence_length=sequence_length)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
         try:
             model: PreTrainedModel = model_class(spec.type, next_sentence=next_sentence)(config)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"model: transformers cannot build it: {error}") from error
+            name = type(error).__name__
+            raise UserError(
+                f"model: transformers cannot build a {spec.type} of these fields ({name}: {error})."
+            ) from error
     model.train()
     return model
 

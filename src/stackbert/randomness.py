@@ -4,6 +4,7 @@ So a batch can be made for any step, on any rank, in any order, and is always th
 """
 
 import hashlib
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
-_ROUNDS = 8
+_ROUNDS = 12
 
 
 def derive_key(seed: int, *tags: int | str) -> int:
@@ -42,22 +43,24 @@ def random_bits(key: int, rows: I64, columns: int) -> U64:
 class Permutation:
     """A random permutation of 0 … size - 1 that needs no memory.
 
-    A Feistel network over the next power of four, walked until the value falls inside (cycle
-    walking; Black and Rogaway, CT-RSA 2002).
+    A Feistel network over a grid of two nearly equal sides that just holds `size` places; the few
+    values that fall outside are walked on until they are inside (Black and Rogaway, "Ciphers with
+    arbitrary finite domains", CT-RSA 2002).
     """
 
     def __init__(self, size: int, key: int) -> None:
         self.size = size
-        half_bits = max(1, ((max(size, 1) - 1).bit_length() + 1) // 2)
-        self._bits = np.uint64(half_bits)
-        self._mask = np.uint64((1 << half_bits) - 1)
+        height = math.isqrt(max(size, 1) - 1) + 1
+        self._height = np.uint64(height)
+        self._width = np.uint64(max(1, -(-size // height)))
         self._keys = mix(np.arange(_ROUNDS, dtype=np.uint64) + np.uint64(key))
 
     def _once(self, x: U64) -> U64:
-        left, right = x >> self._bits, x & self._mask
-        for key in self._keys:
-            left, right = right, left ^ (mix(right ^ key) & self._mask)
-        return (left << self._bits) | right
+        high, low = np.divmod(x, self._width)
+        for first, second in self._keys.reshape(-1, 2):
+            high = (high + mix(low ^ first) % self._height) % self._height
+            low = (low + mix(high ^ second) % self._width) % self._width
+        return high * self._width + low
 
     def __call__(self, indices: I64) -> I64:
         """Where each index goes; any shape.
@@ -67,9 +70,9 @@ class Permutation:
         """
         if indices.size and (indices.min() < 0 or indices.max() >= self.size):
             raise IndexError(f"index outside a permutation of {self.size}")
-        values = self._once(indices.astype(np.uint64))
+        values = self._once(indices.astype(np.uint64).reshape(-1))
         outside = values >= self.size
         while outside.any():
             values[outside] = self._once(values[outside])
             outside = values >= self.size
-        return values.astype(np.int64)
+        return values.astype(np.int64).reshape(indices.shape)

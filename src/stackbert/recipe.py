@@ -5,7 +5,7 @@ YAML in, frozen pydantic models inside, YAML out. Nothing here needs torch.
 
 import difflib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -37,12 +37,15 @@ _SET_ELSEWHERE = {
     "eos_token_id": "the corpus",
 }
 
+_MOST_VALUES = 10_000
+"""In a recipe file; more come only of aliases of aliases of aliases."""
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSpec(_Part):
@@ -266,8 +269,12 @@ class Recipe(_Part):
             )
         factor = total_steps / self.total_steps
         # Rounding the boundaries, not the lengths, makes the parts add up to the whole.
-        ends = [max(i + 1, round(b * factor)) for i, b in enumerate(self.boundaries[1:])]
-        ends = [min(end, total_steps - (len(ends) - 1 - i)) for i, end in enumerate(ends)]
+        ends: list[int] = []
+        for later, boundary in zip(
+            reversed(range(len(self.stages))), self.boundaries[1:], strict=True
+        ):
+            earliest = ends[-1] + 1 if ends else 1
+            ends.append(min(max(earliest, round(boundary * factor)), total_steps - later))
         stages = tuple(
             stage.model_copy(update={"steps": end - start})
             for stage, start, end in zip(self.stages, [0, *ends[:-1]], ends, strict=True)
@@ -275,7 +282,8 @@ class Recipe(_Part):
         schedule = self.schedule.model_copy(
             update={
                 "warmup_steps": min(round(self.schedule.warmup_steps * factor), total_steps - 1),
-                "points": tuple((round(s * factor), f) for s, f in self.schedule.points),
+                # Points that fall together leave the last of them.
+                "points": tuple({round(s * factor): f for s, f in self.schedule.points}.items()),
             }
         )
         return self.model_copy(update={"stages": stages, "schedule": schedule})
@@ -321,15 +329,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         3
     """
     text, where = _recipe_text(name)
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UserError(f"{where}{line} is not YAML: {problem}.") from error
-    except RecursionError as error:
-        raise UserError(f"{where} is nested too deeply for a recipe.") from error
+    raw = _parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise UserError(f"{where} is not a recipe: it must be a mapping of fields to values.")
     for override in overrides:
@@ -350,7 +350,9 @@ def parse_recipe(raw: dict[Any, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(_problem(raw, item) for item in error.errors())
+        # A sequence whose items were refused is also called too short; once is enough.
+        items = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
+        problems = "; ".join(_problem(raw, item) for item in items)
         raise UserError(f"{where}: {problems}.") from error
 
 
@@ -378,35 +380,61 @@ def differing_fields(a: Recipe, b: Recipe) -> list[str]:
 
 
 def _recipe_text(name: str | Path) -> tuple[str, str]:
-    shipped = resources.files("stackbert") / "recipes" / f"{name}.yaml"
-    if isinstance(name, str) and "/" not in name and shipped.is_file():
-        return shipped.read_text(encoding="utf-8"), f"recipe '{name}'"
-    path = Path(name)
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not a text file in UTF-8, so not a recipe.") from error
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     folder = resources.files("stackbert") / "recipes"
     known = sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
     )
+    if name in known:
+        return (folder / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe '{name}'"
+    path = Path(name)
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8"), str(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8, so not a recipe.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     raise UserError(
         f"There is no recipe '{name}': neither a file nor one of {', '.join(known)}."
         f"{_did_you_mean(str(name), known)}"
     )
 
 
+def _parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401 (plain YAML values)
+    try:
+        return _unshared(yaml.safe_load(text), itertools.count(1))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise UserError(f"{where}{line} is not YAML: {problem}.") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply for a recipe.") from error
+    # PyYAML lets these through where a value does not fit its tag, as in 2020-13-45 or !!bool x.
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read: {error}.") from error
+    except (KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{where} has a value that does not fit its '!!' tag.") from error
+
+
+def _unshared(value: Any, count: Iterator[int]) -> Any:  # noqa: ANN401 (plain YAML values)
+    """A copy without aliases: no part is in two places, and none contains itself."""
+    if next(count) > _MOST_VALUES:
+        raise ValueError(f"its aliases make more than {_MOST_VALUES:,} values of it")
+    if isinstance(value, dict):
+        return {key: _unshared(item, count) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unshared(item, count) for item in value]
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise ValueError("it holds an integer of more than 64 bits")
+    return value
+
+
 def _apply_override(raw: dict[Any, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: write it as field=value, for example seed=1.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML.") from error
+    value = _parse_yaml(text, f"The value of --set {path}")
     *parents, last = path.split(".")
     node: Any = raw
     for key in parents:
@@ -425,7 +453,7 @@ def _child(node: Any, key: str, override: str) -> Any:  # noqa: ANN401 (plain YA
         if node.get(key) is None:
             node[key] = {}
         return node[key]
-    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
         return node[int(key)]
     if isinstance(node, list):
         raise UserError(f"--set {override}: '{key}' is not a place from 0 to {len(node) - 1}.")
@@ -435,7 +463,7 @@ def _child(node: Any, key: str, override: str) -> Any:  # noqa: ANN401 (plain YA
 def _problem(raw: Any, item: Any) -> str:  # noqa: ANN401 (plain YAML values, pydantic's details)
     place = [str(part) for part in item["loc"]]
     # Where several types are allowed, pydantic appends their names to the place.
-    while place and ("[" in place[-1] or place[-1] in ("int", "float", "literal")):
+    while place and ("[" in place[-1] or place[-1] in ("constrained-int", "literal")):
         place.pop()
     field = ".".join(place)
     if item["type"] == "extra_forbidden":
@@ -447,7 +475,8 @@ def _problem(raw: Any, item: Any) -> str:  # noqa: ANN401 (plain YAML values, py
         return f"the field '{field}' is missing"
     if item["type"] == "value_error":
         return f"{field}: {message}" if field else message
-    return f"{field}: {message}, got {item['input']!r}"
+    shown = repr(item["input"])
+    return f"{field}: {message}, got {shown if len(shown) <= 80 else shown[:79] + '…'}"
 
 
 def _known_fields(parents: list[str]) -> list[str]:

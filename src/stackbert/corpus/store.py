@@ -146,9 +146,10 @@ class TokenStream:
     def _open(self, shard: Shard, part: str) -> npt.NDArray[Any]:
         path = self._folder / shard_files(shard.number)[part]
         try:
-            array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"The corpus file {path} cannot be read: {error}") from error
+        array: npt.NDArray[Any] = np.asarray(mapped)  # a plain view: memmap's own slicing is slow
         if len(array) != getattr(shard, part):
             raise UserError(
                 f"The corpus file {path} holds {len(array):,} entries where the manifest says "
@@ -167,7 +168,7 @@ class TokenStream:
             IndexError: the range reaches outside the split.
         """
         end = start + length
-        if start < 0 or length < 0 or end > len(self):
+        if start < 0 or length < 0 or end > self._starts[-1]:
             raise IndexError(f"tokens {start} to {end} of a split of {len(self)} tokens")
         first = bisect.bisect_right(self._starts, start, hi=len(self._tokens)) - 1
         base = self._starts[first]
@@ -198,15 +199,31 @@ class TokenStream:
 
         Document starts count as sentence starts. Reads only the pages it needs.
         """
-        found, end = [], start + length
-        first = bisect.bisect_right(self._starts, start, hi=len(self._tokens)) - 1
-        while start < end:
-            base, stop = self._starts[first], min(end, self._starts[first + 1])
-            local = self._sentences[first]
-            low, high = np.searchsorted(local, [start - base, stop - base])
-            found.append(local[low:high].astype(np.int64) + base)
-            start, first = stop, first + 1
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        return self.sentence_starts_within(np.array([start]), np.array([length]))[0]
+
+    def sentence_starts_within(self, starts: Offsets, lengths: Offsets) -> tuple[Offsets, Offsets]:
+        """The same for many ranges at once.
+
+        Returns:
+            The sentence starts, ascending within each range, and for each the range it is of.
+        """
+        ends = starts + lengths
+        first = np.searchsorted(self._starts, starts, side="right") - 1
+        last = np.searchsorted(self._starts, ends, side="left") - 1
+        touched = {
+            s for a, b in zip(first.tolist(), last.tolist(), strict=True) for s in range(a, b + 1)
+        }
+        found, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for shard in sorted(touched):
+            local, base = self._sentences[shard], self._starts[shard]
+            here = np.flatnonzero((first <= shard) & (shard <= last))
+            low = np.searchsorted(local, starts[here] - base)
+            counts = np.searchsorted(local, ends[here] - base) - low
+            # Places low … low + count - 1 of every range, one range after the other.
+            shift = np.repeat(low - np.cumsum(counts) + counts, counts)
+            found.append(local[np.arange(len(shift)) + shift] + base)
+            owners.append(np.repeat(here, counts))
+        return np.concatenate(found), np.concatenate(owners)
 
     @cached_property
     def _sentences(self) -> list[Offsets]:

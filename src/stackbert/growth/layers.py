@@ -54,7 +54,7 @@ _PRE_NORM_TYPES = frozenset(
 
 # Per-layer lists that a class does not derive from the depth by itself (see `_per_layer_keys`).
 _PER_LAYER_NAME = re.compile(r"layer|block")
-_LAYER_NUMBERS_NAME = re.compile(r"layers?$|blocks?$|_(idx|idxs|ids|indices|indexes)$")
+_LAYER_NUMBERS_NAME = re.compile(r"(layers?|blocks?)$|(layer|block|attn|mlp|moe).*_(id|ind)\w*$")
 
 
 def is_pre_norm(config: PretrainedConfig) -> bool:
@@ -228,7 +228,6 @@ def _per_layer_keys(config: PretrainedConfig, target: int) -> dict[str, list[Any
         for name, value in vars(config).items()
         if isinstance(value, list | tuple) and len(value) == depth and not name.startswith("_")
     }
-    candidates.discard("architectures")
     defaults = _default_lists(config, candidates, target)
     # A second depth, so that a default which happens to be `target` long is not taken for proof.
     control = _default_lists(config, candidates, target + 1)
@@ -269,7 +268,6 @@ def _refuse_layer_numbers(config: PretrainedConfig, per_layer: set[str]) -> None
             and name not in per_layer
             and not name.startswith("_")
             and _LAYER_NUMBERS_NAME.search(name)
-            and not name.endswith("token_ids")
             and _are_numbers(value)
         ):
             raise UserError(

@@ -6,6 +6,7 @@ step-00000500/state.json                                   counters, and a check
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -50,6 +51,8 @@ class RunState:
     """Validation loss at this step, if it was evaluated: the "before" of a growth."""
     corpus: str
     """Fingerprint of the corpus."""
+    window: dict[str, Any]
+    """Sums since the ledger's last line, so that a resumed run writes the same next one."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -89,8 +92,20 @@ def save_checkpoint(
             for key, tensor in tensors.items()
         }
         save_file(flat, partial / OPTIMIZER)
-        sums = {p.name: sha256_of(p) for p in sorted(partial.iterdir()) if p.is_file()}
-        write_json_atomically(partial / STATE, {"format": FORMAT, **asdict(state), "sha256": sums})
+        _let_others_read(partial)
+        write_state(partial, state)
+
+
+def write_state(folder: Path, state: RunState) -> None:
+    """Write a checkpoint's state.json: counters, a checksum of every other file, and its own."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != STATE)
+    sums = {path.name: sha256_of(path) for path in files}
+    body = {"format": FORMAT, **asdict(state), "sha256": sums}
+    write_json_atomically(folder / STATE, body | {"own_sha256": _digest(body)})
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def save_model(
@@ -106,6 +121,7 @@ def save_model(
     """
     with quiet_transformers():
         model.save_pretrained(folder)
+    _let_others_read(folder)
     for path in sorted(tokenizer_folder.iterdir()):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
@@ -115,17 +131,25 @@ def save_model(
     write_json_atomically(config, fields | {"model_max_length": sequence_length})
 
 
+def _let_others_read(folder: Path) -> None:
+    # safetensors makes its files readable by their owner alone.
+    for path in folder.glob("*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode)
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within this block transformers shows no progress bar of its own; it would tear ours apart."""
+    """Within this block transformers shows no bar, which would tear ours apart, and no report."""
     from transformers.utils import logging
 
     parts: Any = logging
-    shown = parts.is_progress_bar_enabled()
+    shown, verbosity = parts.is_progress_bar_enabled(), parts.get_verbosity()
     parts.disable_progress_bar()
+    parts.set_verbosity_error()
     try:
         yield
     finally:
+        parts.set_verbosity(verbosity)
         if shown:
             parts.enable_progress_bar()
 
@@ -156,6 +180,9 @@ def read_state(folder: Path) -> RunState:
     path = folder / STATE
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        own: str = raw.pop("own_sha256")
+        if own != _digest(raw):
+            raise DamagedCheckpointError(f"{path} differs from its checksum")
         if raw.pop("format") != FORMAT:
             raise DamagedCheckpointError(f"{path} is of another version of StackBERT")
         sums: dict[str, str] = raw.pop("sha256")
@@ -181,7 +208,11 @@ def load_model(folder: Path, model_class: type["PreTrainedModel"]) -> "PreTraine
     try:
         with quiet_transformers():
             loaded: Any = model_class.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # reported, and refused below by name
+                output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DamagedCheckpointError(f"{folder} cannot be opened ({error})") from error
@@ -199,11 +230,20 @@ def load_model(folder: Path, model_class: type["PreTrainedModel"]) -> "PreTraine
 
 
 def load_optimizer_state(folder: Path) -> "NamedState":
-    """The optimiser's tensors of a checkpoint, by parameter name."""
+    """The optimiser's tensors of a checkpoint, by parameter name.
+
+    Raises:
+        DamagedCheckpointError: the file does not hold tensors.
+    """
     from safetensors.torch import load_file
 
+    path = folder / OPTIMIZER
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"{path} cannot be opened ({error})") from error
     state: NamedState = {}
-    for flat, tensor in load_file(folder / OPTIMIZER).items():
+    for flat, tensor in tensors.items():
         name, _, key = flat.rpartition("|")
         state.setdefault(name, {})[key] = tensor
     return state
@@ -239,15 +279,23 @@ class CheckpointStore:
             UserError: there are checkpoints, and every one is damaged.
         """
         problems: list[str] = []
+        damaged: list[Path] = []
         for path in reversed(self.paths()):
             try:
-                return (path, read_state(path)), problems
+                state = read_state(path)
+                if checkpoint_name(state.step) != path.name:
+                    raise DamagedCheckpointError(f"{path} holds the state after step {state.step}")
             except DamagedCheckpointError as error:
                 problems.append(str(error))
-                aside = path.with_name(path.name + ".damaged")
+                damaged.append(path)
+                continue
+            # Only now that there is a good one: without any, the next call must not start anew.
+            for bad in damaged:
+                aside = bad.with_name(bad.name + ".damaged")
                 if aside.exists():
                     shutil.rmtree(aside)
-                path.rename(aside)
+                bad.rename(aside)
+            return (path, state), problems
         if problems:
             raise UserError(
                 f"Every checkpoint in {self.folder} is damaged: {'; '.join(problems)}. Start a "
@@ -265,7 +313,7 @@ class CheckpointStore:
                 path.rename(doomed)
                 shutil.rmtree(doomed)
 
-    def last_good(self) -> Path | None:
+    def last(self) -> Path | None:
         """The newest checkpoint by name, for messages."""
         with contextlib.suppress(OSError):
             paths = self.paths()

@@ -60,21 +60,24 @@ def read_ledger(run: str | Path) -> list[dict[str, Any]]:
         run: the run directory.
 
     Raises:
-        UserError: there is no ledger, or a line in it is not JSON (the last one may be cut off by
+        UserError: there is no ledger, or a line in it is damaged (the last one may be cut off by
             a crash; it is left out).
     """
     path = Path(run) / LEDGER
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {LEDGER}.")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line.decode("utf-8"))
+            if not isinstance(row, dict) or "kind" not in row:
+                raise ValueError("it is no object with a kind")
         except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
-            raise UserError(f"{path}, line {number} is not JSON: {error}.") from error
+            raise UserError(f"{path}, line {number} is damaged: {error}.") from error
+        rows.append(row)
     return rows
 
 

@@ -1,7 +1,8 @@
 """The pre-training loop: stages, growth between them, evaluation, checkpoints, the ledger."""
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stackbert.batches import Batch, BatchPlan
@@ -54,6 +55,7 @@ class TrainingLoop:
         validation: Batch,
         trainer: Trainer,
         counters: Counters,
+        window: LogWindow,
         *,
         ledger: Ledger,
         watch: Stopwatch,
@@ -75,7 +77,7 @@ class TrainingLoop:
         self._trackers = trackers
         self._reporter = reporter
         self._matrix_rate = matrix_rate
-        self._window = LogWindow(started=watch.seconds["training"])
+        self._window = window
         self._evaluate_every = recipe.evaluation.every_steps or max(
             1, recipe.total_steps // EVALUATIONS
         )
@@ -124,7 +126,7 @@ class TrainingLoop:
             batch = self._plan.batch(at.step)
             result = self._trainer.step(at.step, batch, factor)
         if not result.finite:
-            raise RunError(self._not_finite(stage))
+            raise RunError(self._not_finite("loss", stage))
         flops = self._trainer.flops(batch)
         at.step += 1
         at.tokens += batch.input_ids.size
@@ -181,15 +183,22 @@ class TrainingLoop:
         )
         self._window = LogWindow(started=self._watch.seconds["training"])
 
+    @property
+    def _stage_done(self) -> int:
+        # The stage of the last update: at a boundary still the one before it.
+        return self._recipe.stage_index(max(0, self._at.step - 1))
+
     def _evaluate(self) -> float:
         at = self._at
         with self._watch.measuring("evaluation"):
             result = self._trainer.evaluate(self._validation)
+        if not math.isfinite(result.loss):
+            raise RunError(self._not_finite("validation loss", self._stage_done))
         at.last_loss = result.loss
         self._ledger.write(
             "evaluation",
             step=at.step,
-            stage=self._recipe.stage_index(max(0, at.step - 1)),
+            stage=self._stage_done,
             depth=self._trainer.depth,
             tokens=at.tokens,
             flops=at.flops,
@@ -242,6 +251,8 @@ class TrainingLoop:
 
     def _save(self) -> None:
         at = self._at
+        if not self._trainer.finite:  # a checkpoint to go back to must be worth going back to
+            raise RunError(self._not_finite("model", self._stage_done))
         with self._watch.measuring("checkpoint"):
             state = RunState(
                 step=at.step,
@@ -252,6 +263,7 @@ class TrainingLoop:
                 ledger_bytes=self._ledger.sync(),
                 last_loss=at.last_loss,
                 corpus=self._corpus.manifest.fingerprint,
+                window=asdict(self._window),
             )
             write_checkpoint(
                 self._store.folder / checkpoint_name(at.step),
@@ -264,9 +276,9 @@ class TrainingLoop:
             self._store.prune(self._recipe.checkpoint.keep, set(self._recipe.boundaries[1:]))
         self._last_save = time.monotonic()
 
-    def _not_finite(self, stage: int) -> str:
-        good = self._store.last_good()
-        kept = f"The last good checkpoint is {good}. " if good else "No checkpoint was due yet. "
+    def _not_finite(self, what: str, stage: int) -> str:
+        last = self._store.last()
+        kept = f"The last checkpoint is {last}. " if last else "No checkpoint was due yet. "
         causes = "a learning rate too high for this model (optimizer.lr, optimizer.muon_lr)"
         if self._at.step < self._recipe.schedule.warmup_steps * 2:
             causes += ", a warm-up too short (schedule.warmup_steps)"
@@ -275,7 +287,7 @@ class TrainingLoop:
         if self._recipe.optimizer.clip_norm is None:
             causes += ", gradients that are not clipped (optimizer.clip_norm)"
         return (
-            f"The loss is not finite at step {self._at.step:,} (stage {stage + 1}, depth "
-            f"{self._trainer.depth}); the run stopped before this update. {kept}Likely causes: "
+            f"The {what} is not finite at step {self._at.step:,} (stage {stage + 1}, depth "
+            f"{self._trainer.depth}), so the run was stopped. {kept}Likely causes: "
             f"{causes}. Change one and start a new run."
         )

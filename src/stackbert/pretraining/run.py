@@ -12,7 +12,7 @@ from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.files import explaining_os_errors, folder_made_whole, locked
 from stackbert.modelcard import write_model_card
-from stackbert.models import build_config, create_model, model_class
+from stackbert.models import create_model, model_class
 from stackbert.pretraining.budget import measure, parse_duration, steps_within
 from stackbert.pretraining.checkpoints import (
     CheckpointStore,
@@ -24,7 +24,7 @@ from stackbert.pretraining.checkpoints import (
 )
 from stackbert.pretraining.evaluation import evaluation_batch
 from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch
-from stackbert.pretraining.loop import Counters, TrainingLoop
+from stackbert.pretraining.loop import Counters, LogWindow, TrainingLoop
 from stackbert.pretraining.machine import (
     describe,
     fastest_precision,
@@ -42,11 +42,12 @@ from stackbert.pretraining.rundir import (
     check_same_request,
     is_run,
     read_record,
+    write_recipe,
     write_record,
 )
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.summary import RunSummary, summarise
-from stackbert.pretraining.tracking import open_trackers
+from stackbert.pretraining.tracking import check_trackers, open_trackers
 from stackbert.pretraining.trainer import Trainer
 from stackbert.recipe import Recipe
 from stackbert.vocabulary import Vocabulary, load_vocabulary
@@ -104,12 +105,16 @@ def pretrain(
     """
     if budget is not None and steps is not None:
         raise UserError("Give a budget or a number of steps, not both.")
+    check_trackers(track)
+    if budget is not None:
+        parse_duration(budget)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     run = Path(out)
     asked = Request(recipe, budget, steps, opened.manifest.fingerprint)
     with explaining_os_errors(f"training in {run}"):
         run.mkdir(parents=True, exist_ok=True)
-        with locked(run / ".lock", f"{run} is in use"):
+        # Dropout is seeded at every step; the caller's random state is put back after.
+        with locked(run / ".lock", f"{run} is in use"), torch.random.fork_rng():
             return _pretrain_locked(run, asked, opened, resume, track, reporter or Silent())
 
 
@@ -142,14 +147,14 @@ def _pretrain_locked(
             )
         recipe, record = read_record(run)
         check_same_request(run, record.request, asked)
+        write_recipe(run, recipe)
         if (run / MODEL).exists():
             reporter.say(f"{run} is finished already; its model is {run / MODEL}.")
             return RunResult(run, run / MODEL, summarise(run))
     else:
         check_may_begin(run)
         recipe, record = _begin(run, asked, corpus, vocabulary, device, reporter)
-    # Dropout is seeded at every step; the caller's random state is put back after.
-    with reporter, StopRequest() as stop, torch.random.fork_rng():
+    with reporter, StopRequest() as stop:
         loop = _open_loop(run, recipe, record, corpus, vocabulary, device, track, reporter)
         try:
             loop.run_to_end(stop)
@@ -172,12 +177,14 @@ def _begin(
 ) -> tuple[Recipe, RunRecord]:
     """Settle what the request left open (precision, steps), and write it down."""
     recipe = asked.recipe
-    build_config(  # so that a wrong model field is found before anything is measured
-        recipe.model,
-        depth=recipe.stages[0].depth,
-        vocabulary=vocabulary,
-        sequence_length=recipe.longest_sequence,
-    )
+    with torch.device("meta"):  # a wrong model field is found before anything is written
+        create_model(
+            recipe.model,
+            depth=recipe.stages[-1].depth,
+            vocabulary=vocabulary,
+            sequence_length=recipe.longest_sequence,
+            next_sentence=recipe.objective.next_sentence,
+        )
     precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
     recipe = recipe.model_copy(update={"precision": precision})
     plan = batch_plan(recipe, corpus, vocabulary)
@@ -216,7 +223,7 @@ def _open_loop(
     for problem in problems:
         reporter.say(f"a damaged checkpoint was passed over: {problem}")
     next_sentence = recipe.objective.next_sentence
-    counters, seconds, keep = Counters(), {}, 0
+    counters, window, seconds, keep = Counters(), LogWindow(), {}, 0
     if found is None:
         state = None
         model = create_model(
@@ -231,10 +238,11 @@ def _open_loop(
         folder, saved = found
         try:
             model = load_model(folder, model_class(recipe.model.type, next_sentence=next_sentence))
+            state = load_optimizer_state(folder)
         except DamagedCheckpointError as error:
             raise UserError(f"{error}. Remove {folder} to go on from the one before.") from error
-        state = load_optimizer_state(folder)
         counters = Counters(saved.step, saved.tokens, saved.flops, saved.last_loss)
+        window = LogWindow(**saved.window)
         seconds, keep = saved.seconds, saved.ledger_bytes
         reporter.say(f"resuming at step {saved.step:,} from {folder}")
     ledger = Ledger(run / LEDGER, keep_bytes=keep)
@@ -255,6 +263,7 @@ def _open_loop(
         evaluation_batch(recipe, corpus, vocabulary),
         trainer,
         counters,
+        window,
         ledger=ledger,
         watch=Stopwatch(lambda: synchronise(device), seconds),
         store=store,

@@ -40,26 +40,33 @@ class RunRecord:
 
 
 def write_record(run: Path, recipe: Recipe, record: RunRecord) -> None:
-    """Write recipe.yaml (the recipe as run), then run.json: with it the run exists."""
-    write_text_atomically(run / RECIPE, recipe.to_yaml())
+    """Write run.json, with which the run exists, and recipe.yaml, its recipe to read."""
     request = asdict(record.request) | {"recipe": record.request.recipe.model_dump(mode="json")}
     write_json_atomically(
         run / RUN,
         {
             "format": FORMAT,
             "request": request,
+            "recipe": recipe.model_dump(mode="json"),
             "corpus_folder": record.corpus_folder,
             "machine": record.machine,
             "matrix_rate": record.matrix_rate,
         },
     )
+    write_recipe(run, recipe)
+
+
+def write_recipe(run: Path, recipe: Recipe) -> None:
+    """Write recipe.yaml, unless it is there: a kill after run.json loses it."""
+    if not (run / RECIPE).exists():
+        write_text_atomically(run / RECIPE, recipe.to_yaml())
 
 
 def read_record(run: Path) -> tuple[Recipe, RunRecord]:
     """The recipe as run, and the record.
 
     Raises:
-        UserError: either file is missing or damaged.
+        UserError: run.json is missing or damaged, or recipe.yaml was changed.
     """
     path = run / RUN
     try:
@@ -69,13 +76,21 @@ def read_record(run: Path) -> tuple[Recipe, RunRecord]:
         asked = raw["request"]
         request = Request(**{**asked, "recipe": parse_recipe(asked["recipe"], str(path))})
         record = RunRecord(request, raw["corpus_folder"], raw["machine"], raw["matrix_rate"])
+        recipe = parse_recipe(raw["recipe"], str(path))
     except FileNotFoundError as error:
         raise UserError(f"{run} is not a run directory: it has no {RUN}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Start a new run in another folder."
         ) from error
-    return load_recipe(run / RECIPE), record
+    copy = run / RECIPE
+    changed = differing_fields(recipe, load_recipe(copy)) if copy.exists() else []
+    if changed:
+        raise UserError(
+            f"{copy} was changed after the run had begun: {'; '.join(changed)}. Put it back; for "
+            "another recipe, start a new run in another folder."
+        )
+    return recipe, record
 
 
 def is_run(run: Path) -> bool:
@@ -89,8 +104,8 @@ def check_may_begin(run: Path) -> None:
     Raises:
         UserError: it holds files that no run wrote.
     """
-    # The lock, and what a run killed before its run.json left, are ours.
-    foreign = [p.name for p in run.iterdir() if not p.name.startswith(".") and p.name != RECIPE]
+    # The lock, and what a run killed before its run.json left, are ours and hidden.
+    foreign = [p.name for p in run.iterdir() if not p.name.startswith(".")]
     if foreign:
         raise UserError(
             f"{run} is not empty and not a run directory (it holds {', '.join(sorted(foreign)[:3])}"

@@ -60,6 +60,17 @@ class _WandB:
         self._run.finish()
 
 
+def check_trackers(names: Iterable[str]) -> None:
+    """Refuse an unknown tracker.
+
+    Raises:
+        UserError: naming it and those that there are.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
+
+
 def open_trackers(
     names: Iterable[str], run: Path, *, step: int, config: Mapping[str, Any]
 ) -> list[Tracker]:
@@ -74,12 +85,12 @@ def open_trackers(
     Raises:
         UserError: an unknown name, or a package that is not installed.
     """
+    names = list(names)
+    check_trackers(names)
     opened: list[Tracker] = []
     for name in names:
         if name == "tensorboard":
             opened.append(_TensorBoard(run, step))
-        elif name == "wandb":
-            opened.append(_WandB(run, config))
         else:
-            raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
+            opened.append(_WandB(run, config))
     return opened

@@ -76,6 +76,11 @@ class Trainer:
         """Layers of the model."""
         return int(self.model.config.num_hidden_layers)
 
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+
     def micro_batch(self, rows: int, sequence_length: int) -> int:
         """Rows a forward pass: the recipe's number, or as many as run at full speed."""
         if isinstance(self._micro_batch, int):
