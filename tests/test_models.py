@@ -22,7 +22,8 @@ from stackbert.models import (
 )
 from stackbert.pretraining.evaluation import to_device
 from stackbert.pretraining.trainer import Trainer
-from stackbert.recipe import ModelSpec, ModelType, OptimizerSpec, load_recipe
+from stackbert.recipe import ModelSpec, ModelType, OptimizerSpec
+from stackbert.recipe_files import load_recipe
 from stackbert.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def real_batch(corpus, words: Vocabulary, pairs: bool) -> Batch:
     return BatchPlan(corpus.train, words, [shape], seed=0, next_sentence=pairs).batch(0)
 
 
-def random_inputs(pairs: bool, rows: int = 4, masked: int = 9) -> Inputs:
+def plain_inputs(pairs: bool, rows: int = 4, masked: int = 9) -> Inputs:
     return Inputs(
         input_ids_BS=torch.full((rows, LENGTH), 7),
         positions_M=torch.arange(masked) * 3,
@@ -135,7 +136,7 @@ def test_forward_flops_are_those_of_torchs_counter(kind, pairs, rows, masked):
     model = make(kind, pairs)
     model.set_attn_implementation("eager")  # the counter does not know the CPU's fused attention
     with FlopCounterMode(display=False) as counter:
-        loss_sums(model, random_inputs(pairs, rows, masked))
+        loss_sums(model, plain_inputs(pairs, rows, masked))
     found = forward_flops(model, rows=rows, sequence_length=LENGTH, masked=masked)
     assert found == counter.get_total_flops()
 
@@ -145,7 +146,7 @@ def test_training_flops_are_those_of_torchs_counter(kind, pairs):
     model = make(kind, pairs)
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
-        sums = loss_sums(model, random_inputs(pairs, 4, 9))
+        sums = loss_sums(model, plain_inputs(pairs, 4, 9))
         torch.autograd.backward(sums.masked_lm + (sums.next_sentence if pairs else 0.0))
     found = training_flops(model, rows=4, sequence_length=LENGTH, masked=9)
     assert found == counter.get_total_flops()
@@ -216,7 +217,7 @@ def test_there_is_no_dropout_unless_asked_for(kind):
     assert model.training
     rates = [part.p for part in model.modules() if isinstance(part, nn.Dropout)]
     assert not any(rates)
-    inputs = random_inputs(pairs=False)
+    inputs = plain_inputs(pairs=False)
     assert torch.equal(loss_sums(model, inputs).masked_lm, loss_sums(model, inputs).masked_lm)
 
 
@@ -247,7 +248,7 @@ def test_full_rows_reach_the_last_position_and_no_further(kind, pad):
     offset = pad + 1 if kind.startswith("roberta") else 0
     assert model.config.max_position_embeddings == LENGTH + offset
     with torch.no_grad():
-        assert torch.isfinite(loss_sums(model, random_inputs(pairs=False)).masked_lm)
+        assert torch.isfinite(loss_sums(model, plain_inputs(pairs=False)).masked_lm)
     if kind != "modernbert":  # its positions are rotary
         tables = [p for n, p in model.named_parameters() if "position_embeddings" in n]
         assert [len(table) for table in tables] == [LENGTH + offset]
@@ -311,7 +312,7 @@ def test_the_micro_batch_size_changes_neither_loss_nor_gradients(
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
     before = trained(make(kind, pairs, vocabulary=factbook_vocabulary))
     whole = weights[2]
-    moved = [float((whole[name] - p).abs().max()) for name, p in before.named_parameters()]
+    moved = [float((whole[name] - p.detach()).abs().max()) for name, p in before.named_parameters()]
     assert max(moved) > 1e-2
     for result, after in zip(results, weights, strict=True):
         assert result.masked_lm == pytest.approx(results[2].masked_lm, rel=1e-5)

@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 
 from stackbert.errors import UserError
 from stackbert.pretraining.schedule import learning_rate_factor
-from stackbert.recipe import (
-    Recipe,
-    differing_fields,
-    load_recipe,
-    parse_recipe,
-    shipped_recipes,
-)
+from stackbert.recipe import Recipe
+from stackbert.recipe_files import differing_fields, load_recipe, parse_recipe, shipped_recipes
 
 SHIPPED = ["bert-base", "bert-base-gong2019", "bert-large", "demo", "small-cpu"]
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from stackbert.pretraining.ledger import read_ledger
     from stackbert.pretraining.run import RunResult, pretrain
     from stackbert.pretraining.summary import summarise
-    from stackbert.recipe import Recipe, load_recipe, shipped_recipes
+    from stackbert.recipe import Recipe
+    from stackbert.recipe_files import load_recipe, shipped_recipes
 
 __version__ = "0.1.0"
 
@@ -38,8 +39,8 @@ _HOMES = {
     "pretrain": "pretraining.run",
     "summarise": "pretraining.summary",
     "Recipe": "recipe",
-    "load_recipe": "recipe",
-    "shipped_recipes": "recipe",
+    "load_recipe": "recipe_files",
+    "shipped_recipes": "recipe_files",
 }
 
 __all__ = [

@@ -124,7 +124,7 @@ def pretrain(
     from stackbert.pretraining.progress import console_reporter
     from stackbert.pretraining.report import stage_table
     from stackbert.pretraining.run import pretrain as run_pretraining
-    from stackbert.recipe import load_recipe
+    from stackbert.recipe_files import load_recipe
 
     result = run_pretraining(
         load_recipe(recipe, set_ or []),
@@ -169,7 +169,7 @@ def recipes() -> None:
 
     Example: stackbert recipes
     """
-    from stackbert.recipe import shipped_recipes
+    from stackbert.recipe_files import shipped_recipes
 
     for name, recipe in shipped_recipes().items():
         typer.echo(f"{name:20} {recipe.summary}")

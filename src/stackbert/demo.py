@@ -12,7 +12,7 @@ from stackbert.pretraining.checkpoints import quiet_transformers
 from stackbert.pretraining.progress import Reporter
 from stackbert.pretraining.report import stage_table
 from stackbert.pretraining.run import RunResult, pretrain
-from stackbert.recipe import load_recipe
+from stackbert.recipe_files import load_recipe
 
 VOCABULARY = 4096
 HELD_OUT = 0.05

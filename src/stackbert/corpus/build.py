@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from stackbert import __version__
 from stackbert.corpus.documents import Document, Documents, Progress, Seen
 from stackbert.corpus.encoder import Encoder, encoder_for
 from stackbert.corpus.readers import MAX_DOCUMENT_BYTES, Input, open_files
@@ -162,7 +162,7 @@ def _tokenise(documents: Documents, tokenizer: CorpusTokenizer, folder: Path) ->
     documents.require(train.documents, held_out.documents)
     return Manifest(
         format=FORMAT,
-        stackbert_version=version("stackbert"),
+        stackbert_version=__version__,
         sources=documents.sources(),
         duplicate_documents=duplicates,
         empty_documents=documents.empty,

@@ -1,22 +1,18 @@
 """Files of text to a stream of documents, in bounded memory, with errors that name the line."""
 
-import bz2
 import glob
-import gzip
 import io
 import json
-import lzma
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from stackbert.corpus.compression import COMPRESSIONS, DAMAGE, decompressed
 from stackbert.errors import UserError
 from stackbert.files import explaining_os_errors
 
 KINDS = (".txt", ".jsonl", ".parquet")
-COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 MAX_DOCUMENT_BYTES = 64 << 20
 """Longest document by default; longer is rarely text, mostly a file without blank lines."""
 _KNOWN = "files ending in .txt, .jsonl (each also with .gz, .xz, .bz2 or .zst behind) or .parquet"
@@ -170,11 +166,11 @@ class FileInput(Input):
         """
         number = 0
         with explaining_os_errors(f"reading {self.path}"), _Counting(self) as raw:
-            stream = self._decompressed(io.BufferedReader(raw, _READ))
+            stream = decompressed(io.BufferedReader(raw, _READ), self.compression)
             while True:
                 try:
                     line = stream.readline(self._limit + 3)
-                except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+                except DAMAGE as error:
                     if isinstance(error, OSError) and error.errno is not None:
                         raise
                     what = f"{self.compression[1:]} data cannot be read after line {number}"
@@ -185,17 +181,6 @@ class FileInput(Input):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, line.removesuffix(b"\n").removesuffix(b"\r")
-
-    def _decompressed(self, stream: io.BufferedReader) -> IO[bytes]:
-        if self.compression == ".gz":
-            return io.BufferedReader(gzip.GzipFile(fileobj=stream), _READ)
-        if self.compression == ".xz":
-            return io.BufferedReader(lzma.LZMAFile(stream), _READ)
-        if self.compression == ".bz2":
-            return io.BufferedReader(bz2.BZ2File(stream), _READ)
-        if self.compression == ".zst":
-            return io.BufferedReader(_Zstandard(stream), _READ)
-        return stream
 
     def _decoded(self, data: bytes, first_line: int) -> str:
         try:
@@ -262,44 +247,6 @@ class _Counting(io.FileIO):
 
     def _count(self, more: int) -> None:
         self._owner.position = min(self._owner.size, self._owner.position + more)
-
-
-class _Zstandard(io.RawIOBase):
-    """Decompresses zstd frames; unlike zstandard's own reader it reports a truncated one."""
-
-    def __init__(self, source: IO[bytes]) -> None:
-        import zstandard
-
-        self._new: Callable[[], Any] = zstandard.ZstdDecompressor().decompressobj
-        self._error: type[Exception] = zstandard.ZstdError
-        self._source = source
-        self._frame: Any = None
-        self._input = b""
-        self._output = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
-        while not self._output:
-            # Small reads: zstd may make a thousandfold of them.
-            data = self._input or self._source.read(1 << 14)
-            self._input = b""
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            self._frame = self._frame or self._new()
-            try:
-                self._output = self._frame.decompress(data)
-            except self._error as error:
-                raise EOFError(str(error)) from None
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count
 
 
 def _suffixes(path: Path) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """How many steps fit a budget of time: measured on this machine, at every depth, before the run."""
 
+import math
 import re
 import statistics
 import time
@@ -29,10 +30,11 @@ def parse_duration(text: str) -> float:
         UserError: it is not a duration, or not above zero.
     """
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise UserError(f"'{text}' is not a duration. Write 90s, 20m, 1.5h or 1h30m.")
     unit_seconds = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     seconds = sum(float(number) * unit_seconds[unit] for number, unit in parts)
+    whole = "".join(number + unit for number, unit in parts) == text
+    if not parts or not whole or math.isinf(seconds):
+        raise UserError(f"'{text}' is not a duration. Write 90s, 20m, 1.5h or 1h30m.")
     if seconds <= 0:
         raise UserError(f"A budget of '{text}' leaves no time to train.")
     return seconds

@@ -268,7 +268,10 @@ def _open_loop(
         watch=Stopwatch(lambda: synchronise(device), seconds),
         store=store,
         trackers=open_trackers(
-            track, run, step=counters.step, config=recipe.model_dump(mode="json")
+            track,
+            run,
+            first=counters.step + 1 if found else 0,
+            config=recipe.model_dump(mode="json"),
         ),
         reporter=reporter,
         matrix_rate=record.matrix_rate,

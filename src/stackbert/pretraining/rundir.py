@@ -7,7 +7,8 @@ from typing import Any
 
 from stackbert.errors import UserError
 from stackbert.files import write_json_atomically, write_text_atomically
-from stackbert.recipe import Recipe, differing_fields, load_recipe, parse_recipe
+from stackbert.recipe import Recipe
+from stackbert.recipe_files import differing_fields, load_recipe, parse_recipe
 
 FORMAT = 1
 RUN = "run.json"

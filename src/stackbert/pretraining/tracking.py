@@ -22,7 +22,7 @@ class Tracker(Protocol):
 
 
 class _TensorBoard:
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, first: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -31,7 +31,7 @@ class _TensorBoard:
                 "'stackbert[tensorboard]'."
             ) from error
         # purge_step hides what a killed run wrote behind the checkpoint that it resumes from.
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
@@ -72,14 +72,14 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 def open_trackers(
-    names: Iterable[str], run: Path, *, step: int, config: Mapping[str, Any]
+    names: Iterable[str], run: Path, *, first: int, config: Mapping[str, Any]
 ) -> list[Tracker]:
     """Open trackers by name.
 
     Args:
         names: of `TRACKERS`.
         run: the run directory; TensorBoard's files go to its folder tensorboard/.
-        step: where the run starts or resumes.
+        first: the first step that is going to be logged, or logged again.
         config: the recipe's plain values.
 
     Raises:
@@ -90,7 +90,7 @@ def open_trackers(
     opened: list[Tracker] = []
     for name in names:
         if name == "tensorboard":
-            opened.append(_TensorBoard(run, step))
+            opened.append(_TensorBoard(run, first))
         else:
             opened.append(_WandB(run, config))
     return opened
