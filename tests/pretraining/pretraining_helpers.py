@@ -17,7 +17,7 @@ from typing import Any
 
 import stackbert as sb
 from stackbert.pretraining.progress import Silent
-from stackbert.recipe import parse_recipe
+from stackbert.recipe_files import parse_recipe
 
 # Whatever is left to the machine or the clock by default is settled here.
 TINY: dict[str, Any] = {

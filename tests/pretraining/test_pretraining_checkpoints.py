@@ -166,8 +166,8 @@ def test_a_folder_that_may_not_be_written_to_is_a_sentence(corpus, tmp_path, mon
     ):
         run = tmp_path / str(number)
 
-        def refuse(*args: object, number: int = number, **kwargs: object) -> None:
-            raise OSError(number, os.strerror(number), str(run))
+        def refuse(path: Path, *, number: int = number, **_: object) -> None:
+            raise OSError(number, os.strerror(number), str(path))
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "mkdir", refuse)

@@ -1,5 +1,6 @@
 """A damaged checkpoint is passed over for the one before it, and named."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -16,6 +17,7 @@ from stackbert.pretraining.checkpoints import (
     OPTIMIZER,
     STATE,
     CheckpointStore,
+    DamagedCheckpointError,
     read_state,
     write_state,
 )
@@ -85,16 +87,11 @@ def test_no_bit_of_the_counters_can_flip_unnoticed(crashed: Path, tmp_path: Path
     for _ in range(300):
         folder = shutil.copytree(source, tmp_path / source.name)
         flip_bit(folder / STATE, draw)
-        found, problems = (None, ["untouched"])
-        try:
-            found, problems = CheckpointStore(tmp_path).newest()
-        except sb.UserError as error:
-            assert STATE in str(error) or "safetensors" in str(error) or "json" in str(error)
-        if found is not None:
-            assert found[1] == true, (folder / STATE).read_bytes()
+        # Found out, or nothing that counts has changed: white space, a capital E of a number.
+        with contextlib.suppress(DamagedCheckpointError):
+            assert read_state(folder) == true, (folder / STATE).read_bytes()
             assert json.loads((folder / STATE).read_bytes()) == json.loads(content)
-        for left in tmp_path.iterdir():
-            shutil.rmtree(left)
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", OPTIMIZER, STATE])

@@ -54,7 +54,9 @@ def test_the_last_checkpoint_before_is_named_and_kept_whole(
 ) -> None:
     SpoiledAt(spoiled_by, monkeypatch)
     recipe = tiny_recipe()
-    with pytest.raises(sb.RunError, match=r"not finite at step \d+ \(stage 2, depth 2\)") as stopped:
+    with pytest.raises(
+        sb.RunError, match=r"not finite at step \d+ \(stage 2, depth 2\)"
+    ) as stopped:
         sb.pretrain(recipe, corpus=corpus, out=tmp_path)
     message = str(stopped.value)
     assert "schedule.rewarmup_steps" in message, "it has just grown"

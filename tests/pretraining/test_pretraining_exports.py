@@ -103,7 +103,9 @@ def test_every_checkpoint_opens_without_stackbert_and_gives_the_trainers_logits(
     opened = load_file(out)
     for folder in folders:
         torch.testing.assert_close(opened[folder], seen[folder], rtol=0, atol=1e-6)
-    depths = [json.loads((Path(f) / "config.json").read_text())["num_hidden_layers"] for f in folders]
+    depths = [
+        json.loads((Path(f) / "config.json").read_text())["num_hidden_layers"] for f in folders
+    ]
     assert depths == [1, 1, 2, 2, 4, 4, 4]
     # The comparison tells one step from the next.
     assert not torch.allclose(opened[folders[0]], opened[folders[1]], atol=1e-4)

@@ -9,7 +9,7 @@ from pretraining_helpers import At, Crash, Listening, checkpoints, crash, tiny_r
 
 import stackbert as sb
 from stackbert.pretraining.rundir import read_record
-from stackbert.recipe import load_recipe
+from stackbert.recipe_files import load_recipe
 
 RECIPE = tiny_recipe()
 
@@ -173,7 +173,7 @@ def test_the_run_directory_is_as_designed(undisturbed) -> None:
     # Nothing pickled, nothing half-written, nothing but its owner can read.
     files = [path for path in run.rglob("*") if path.is_file()]
     assert not [p for p in files if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".npy")]
-    assert not [p for p in run.rglob("*.partial")]
+    assert not list(run.rglob("*.partial"))
     assert {oct(p.stat().st_mode & 0o044) for p in files} == {oct(0o044)}
 
 

@@ -1,5 +1,6 @@
 """The ledger says what was done: fields, sums, growth, evaluations; a cut-off line is tolerated."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_speed_and_mfu_follow_from_the_other_fields(undisturbed) -> None:
     run = undisturbed(RECIPE)
     rate = json.loads((run / "run.json").read_text())["matrix_rate"]
     rows = rows_of(run, "step")
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in itertools.pairwise(rows):
         seconds = row["seconds"] - before["seconds"]
         tokens = row["tokens"] - before["tokens"]
         assert row["tokens_per_second"] == pytest.approx(tokens / seconds)
@@ -84,8 +85,8 @@ def test_growth_lines_have_the_loss_just_before_and_just_after(undisturbed) -> N
     growths = rows_of(run, "growth")
     evaluations = {row["step"]: row["loss"] for row in rows_of(run, "evaluation")}
     assert [row["step"] for row in growths] == list(GROWTHS)
-    for row, source, target in zip(growths, DEPTHS, DEPTHS[1:], strict=False):
-        assert (row["source_depth"], row["target_depth"]) == (source, target)
+    for row, depths in zip(growths, itertools.pairwise(DEPTHS), strict=True):
+        assert (row["source_depth"], row["target_depth"]) == depths
         assert row["operator"] == "stack"
         assert row["optimizer_state"] == "reset"
         assert row["loss_before"] == evaluations[row["step"]]

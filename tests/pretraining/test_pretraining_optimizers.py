@@ -96,13 +96,12 @@ def test_muon_leaves_a_matrix_without_gradient_alone() -> None:
 
 
 @pytest.fixture(
-    params=["bert", "roberta", "roberta-prelayernorm", "megatron-bert", "modernbert"], scope="module"
+    params=["bert", "roberta", "roberta-prelayernorm", "megatron-bert", "modernbert"],
+    scope="module",
 )
 def model(request: pytest.FixtureRequest, corpus) -> nn.Module:
     return create_model(
-        ModelSpec(
-            type=request.param, hidden_size=32, num_attention_heads=2, intermediate_size=48
-        ),
+        ModelSpec(type=request.param, hidden_size=32, num_attention_heads=2, intermediate_size=48),
         depth=2,
         vocabulary=load_vocabulary(corpus),
         sequence_length=16,

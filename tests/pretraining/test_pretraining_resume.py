@@ -57,7 +57,7 @@ def test_interrupted_run_ends_bit_identical(variant, corpus, undisturbed, tmp_pa
     assert untimed_ledger(tmp_path) == untimed_ledger(undisturbed(recipe))
 
 
-@pytest.mark.parametrize("save_every", [2, 4, None])
+@pytest.mark.parametrize("save_every", [2, None])
 def test_crashed_run_ends_bit_identical(save_every, corpus, undisturbed, tmp_path) -> None:
     """Without a goodbye: the steps since the last checkpoint are done again."""
     recipe = tiny_recipe(optimizer__name="muon", checkpoint__every_steps=save_every)

@@ -86,8 +86,9 @@ class FileInput(Input):
         for number, line in self._lines():
             if len(line) <= self._limit and not line.strip():
                 if lines:
-                    yield self._decoded(b"\n".join(lines), start)
-                    lines, size = [], 0
+                    text = self._decoded(b"\n".join(lines), start)
+                    lines, size = [], 0  # let go of before the text is worked on: they may be long
+                    yield text
                 continue
             start = start if lines else number
             lines.append(line)
