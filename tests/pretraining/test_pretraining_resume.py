@@ -1,8 +1,10 @@
 """A run that was stopped and called again is the same run to the last bit."""
 
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 from pretraining_helpers import (
     GROWTHS,
     TOTAL,
@@ -131,18 +133,19 @@ def test_a_second_signal_stops_at_once_and_the_run_goes_on_from_the_checkpoint_b
         interrupt()
         interrupt()
 
-    with pytest.raises(KeyboardInterrupt):
-        sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(8, twice))
+    # Whoever started the tests in the background has Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(8, twice))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert max(checkpoints(tmp_path)) == 6
     sb.pretrain(recipe, corpus=corpus, out=tmp_path)
     assert weights(tmp_path) == weights(undisturbed(recipe))
 
 
 def test_the_callers_random_state_and_signal_handlers_are_put_back(corpus, tmp_path) -> None:
-    import signal
-
-    import torch
-
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     torch.manual_seed(3)
     before = torch.get_rng_state()

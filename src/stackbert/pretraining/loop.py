@@ -110,13 +110,14 @@ class TrainingLoop:
             at_stage_end = at.step in self._recipe.boundaries
             if at_stage_end or at.step % self._evaluate_every == 0:
                 self._evaluate()
-            if at_stage_end or stop.signal or self._save_is_due():
+            asked = stop.signal  # read once: what comes during the save waits for the next step
+            if at_stage_end or asked or self._save_is_due():
                 self._save()
-            if stop.signal and at.step < total:
+            if asked and at.step < total:
                 raise Interrupted(
                     f"Stopped at step {at.step:,} of {total:,}; everything is saved in "
                     f"{self._run}. Run the same command again to go on.",
-                    stop.signal,
+                    asked,
                 )
 
     def _train_one_step(self) -> None:

@@ -1,0 +1,319 @@
+"""Kill a training again and again, resume it each time, and compare it with one left alone.
+
+    python benchmarks/kill_and_resume.py --kills 20
+
+Every training is `python -m stackbert pretrain` in a process of its own, and every kill a SIGKILL.
+The kills are spread over the whole run: start-up, training steps, growth, the writing of a
+checkpoint, the export of the model; within its phase each falls at a random moment. At the end the
+exported model, the last checkpoint's weights and its optimiser's state are compared byte for byte
+with those of an undisturbed run, and the ledger line by line without what a clock said.
+
+Exit code 0 if all is equal, 1 if anything differs.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import stackbert as sb
+from stackbert.factbook import write_factbook
+
+RECIPE = "demo"
+SMALLER = (
+    "batch.sequences=16",
+    "stages.0.steps=12",
+    "stages.1.steps=12",
+    "stages.2.steps=16",
+    "schedule.warmup_steps=5",
+    "schedule.rewarmup_steps=2",
+    "model.hidden_dropout_prob=0.1",
+    "evaluation.sequences=64",
+    "evaluation.every_steps=6",
+    "checkpoint.every_steps=3",
+    "checkpoint.every_minutes=null",
+    "log_every=1",
+    "precision=fp32",
+)
+"""What makes `demo` a matter of seconds: its model, a third of its batch, few steps."""
+SHARES = {"start-up": 0.2, "step": 0.3, "growth": 0.15, "checkpoint": 0.25, "export": 0.1}
+TIMED = {"seconds", "tokens_per_second", "mfu", "growth_seconds"}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that each kind of work took in the undisturbed run: kills fall within them."""
+
+    total: float
+    start_up: float
+    step: float
+    growth: float
+    checkpoint: float
+    export: float
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What to hit, and from which step on."""
+
+    kind: str
+    step: int
+
+
+class Run:
+    """A run directory, read from outside while another process writes it."""
+
+    def __init__(self, folder: Path, command: list[str]) -> None:
+        self.folder = folder
+        self._command = [*command, "--out", str(folder)]
+        self._log = folder.with_name(folder.name + ".log")
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the training, or go on with it."""
+        with self._log.open("wb") as log:
+            return subprocess.Popen(self._command, stdout=log, stderr=log)
+
+    @property
+    def log(self) -> str:
+        """What the last process said."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The ledger's whole lines."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def steps(self) -> int:
+        """The step of the ledger's last line."""
+        rows = self.rows()
+        return rows[-1]["step"] if rows else 0
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the whole checkpoints."""
+        folders = (self.folder / "checkpoints").glob("step-????????")
+        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+
+    def writing_checkpoint(self) -> bool:
+        """Whether a checkpoint is half-written."""
+        return any((self.folder / "checkpoints").glob("*.partial"))
+
+    def exporting(self) -> bool:
+        """Whether the model is half-written."""
+        return (self.folder / "model.partial").exists()
+
+    def finished(self) -> bool:
+        """Whether the model is there."""
+        return (self.folder / "model").exists()
+
+    def at_work(self) -> bool:
+        """Whether the last process got beyond loading."""
+        return "resuming at" in self.log or "step 0:" in self.log
+
+    def phase(self, boundaries: tuple[int, ...]) -> str:
+        """Where a killed process stood, as far as its directory tells."""
+        if self.finished():
+            return "after the export"
+        if self.exporting():
+            return "export"
+        if not (self.folder / "run.json").exists():
+            return "start-up, no run yet"
+        if not self.at_work():
+            return "start-up, loading"
+        if self.writing_checkpoint():
+            return "checkpoint"
+        last = self.rows()[-1:]
+        if last and last[0]["kind"] == "growth":
+            return "step after growth"
+        if last and last[0]["step"] in boundaries and last[0]["step"] in self.checkpoints():
+            return "growth"
+        return "step or evaluation"
+
+    def result(self) -> dict[str, bytes]:
+        """The bytes of everything that must be equal."""
+        last = self.folder / "checkpoints" / f"step-{self.checkpoints()[-1]:08d}"
+        ledger = [{k: v for k, v in row.items() if k not in TIMED} for row in self.rows()]
+        return {
+            "exported model": (self.folder / "model" / "model.safetensors").read_bytes(),
+            "last checkpoint's model": (last / "model.safetensors").read_bytes(),
+            "last checkpoint's optimiser": (last / "optimizer.safetensors").read_bytes(),
+            "ledger without its clock": json.dumps(ledger).encode(),
+        }
+
+
+def undisturbed(run: Run, recipe: sb.Recipe) -> Pace:
+    """Train without a kill, and time it.
+
+    Raises:
+        SystemExit: the training failed.
+    """
+    begun = time.monotonic()
+    process = run.start()
+    start_up = export = 0.0
+    while process.poll() is None:
+        now = time.monotonic() - begun
+        start_up = start_up or (now if run.rows() else 0.0)
+        export = export or (now if run.exporting() else 0.0)
+        time.sleep(0.002)
+    total = time.monotonic() - begun
+    if process.returncode:
+        sys.exit(f"The undisturbed run failed:\n{run.log}")
+    state = run.folder / "checkpoints" / f"step-{recipe.total_steps:08d}" / "state.json"
+    seconds = json.loads(state.read_text(encoding="utf-8"))["seconds"]
+    every = recipe.checkpoint.every_steps or recipe.total_steps
+    saves = {*recipe.boundaries[1:], *range(every, recipe.total_steps + 1, every)}
+    return Pace(
+        total=total,
+        start_up=start_up,
+        step=seconds["training"] / run.steps(),
+        growth=seconds["growth"] / max(1, len(recipe.growth_steps)),
+        checkpoint=seconds["checkpoint"] / len(saves),
+        export=total - export,
+    )
+
+
+def plan(kills: int, growths: tuple[int, ...], total: int, draw: random.Random) -> list[Kill]:
+    """So many kills of every kind, in the order in which a run comes by them."""
+    planned: list[Kill] = []
+    for kind, share in SHARES.items():
+        for number in range(max(1, round(kills * share))):
+            step = draw.randrange(total)
+            if kind == "growth" and growths:
+                step = growths[number % len(growths)]
+            if kind == "export":
+                step = total
+            planned.append(Kill(kind, step))
+    draw.shuffle(planned)
+    return sorted(planned[:kills], key=lambda kill: kill.step)
+
+
+def strike(run: Run, kill: Kill, pace: Pace, draw: random.Random) -> float | None:
+    """Start the training and kill it; seconds from start to kill, None if it ended before."""
+    conditions: dict[str, tuple[Callable[[], bool], float]] = {
+        "start-up": (lambda: True, pace.start_up),
+        "step": (lambda: run.at_work() and run.steps() >= kill.step, 2 * pace.step),
+        "growth": (
+            lambda: run.at_work() and kill.step in run.checkpoints(),
+            1.5 * pace.growth,
+        ),
+        "checkpoint": (
+            lambda: run.at_work() and run.steps() >= kill.step and run.writing_checkpoint(),
+            pace.checkpoint,
+        ),
+        "export": (run.exporting, pace.export),
+    }
+    due, spread = conditions[kill.kind]
+    begun = time.monotonic()
+    process = run.start()
+    while not due():
+        if process.poll() is not None:
+            break
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0.0, spread))
+    killed = process.poll() is None
+    process.kill()
+    if process.wait() > 0:
+        sys.exit(f"A training failed:\n{run.log}")
+    return time.monotonic() - begun if killed else None
+
+
+def small_corpus(folder: Path) -> Path:
+    """The World Factbook's text as a corpus."""
+    text = folder / "factbook.txt"
+    write_factbook(text)
+    sb.build_corpus(folder / "corpus", text=[text], vocab_size=4096, validation=0.05)
+    return folder / "corpus"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--corpus", type=Path, help="by default a small one is built")
+    parser.add_argument(
+        "--recipe-set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help=f"a field of the recipe, which is '{RECIPE}' made small",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run it all; see the module's text."""
+    given = arguments()
+    draw = random.Random(given.seed)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="kill-and-resume-") as name:
+        folder = Path(name)
+        corpus = given.corpus or small_corpus(folder)
+        overrides = [*SMALLER, *given.recipe_set]
+        recipe = sb.load_recipe(RECIPE, overrides)
+        command = [sys.executable, "-m", "stackbert", "pretrain", RECIPE, "--corpus", str(corpus)]
+        for override in overrides:
+            command += ["--set", override]
+
+        alone = Run(folder / "alone", command)
+        pace = undisturbed(alone, recipe)
+        expected = alone.result()
+        print(
+            f"Undisturbed: {recipe.total_steps} steps, depths "
+            f"{' → '.join(str(stage.depth) for stage in recipe.stages)}, {pace.total:.1f} s, of "
+            f"which start-up {pace.start_up:.1f}; a step {1000 * pace.step:.0f} ms, a growth "
+            f"{1000 * pace.growth:.0f} ms, a checkpoint {1000 * pace.checkpoint:.0f} ms."
+        )
+        print(f"\n{'kill':>4}  {'aimed at':22} {'after':>7}  {'fell into':22} {'step':>4}  saved")
+        phases: Counter[str] = Counter()
+        differing: list[str] = []
+        rounds = 0
+        while phases.total() < given.kills:
+            rounds += 1
+            run = Run(folder / f"killed-{rounds}", command)
+            left = given.kills - phases.total()
+            for kill in plan(left, recipe.growth_steps, recipe.total_steps, draw):
+                seconds = strike(run, kill, pace, draw)
+                if seconds is None:
+                    continue
+                phase = run.phase(recipe.boundaries)
+                phases[phase] += 1
+                saved = run.checkpoints()
+                print(
+                    f"{phases.total():>4}  {f'{kill.kind}, step {kill.step}':22} {seconds:6.2f}s  "
+                    f"{phase:22} {run.steps():>4}  {saved[-1] if saved else '-'}",
+                    flush=True,
+                )
+                if run.finished():
+                    break
+            if run.start().wait():
+                sys.exit(f"The run could not be resumed:\n{run.log}")
+            got = run.result()
+            differing += [
+                f"{what} of run {rounds}" for what in expected if got[what] != expected[what]
+            ]
+        print("\nKills by the phase they fell into:")
+        for phase, count in phases.most_common():
+            print(f"  {count:>3}  {phase}")
+    compared = ", ".join(f"{what} ({len(data):,} bytes)" for what, data in expected.items())
+    print(
+        f"\n{phases.total()} kills in {rounds} run(s), {time.monotonic() - begun:.0f} s in all. "
+        f"Compared: {compared}."
+    )
+    if differing:
+        sys.exit(f"DIFFERENT from the undisturbed run: {', '.join(differing)}.")
+    print("Equal to the undisturbed run, byte for byte.")
+
+
+if __name__ == "__main__":
+    main()
