@@ -157,11 +157,12 @@ def undisturbed(run: Run, recipe: sb.Recipe) -> Pace:
     """
     begun = time.monotonic()
     process = run.start()
-    start_up = export = 0.0
+    start_up = exporting = exported = 0.0
     while process.poll() is None:
         now = time.monotonic() - begun
         start_up = start_up or (now if run.rows() else 0.0)
-        export = export or (now if run.exporting() else 0.0)
+        exporting = exporting or (now if run.exporting() else 0.0)
+        exported = exported or (now if run.finished() else 0.0)
         time.sleep(0.002)
     total = time.monotonic() - begun
     if process.returncode:
@@ -176,7 +177,7 @@ def undisturbed(run: Run, recipe: sb.Recipe) -> Pace:
         step=seconds["training"] / run.steps(),
         growth=seconds["growth"] / max(1, len(recipe.growth_steps)),
         checkpoint=seconds["checkpoint"] / len(saves),
-        export=total - export,
+        export=exported - exporting,
     )
 
 
