@@ -390,6 +390,8 @@ def test_overrides_apply_in_order(load):
     assert load(GOOD, "seed=1", "seed=2").seed == 2
     swapped = load(GOOD, "stages=[{depth: 1, steps: 4}]", "stages.0.steps=6")
     assert [(stage.depth, stage.steps) for stage in swapped.stages] == [(1, 6)]
+    replaced = load(GOOD, "stages.1={depth: 8, steps: 3}")
+    assert [(stage.depth, stage.steps) for stage in replaced.stages] == [(2, 10), (8, 3)]
 
 
 @pytest.mark.parametrize(
