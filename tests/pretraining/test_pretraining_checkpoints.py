@@ -207,6 +207,18 @@ def test_a_run_that_became_read_only_is_a_sentence_and_can_go_on(
     assert_resumable(tmp_path, 4, corpus, undisturbed)
 
 
+def test_what_a_killed_process_left_half_done_is_cleared_away(corpus, tmp_path) -> None:
+    with pytest.raises(Crash):
+        sb.pretrain(RECIPE, corpus=corpus, out=tmp_path, reporter=At(3, crash))
+    # One that was being removed: it has no later attempt that would write it anew.
+    half = tmp_path / "checkpoints" / "step-00000001.partial"
+    shutil.copytree(checkpoints(tmp_path)[1], half)
+    (tmp_path / "checkpoints" / ".step-00000001.lock").touch()
+    sb.pretrain(RECIPE, corpus=corpus, out=tmp_path)
+    assert not half.exists()
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
 def test_a_checkpoint_is_synced_before_it_takes_its_name(corpus, tmp_path, monkeypatch) -> None:
     events: list[tuple[str, str]] = []
     true_tree, true_rename = files.sync_tree, Path.rename

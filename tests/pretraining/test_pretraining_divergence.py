@@ -35,14 +35,17 @@ def test_a_rate_far_too_high_stops_naming_step_stage_and_causes(corpus, tmp_path
 class SpoiledAt:
     """Weights that an update at one step turns into something no forward pass survives."""
 
-    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, step: int, monkeypatch: pytest.MonkeyPatch, factor_of_weights: float = math.inf
+    ) -> None:
         true = Trainer.step
 
         def spoiled(trainer, number, batch, factor):
             result = true(trainer, number, batch, factor)
             if number == step:
                 with torch.no_grad():
-                    next(trainer.model.parameters()).fill_(math.inf)
+                    for parameter in trainer.model.parameters():
+                        parameter.mul_(factor_of_weights)
             return result
 
         monkeypatch.setattr(Trainer, "step", spoiled)
@@ -72,12 +75,13 @@ def test_the_last_checkpoint_before_is_named_and_kept_whole(
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("factor", [math.inf, 1e30], ids=["no numbers", "numbers, but huge"])
 @pytest.mark.parametrize("spoiled_by", [11, 17])
 def test_a_model_spoiled_by_a_stages_last_step_is_never_saved(
-    spoiled_by, corpus, tmp_path, monkeypatch
+    spoiled_by, factor, corpus, tmp_path, monkeypatch
 ) -> None:
     """The loss that trained it was a number still; the evaluation is the first to see."""
-    SpoiledAt(spoiled_by, monkeypatch)
+    SpoiledAt(spoiled_by, monkeypatch, factor)
     with pytest.raises(sb.RunError, match=f"not finite at step {spoiled_by + 1} "):
         sb.pretrain(tiny_recipe(), corpus=corpus, out=tmp_path)
     assert not (tmp_path / "model").exists()
