@@ -1,10 +1,13 @@
 """The masked-only loss is transformers' own, and the FLOPs are those torch counts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -64,10 +67,11 @@ def real_batch(corpus, words: Vocabulary, pairs: bool) -> Batch:
 
 
 def plain_inputs(pairs: bool, rows: int = 4, masked: int = 9) -> Inputs:
+    """`masked` positions of each row."""
     return Inputs(
         input_ids_BS=torch.full((rows, LENGTH), 7),
-        positions_M=torch.arange(masked) * 3,
-        labels_M=torch.full((masked,), 9),
+        columns_BK=(torch.arange(masked) * 3).expand(rows, masked),
+        labels_BK=torch.full((rows, masked), 9),
         token_types_BS=torch.ones((rows, LENGTH), dtype=torch.long) if pairs else None,
         is_random_B=torch.ones(rows, dtype=torch.long) if pairs else None,
     )
@@ -90,7 +94,7 @@ def test_the_masked_only_loss_equals_transformers_dense_loss(
         batch.labels[::3, 2:] = -100
     inputs = to_device(batch, CPU)
     labels = torch.full((ROWS, LENGTH), -100)
-    labels.view(-1)[inputs.positions_M] = inputs.labels_M
+    labels.scatter_(1, inputs.columns_BK, inputs.labels_BK)
     dense: dict[str, Any] = {"input_ids": inputs.input_ids_BS, "labels": labels}
     if pairs:
         dense["token_type_ids"] = inputs.token_types_BS
@@ -132,25 +136,31 @@ def test_a_random_pair_has_transformers_label_for_one(factbook_corpus, factbook_
 # --- Counting -------------------------------------------------------------------------------------
 
 
+@contextmanager
+def counted(model: PreTrainedModel) -> Iterator[FlopCounterMode]:
+    """The counter does not know the CPU's fused attention; multiplied out, it does."""
+    model.set_attn_implementation("eager")  # for types that run their own forward pass
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
+
+
 @each_kind
-@pytest.mark.parametrize(("rows", "masked"), [(1, 1), (4, 9)])
-def test_forward_flops_are_those_of_torchs_counter(kind, pairs, rows, masked):
-    model = make(kind, pairs)
-    model.set_attn_implementation("eager")  # the counter does not know the CPU's fused attention
-    with FlopCounterMode(display=False) as counter:
+@pytest.mark.parametrize(("rows", "masked", "depth"), [(1, 1, 1), (4, 9, 2), (4, 9, 12)])
+def test_forward_flops_are_those_of_torchs_counter(kind, pairs, rows, masked, depth):
+    model = make(kind, pairs, depth=depth)
+    with counted(model) as counter:
         loss_sums(model, plain_inputs(pairs, rows, masked))
-    found = forward_flops(model, rows=rows, sequence_length=LENGTH, masked=masked)
+    found = forward_flops(model, rows=rows, sequence_length=LENGTH, masked=rows * masked)
     assert found == counter.get_total_flops()
 
 
 @each_kind
 def test_training_flops_are_those_of_torchs_counter(kind, pairs):
     model = make(kind, pairs)
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
+    with counted(model) as counter:
         sums = loss_sums(model, plain_inputs(pairs, 4, 9))
         torch.autograd.backward(sums.masked_lm + (sums.next_sentence if pairs else 0.0))
-    found = training_flops(model, rows=4, sequence_length=LENGTH, masked=9)
+    found = training_flops(model, rows=4, sequence_length=LENGTH, masked=36)
     assert found == counter.get_total_flops()
 
 

@@ -1,11 +1,10 @@
 """Transformers' own models: built from a recipe, loaded, and their pre-training loss and FLOPs.
 
-Nothing of a model is written here. What is ours is the way the loss is computed: the hidden
-states of the masked positions are gathered first and the model's own head sees only those. At
-3 layers of BERT-base the head over every position is half of all the arithmetic.
+Nothing of a model is written here. What is ours is the way the loss is computed: `encode` goes only
+as far as the masked positions need, and the model's own head sees only those. At 3 layers of
+BERT-base the head over every position is half of all the arithmetic.
 
-Shape letters: B rows, S positions of a row, H hidden size, M masked positions of a batch,
-V vocabulary.
+Shape letters: B rows, S positions of a row, K masked positions of each, M of all, H hidden size.
 """
 
 import difflib
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stackbert.encoder import EAGER, Pieces, encode, narrows
 from stackbert.errors import UserError
 from stackbert.recipe import ModelSpec, ModelType
 from stackbert.vocabulary import Vocabulary
@@ -190,33 +190,45 @@ class Inputs:
 
     input_ids_BS: Tensor
     """Tokens, masks applied."""
-    positions_M: Tensor
-    """Masked positions as indices into the flattened (B·S) rows."""
-    labels_M: Tensor
+    columns_BK: Tensor
+    """The masked positions of each row."""
+    labels_BK: Tensor
     """The tokens that were there; -100 for a position that does not count."""
     token_types_BS: Tensor | None = None
     """0 for segment A and 1 for B; None without next-sentence prediction."""
     is_random_B: Tensor | None = None
     """1 where segment B comes from elsewhere, 0 where it follows; as BERT's labels."""
 
+    def rows(self, start: int, stop: int) -> "Inputs":
+        """Rows start … stop - 1, as views."""
+        cut = slice(start, stop)
+        return Inputs(
+            self.input_ids_BS[cut],
+            self.columns_BK[cut],
+            self.labels_BK[cut],
+            None if self.token_types_BS is None else self.token_types_BS[cut],
+            None if self.is_random_B is None else self.is_random_B[cut],
+        )
 
-def loss_sums(model: "PreTrainedModel", inputs: Inputs) -> LossSums:
+
+def loss_sums(model: "PreTrainedModel", inputs: Inputs, pieces: Pieces = EAGER) -> LossSums:
     """The pre-training losses of a model of any supported type.
 
-    Equal to transformers' dense loss up to rounding: the same head over the same hidden states,
-    only at fewer positions.
+    Equal to transformers' dense loss up to rounding: the same modules, at fewer positions.
+
+    Args:
+        model: of a supported type, with its heads.
+        inputs: rows with masks, on the model's device.
+        pieces: of the encoder, eager or compiled.
     """
-    types = inputs.token_types_BS
-    kwargs = {} if types is None else {"token_type_ids": types}
-    output = model.base_model(input_ids=inputs.input_ids_BS, **kwargs)
-    hidden_BSH: Tensor = output.last_hidden_state
-    hidden_MH = hidden_BSH.flatten(0, 1).index_select(0, inputs.positions_M)
-    logits_MV = prediction_head(model)(hidden_MH)
-    masked = F.cross_entropy(logits_MV.float(), inputs.labels_M, reduction="sum")
+    hidden_MH, pooled_BH = encode(
+        model, inputs.input_ids_BS, inputs.columns_BK, inputs.token_types_BS, pieces
+    )
+    masked = pieces.masked_loss(prediction_head(model), hidden_MH, inputs.labels_BK.flatten())
     if inputs.is_random_B is None:
         return LossSums(masked, None)
     parts: Any = model
-    relation_B2 = parts.cls.seq_relationship(output.pooler_output)
+    relation_B2 = parts.cls.seq_relationship(pooled_BH)
     pair = F.cross_entropy(relation_B2.float(), inputs.is_random_B, reduction="sum")
     return LossSums(masked, pair)
 
@@ -229,27 +241,40 @@ def parameter_count(model: nn.Module) -> int:
 def forward_flops(model: "PreTrainedModel", *, rows: int, sequence_length: int, masked: int) -> int:
     """FLOPs of one forward pass of `loss_sums`, a multiply-add counted as two.
 
-    Counts matrix products only, as torch's FlopCounterMode does: every linear map of the encoder
-    over all positions, both products of attention, the head over the masked positions alone, the
-    pooler and the next-sentence head over the rows. Works on the meta device too.
+    Counts matrix products only, as torch's FlopCounterMode does: every linear map and both
+    products of attention at the positions where `encode` computes them (the last layer's queries,
+    output projection and feed-forward only where the loss looks), the heads likewise. Works on
+    the meta device too.
+
+    Args:
+        model: of a supported type.
+        rows: rows of the batch.
+        sequence_length: positions of a row.
+        masked: masked positions of the whole batch.
     """
     encoder = model.base_model
     config: Any = model.config
+    every = rows * sequence_length
+    # The pooler of a next-sentence head looks at the first position of each row, too.
+    looked_at = masked + (rows if getattr(encoder, "pooler", None) is not None else 0)
+    asking = looked_at if narrows(model) else every
+    last = f".{config.num_hidden_layers - 1}."
     total = 0
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
-        inside = name.startswith(f"{model.base_model_prefix}.") or encoder is model
         if "pooler" in name or "seq_relationship" in name:
             times = rows
-        elif inside:
-            times = rows * sequence_length
-        else:
+        elif not name.startswith(f"{model.base_model_prefix}."):
             times = masked
+        elif last in name and not name.endswith((".key", ".value")):
+            times = asking
+        else:
+            times = every
         total += 2 * times * module.in_features * module.out_features
-    # Two products of S × S × H a layer and row; the width of a head drops out.
-    attention = 2 * 2 * rows * sequence_length**2 * config.hidden_size
-    return int(total + attention * config.num_hidden_layers)
+    # Two products of (positions that ask) × S × H a layer; the width of a head drops out.
+    queries = every * (config.num_hidden_layers - 1) + asking
+    return int(total + 2 * 2 * queries * sequence_length * config.hidden_size)
 
 
 def training_flops(

@@ -79,6 +79,7 @@ class Stage(_Part):
     sequence_length: Annotated[int, Field(ge=8)] | None = None
     sequences: PositiveInt | None = None
     mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] | None = None
+    micro_batch: PositiveInt | None = None
 
 
 class GrowthSpec(_Part):
@@ -102,7 +103,8 @@ class BatchSpec(_Part):
     sequence_length: Annotated[int, Field(ge=8)] = 384
     """Tokens a row, special tokens included."""
     micro_batch: PositiveInt | Literal["auto"] = "auto"
-    """Rows a forward pass; changes memory and speed, never the result beyond rounding."""
+    """Rows a forward pass; changes memory and speed, never the result beyond rounding. auto: a long
+    run measures the fastest at each depth before it starts, a short one takes what usually is."""
 
 
 class OptimizerSpec(_Part):
@@ -181,6 +183,9 @@ class Recipe(_Part):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast where this machine multiplies matrices faster in it, else fp32. Weights
     and optimiser state are fp32 in any case."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile. auto: where the run is long enough to win back what compiling costs, and a
+    measurement says that it would."""
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     log_every: PositiveInt = 10
@@ -239,6 +244,7 @@ class Recipe(_Part):
             sequences=stage.sequences or self.batch.sequences,
             sequence_length=stage.sequence_length or self.batch.sequence_length,
             mask_rate=stage.mask_rate or self.objective.mask_rate,
+            micro_batch=stage.micro_batch or self.batch.micro_batch,
         )
 
     @property
@@ -294,6 +300,7 @@ class ResolvedStage(_Part):
     sequences: int
     sequence_length: int
     mask_rate: float
+    micro_batch: int | Literal["auto"]
 
 
 def _or_value_error(check: Any, *arguments: Any) -> None:  # noqa: ANN401 (any check)

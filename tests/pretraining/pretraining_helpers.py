@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 5e-3},
     "schedule": {"warmup_steps": 2},
     "precision": "fp32",
+    "compile": False,
     "evaluation": {"sequences": 8, "every_steps": 3},
     "checkpoint": {"every_steps": 3, "every_minutes": None, "keep": 2},
     "log_every": 1,
@@ -105,7 +106,7 @@ def weights(run: Path) -> dict[str, bytes]:
     }
 
 
-_TIMED = {"seconds", "tokens_per_second", "mfu", "growth_seconds"}
+_TIMED = {"seconds", "tokens_per_second", "mfu", "growth_seconds", "wall"}
 
 
 def untimed_ledger(run: Path) -> list[dict[str, Any]]:

@@ -70,6 +70,6 @@ def test_micro_batches_by_default_fit_what_runs_at_full_speed(corpus) -> None:
         micro_batch="auto",
         seed=0,
     )
-    assert trainer.micro_batch(4, 16) == 4
-    assert trainer.micro_batch(4096, 128) == 64
-    assert trainer.micro_batch(4096, 1 << 20) == 1
+    assert trainer.rows_at_once(4, 16) == 4
+    assert trainer.rows_at_once(4096, 128) == 64
+    assert trainer.rows_at_once(4096, 1 << 20) == 1

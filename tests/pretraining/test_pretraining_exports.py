@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 import stackbert as sb
 from stackbert.modelcard import model_card
 from stackbert.pretraining import run as run_module
+from stackbert.pretraining.checkpoints import checkpoint_name
+from stackbert.pretraining.loop import TrainingLoop
 from stackbert.pretraining.summary import summarise
 
 RECIPE = tiny_recipe(
@@ -70,15 +72,20 @@ def saved(corpus, tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A run, and the logits of the model in training whenever it was saved."""
     run = tmp_path_factory.mktemp("saved") / "run"
     seen: dict[str, torch.Tensor] = {}
-    true = run_module.save_model
+    true, true_save = run_module.save_model, TrainingLoop._save
 
-    def spy(model, folder, *rest):
+    def exporting(model, folder, *rest):
         seen[str(folder).removesuffix(".partial")] = logits_of(model)
         true(model, folder, *rest)
 
+    def saving(loop):  # written on another thread, while the model trains on
+        name = checkpoint_name(loop._at.step)
+        seen[str(run / "checkpoints" / name)] = logits_of(loop.trainer.model)
+        true_save(loop)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stackbert.pretraining.checkpoints.save_model", spy)
-        patch.setattr("stackbert.pretraining.run.save_model", spy)
+        patch.setattr(TrainingLoop, "_save", saving)
+        patch.setattr("stackbert.pretraining.run.save_model", exporting)
         sb.pretrain(RECIPE, corpus=corpus, out=run)
     return run, seen
 
@@ -129,7 +136,7 @@ def test_the_model_cards_header_parses_and_its_text_says_how_it_was_trained(save
     rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in row] for row in rows]
     assert cells == [["depth", "steps"], ["1", "6"], ["2", "6"], ["4", "6"]]
-    assert f"{sb.read_ledger(run)[-1]['loss']:.3f} nats" in text
+    assert f"{summarise(run).loss:.3f} nats" in text
     assert corpus.manifest.fingerprint in text
     recipe = text.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(recipe) == yaml.safe_load(RECIPE.to_yaml())

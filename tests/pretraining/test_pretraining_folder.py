@@ -146,7 +146,8 @@ def test_a_finished_run_called_again_returns_at_once(
     result = sb.pretrain(RECIPE, corpus=corpus, out=run, reporter=listening)
     assert result.model_folder == run / "model"
     assert [stage.depth for stage in result.summary.stages] == [1, 2, 4]
-    assert result.summary.loss == sb.read_ledger(run)[-1]["loss"]
+    evaluated = [row["loss"] for row in sb.read_ledger(run) if row["kind"] == "evaluation"]
+    assert result.summary.loss == evaluated[-1]
     assert "finished already" in listening.said[0]
     assert content(run) == before
     with pytest.raises(sb.UserError, match="seed"):

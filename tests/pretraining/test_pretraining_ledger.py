@@ -1,8 +1,10 @@
 """The ledger says what was done: fields, sums, growth, evaluations; a cut-off line is tolerated."""
 
+import contextlib
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from pretraining_helpers import DEPTHS, GROWTHS, TOTAL, At, Crash, checkpoints, 
 import stackbert as sb
 from stackbert.models import create_model, model_class, training_flops
 from stackbert.pretraining.evaluation import evaluation_batch
-from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch
+from stackbert.pretraining.ledger import LEDGER, WORK, Ledger, Stopwatch
+from stackbert.pretraining.rundir import read_record
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.pretraining.trainer import Trainer
 from stackbert.vocabulary import load_vocabulary
@@ -152,22 +155,44 @@ def test_kinds_of_work_are_timed_apart(undisturbed) -> None:
 
     run = undisturbed(RECIPE)
     seconds = read_state(checkpoints(run)[TOTAL]).seconds
-    assert set(seconds) == {"training", "evaluation", "checkpoint", "growth"}
-    assert all(value > 0 for value in seconds.values())
-    assert seconds["training"] == rows_of(run, "step")[-1]["seconds"]
+    assert set(seconds) == set(WORK)
+    assert {kind for kind, value in seconds.items() if value == 0} == {"compilation"}
+    assert seconds["training"] >= rows_of(run, "step")[-1]["seconds"]
 
 
-def test_a_stopwatch_times_its_own_kind_only_and_waits_for_the_device(monkeypatch) -> None:
+def test_every_second_of_a_run_is_accounted_for(corpus, tmp_path: Path) -> None:
+    """In two processes' worth of calls: the kinds of work add up to the wall time."""
+    took = 0.0
+    for reporter in (At(10, crash), None):
+        start = time.perf_counter()
+        with contextlib.suppress(Crash):
+            sb.pretrain(RECIPE, corpus=corpus, out=tmp_path, reporter=reporter)
+        took += time.perf_counter() - start
+    (end,) = rows_of(tmp_path, "end")
+    assert set(end["wall"]) == set(WORK)
+    # What the crash threw away, the export and the model card are not in it.
+    assert 0.5 * took < sum(end["wall"].values()) < took
+    stages = [row["wall"] for row in rows_of(tmp_path, "time")]
+    assert len(stages) == 3
+    for before, after in itertools.pairwise([*stages, end["wall"]]):
+        assert all(before[kind] <= after[kind] for kind in WORK)
+
+
+def test_a_stopwatch_gives_every_moment_to_the_innermost_kind(monkeypatch) -> None:
     clock = iter(range(100))
     waits = []
     monkeypatch.setattr("stackbert.pretraining.ledger.time.perf_counter", lambda: next(clock))
-    watch = Stopwatch(lambda: waits.append(1), {"growth": 4.0})
-    with watch.measuring("training"):
-        pass
-    with pytest.raises(Crash), watch.measuring("growth"):
-        raise Crash
-    assert watch.seconds == {"training": 1, "evaluation": 0, "checkpoint": 0, "growth": 5}
-    assert len(waits) == 4
+    watch = Stopwatch(lambda: waits.append(1))  # 0
+    with watch.measuring("training"):  # from 1
+        with watch.measuring("input", on_device=False):  # 2 to 3
+            pass
+        with pytest.raises(Crash), watch.measuring("growth"):  # 4 to 5
+            raise Crash
+        assert watch.read("training") == 3  # at 6
+    assert len(waits) == 5, "two kinds that use the device, and a reading"
+    watch.carry_over({"growth": 4.0})
+    expected = {"training": 4.0, "input": 1.0, "growth": 5.0}
+    assert {kind: value for kind, value in watch.seconds.items() if value} == expected
 
 
 def test_the_summary_and_its_table_follow_from_the_ledger(undisturbed) -> None:
@@ -181,9 +206,15 @@ def test_the_summary_and_its_table_follow_from_the_ledger(undisturbed) -> None:
     assert [s.loss for s in summary.stages] == [evaluations[e]["loss"] for e in (6, 12, 18)]
     assert [s.tokens for s in summary.stages] == [384, 384, 384]
     assert sum(s.flops for s in summary.stages) == evaluations[TOTAL]["flops"]
-    assert summary.seconds == pytest.approx(evaluations[TOTAL]["seconds"])
+    trained = evaluations[TOTAL]["seconds"] - evaluations[0]["seconds"]
+    assert summary.seconds == pytest.approx(trained)
     last = summary.stages[-1].seconds
     assert summary.scratch_seconds == pytest.approx(last / 6 * TOTAL)
+    for index, stage in enumerate(summary.stages):
+        rate = read_record(run)[1].matrix_rate
+        assert stage.mfu == pytest.approx(stage.flops / stage.seconds / rate), index
+    (end,) = rows_of(run, "end")
+    assert summary.wall == end["wall"]
     table = stage_table(summary)
     assert f"{summary.loss:.3f}" in table
     assert f"({summary.seconds / summary.scratch_seconds:.0%})" in table
@@ -239,7 +270,8 @@ def test_a_ledger_shorter_than_its_checkpoint_is_refused(corpus, tmp_path: Path)
 def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / LEDGER)
     ledger.write("step", loss=float("nan"), mfu=float("inf"), step=3)
-    size = ledger.sync()
+    ledger.sync()
+    size = ledger.size
     ledger.close()
     assert size == (tmp_path / LEDGER).stat().st_size
     assert sb.read_ledger(tmp_path) == [{"kind": "step", "loss": None, "mfu": None, "step": 3}]

@@ -22,6 +22,7 @@ from stackbert.errors import UserError
 from stackbert.files import folder_made_whole, sha256_of, write_json_atomically
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from stackbert.pretraining.optimizers import NamedState
@@ -67,6 +68,8 @@ def save_checkpoint(
     state: RunState,
     tokenizer_folder: Path,
     sequence_length: int,
+    *,
+    weights: "dict[str, Tensor] | None" = None,
 ) -> None:
     """Write one checkpoint: beside its place, synced, then renamed.
 
@@ -77,6 +80,7 @@ def save_checkpoint(
         state: the counters.
         tokenizer_folder: as in `save_model`.
         sequence_length: as in `save_model`.
+        weights: as in `save_model`.
 
     Raises:
         UserError: the folder exists.
@@ -85,7 +89,7 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     with folder_made_whole(folder) as partial, disk_errors_as_os_errors():
-        save_model(model, partial, tokenizer_folder, sequence_length)
+        save_model(model, partial, tokenizer_folder, sequence_length, weights=weights)
         flat = {
             f"{name}|{key}": tensor.detach().cpu().contiguous()
             for name, tensors in optimizer_state.items()
@@ -109,7 +113,12 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def save_model(
-    model: "PreTrainedModel", folder: Path, tokenizer_folder: Path, sequence_length: int
+    model: "PreTrainedModel",
+    folder: Path,
+    tokenizer_folder: Path,
+    sequence_length: int,
+    *,
+    weights: "dict[str, Tensor] | None" = None,
 ) -> None:
     """Write what `from_pretrained` needs into an existing folder: weights, config, tokenizer.
 
@@ -118,9 +127,10 @@ def save_model(
         folder: where to.
         tokenizer_folder: copied file by file, so that the folder is complete on its own.
         sequence_length: the longest row that the model was trained on, in tokens.
+        weights: to save instead of the model's present ones, by the names of its `state_dict`.
     """
     with quiet_transformers():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     _let_others_read(folder)
     for path in sorted(tokenizer_folder.iterdir()):
         if path.is_file():

@@ -71,31 +71,37 @@ def evaluate(
     device = model.device
     was_training = model.training
     model.train(False)
-    masked, pairs = 0.0, 0.0
     rows = len(batch.input_ids)
+    inputs = to_device(batch, device)
+    masked = torch.zeros((), dtype=torch.float64, device=device)
+    pairs = torch.zeros((), dtype=torch.float64, device=device)
     for start in range(0, rows, micro_batch):
-        part = batch.rows(start, min(start + micro_batch, rows))
+        part = inputs.rows(start, min(start + micro_batch, rows))
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-            sums = loss_sums(model, to_device(part, device))
-        masked += float(sums.masked_lm)
-        pairs += float(sums.next_sentence) if sums.next_sentence is not None else 0.0
+            sums = loss_sums(model, part)
+        masked += sums.masked_lm
+        if sums.next_sentence is not None:
+            pairs += sums.next_sentence
     model.train(was_training)
     counted = int((batch.labels != -100).sum())
     return EvaluationResult(
-        masked / max(1, counted), None if batch.is_random is None else pairs / rows
+        float(masked) / max(1, counted), None if batch.is_random is None else float(pairs) / rows
     )
 
 
 def to_device(batch: Batch, device: torch.device) -> Inputs:
-    """A batch as tensors on `device`."""
+    """A batch as tensors on `device`, without waiting for the copy."""
 
     def tensor(array: I64) -> torch.Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
+        host = torch.from_numpy(array)
+        if device.type == "cuda":
+            return host.pin_memory().to(device, non_blocking=True)
+        return host
 
     return Inputs(
         input_ids_BS=tensor(batch.input_ids),
-        positions_M=tensor(batch.flat_positions),
-        labels_M=tensor(batch.labels.reshape(-1)),
+        columns_BK=tensor(batch.columns),
+        labels_BK=tensor(batch.labels),
         token_types_BS=None if batch.token_types is None else tensor(batch.token_types),
         is_random_B=None if batch.is_random is None else tensor(batch.is_random),
     )

@@ -12,8 +12,19 @@ from typing import Any
 from stackbert.errors import UserError
 
 LEDGER = "metrics.jsonl"
-WORK = ("training", "evaluation", "checkpoint", "growth")
-"""The kinds of work that are timed apart. Start-up is what is left of the wall time."""
+WORK = (
+    "training",
+    "input",
+    "compilation",
+    "evaluation",
+    "checkpoint",
+    "growth",
+    "start-up",
+    "tuning",
+)
+"""The kinds of work that are timed apart; together they are the wall time since `pretrain` was
+called. Input is waiting for batches. A step that compiles is compilation as a whole. Start-up is
+what comes before the first step or evaluation, tuning apart, in every process of the run."""
 
 
 class Ledger:
@@ -43,10 +54,14 @@ class Ledger:
         self._file.write(json.dumps({"kind": kind, **clean}) + "\n")
         self._file.flush()
 
-    def sync(self) -> int:
-        """Bring every line to the disk; the file's size in bytes."""
-        os.fsync(self._file.fileno())
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
         return os.fstat(self._file.fileno()).st_size
+
+    def sync(self) -> None:
+        """Bring every line to the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -82,19 +97,48 @@ def read_ledger(run: str | Path) -> list[dict[str, Any]]:
 
 
 class Stopwatch:
-    """Seconds by kind of work, carried over when a run resumes."""
+    """Seconds by kind of work, carried over when a run resumes.
 
-    def __init__(self, synchronise: Callable[[], None], seconds: dict[str, float]) -> None:
-        self.seconds = {kind: float(seconds.get(kind, 0.0)) for kind in WORK}
+    Every moment belongs to one kind: while an inner kind is measured, the outer one pauses.
+    """
+
+    def __init__(self, synchronise: Callable[[], None]) -> None:
+        self.seconds = dict.fromkeys(WORK, 0.0)
         self._synchronise = synchronise
+        self._kinds: list[str] = []
+        self._since = time.perf_counter()
+
+    def carry_over(self, seconds: dict[str, float]) -> None:
+        """Add what earlier processes of this run took."""
+        for kind in WORK:
+            self.seconds[kind] += float(seconds.get(kind, 0.0))
 
     @contextlib.contextmanager
-    def measuring(self, kind: str) -> Iterator[None]:
-        """Add the time of this block to `kind`, the device's outstanding work included."""
-        self._synchronise()
-        start = time.perf_counter()
+    def measuring(self, kind: str, *, on_device: bool = True) -> Iterator[None]:
+        """Add the time of this block to `kind`.
+
+        Args:
+            kind: one of `WORK`.
+            on_device: count the device's outstanding work to the kind that gave it. False where
+                nothing is asked of the device and waiting for it would hold it up.
+        """
+        self._lap(on_device)
+        self._kinds.append(kind)
         try:
             yield
         finally:
+            self._lap(on_device)
+            self._kinds.pop()
+
+    def read(self, kind: str) -> float:
+        """Seconds of `kind` until now, the device's outstanding work included."""
+        self._lap(True)
+        return self.seconds[kind]
+
+    def _lap(self, on_device: bool) -> None:
+        if on_device:
             self._synchronise()
-            self.seconds[kind] += time.perf_counter() - start
+        now = time.perf_counter()
+        if self._kinds:
+            self.seconds[self._kinds[-1]] += now - self._since
+        self._since = now

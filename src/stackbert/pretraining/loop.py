@@ -1,23 +1,32 @@
-"""The pre-training loop: stages, growth between them, evaluation, checkpoints, the ledger."""
+"""The pre-training loop: stages, growth between them, evaluation, checkpoints, the ledger.
+
+Nothing in here waits for the device inside a step: losses are read when a line of the ledger is
+due, batches come ready from `batches`, checkpoints are written beside the training.
+"""
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stackbert.batches import Batch, BatchPlan
 from stackbert.corpus.store import Corpus
 from stackbert.errors import Interrupted, RunError
+from stackbert.pretraining.background import BackgroundWriter, snapshot, snapshot_state
 from stackbert.pretraining.budget import EVALUATIONS
 from stackbert.pretraining.checkpoints import CheckpointStore, RunState, checkpoint_name
 from stackbert.pretraining.checkpoints import save_checkpoint as write_checkpoint
 from stackbert.pretraining.ledger import Ledger, Stopwatch
+from stackbert.pretraining.prefetch import batches
 from stackbert.pretraining.progress import Reporter
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import Tracker
 from stackbert.pretraining.trainer import StepResult, Trainer
 from stackbert.recipe import Recipe
+
+_BATCHES_AHEAD = {"cpu": 0, "cuda": 3}
 
 
 @dataclass
@@ -38,6 +47,7 @@ class LogWindow:
     started: float = 0.0
     steps: int = 0
     tokens: int = 0
+    """Of the steps that count as training: those that compiled are left out of the rates."""
     flops: int = 0
     masked_lm: float = 0.0
     next_sentence: float = 0.0
@@ -78,16 +88,21 @@ class TrainingLoop:
         self._reporter = reporter
         self._matrix_rate = matrix_rate
         self._window = window
+        self._unread: list[tuple[int, int, StepResult]] = []  # with stage and number
+        self._writer = BackgroundWriter()
         self._evaluate_every = recipe.evaluation.every_steps or max(
             1, recipe.total_steps // EVALUATIONS
         )
         self._last_save = time.monotonic()
 
     def close(self) -> None:
-        """Close the ledger and the trackers."""
-        self._ledger.close()
-        for tracker in self._trackers:
-            tracker.close()
+        """Finish the checkpoint that is being written; close the ledger and the trackers."""
+        try:
+            self._writer.close()
+        finally:
+            self._ledger.close()
+            for tracker in self._trackers:
+                tracker.close()
 
     @property
     def trainer(self) -> Trainer:
@@ -101,33 +116,53 @@ class TrainingLoop:
             Interrupted: `stop` was asked; the step was finished and a checkpoint written.
             RunError: the loss is not finite any more.
         """
+        with self._watch.measuring("training"):
+            self._run_to_end(stop)
+        seconds = self._watch.seconds
+        self._ledger.write(
+            "end", step=self._at.step, seconds=seconds["training"], wall=dict(seconds)
+        )
+
+    def _run_to_end(self, stop: StopRequest) -> None:
         at, total = self._at, self._recipe.total_steps
         if at.step == 0 and at.last_loss is None:
             self._evaluate()
+        ahead = _BATCHES_AHEAD[self._trainer.device.type]
+        made = batches(self._plan, at.step, total, ahead=ahead)
         while at.step < total:
             self._grow_if_due()
-            self._train_one_step()
+            self._train_one_step(made)
             at_stage_end = at.step in self._recipe.boundaries
             if at_stage_end or at.step % self._evaluate_every == 0:
                 self._evaluate()
+            if at_stage_end:
+                self._account()
             asked = stop.signal  # read once: what comes during the save waits for the next step
             if at_stage_end or asked or self._save_is_due():
                 self._save()
+            self._writer.check()
             if asked and at.step < total:
+                self._wait_for_checkpoint()
                 raise Interrupted(
                     f"Stopped at step {at.step:,} of {total:,}; everything is saved in "
                     f"{self._run}. Run the same command again to go on.",
                     asked,
                 )
+        self._wait_for_checkpoint()
 
-    def _train_one_step(self) -> None:
+    def _train_one_step(self, made: Iterator[Batch]) -> None:
         at, stage = self._at, self._recipe.stage_index(self._at.step)
         factor = learning_rate_factor(self._recipe, at.step)
-        with self._watch.measuring("training"):
-            batch = self._plan.batch(at.step)
+        self._trainer.micro_batch = self._recipe.resolved_stage(stage).micro_batch
+        with self._watch.measuring("input", on_device=False):
+            batch = next(made)
+        compiles = self._trainer.will_compile(batch)
+        kind = "compilation" if compiles else "training"
+        with self._watch.measuring(kind, on_device=compiles):
             result = self._trainer.step(at.step, batch, factor)
-        if not result.finite:
-            raise RunError(self._not_finite("loss", stage))
+        self._unread.append((stage, at.step, result))
+        if self._trainer.device.type == "cpu":  # the step has ended, so reading costs nothing
+            self._read_losses()
         flops = self._trainer.flops(batch)
         at.step += 1
         at.tokens += batch.input_ids.size
@@ -135,16 +170,30 @@ class TrainingLoop:
         at.last_loss = None
         window = self._window
         window.steps += 1
-        window.tokens += batch.input_ids.size
-        window.flops += flops
-        window.masked_lm += result.masked_lm
-        window.next_sentence += result.next_sentence or 0.0
+        if not compiles:
+            window.tokens += batch.input_ids.size
+            window.flops += flops
         if at.step % self._recipe.log_every == 0 or at.step in self._recipe.boundaries:
             self._log(stage, factor, result)
 
+    def _read_losses(self) -> None:
+        """Add the losses of the steps since the last reading to the window.
+
+        Raises:
+            RunError: one is not finite.
+        """
+        for stage, number, result in self._unread:
+            if not result.finite:
+                raise RunError(self._not_finite("loss", stage, number))
+            self._window.masked_lm += result.masked_lm
+            self._window.next_sentence += result.next_sentence or 0.0
+        self._unread.clear()
+
     def _log(self, stage: int, factor: float, result: StepResult) -> None:
+        self._read_losses()
         at, window = self._at, self._window
-        seconds = self._watch.seconds["training"] - window.started
+        training = self._watch.read("training")
+        seconds = training - window.started
         masked = window.masked_lm / window.steps
         pair = None if result.next_sentence is None else window.next_sentence / window.steps
         rate = factor * self._recipe.optimizer.lr
@@ -158,7 +207,7 @@ class TrainingLoop:
             depth=self._trainer.depth,
             tokens=at.tokens,
             flops=at.flops,
-            seconds=self._watch.seconds["training"],
+            seconds=training,
             loss=loss,
             masked_lm=masked,
             next_sentence=pair,
@@ -182,7 +231,7 @@ class TrainingLoop:
             f"stage {stage + 1}/{len(self._recipe.stages)}, depth {self._trainer.depth}, "
             f"loss {loss:.3f}, lr {rate:.2e}, {tokens_per_second:,.0f} tokens/s",
         )
-        self._window = LogWindow(started=self._watch.seconds["training"])
+        self._window = LogWindow(started=training)
 
     @property
     def _stage_done(self) -> int:
@@ -190,6 +239,7 @@ class TrainingLoop:
         return self._recipe.stage_index(max(0, self._at.step - 1))
 
     def _evaluate(self) -> float:
+        self._read_losses()
         at = self._at
         with self._watch.measuring("evaluation"):
             result = self._trainer.evaluate(self._validation)
@@ -203,7 +253,7 @@ class TrainingLoop:
             depth=self._trainer.depth,
             tokens=at.tokens,
             flops=at.flops,
-            seconds=self._watch.seconds["training"],
+            seconds=self._watch.read("training"),
             loss=result.loss,
             masked_lm=result.masked_lm,
             next_sentence=result.next_sentence,
@@ -235,7 +285,7 @@ class TrainingLoop:
             target_depth=target,
             loss_before=before,
             loss_after=after,
-            seconds=self._watch.seconds["training"],
+            seconds=self._watch.read("training"),
             growth_seconds=self._watch.seconds["growth"],
         )
         was = "" if before is None else f" from {before:.3f}"
@@ -250,45 +300,74 @@ class TrainingLoop:
         minutes = (time.monotonic() - self._last_save) / 60.0
         return by_steps or (spec.every_minutes is not None and minutes >= spec.every_minutes)
 
+    def _account(self) -> None:
+        """Write where the wall time went, from the run's beginning to the end of this stage."""
+        self._watch.read("training")
+        self._ledger.write(
+            "time",
+            step=self._at.step,
+            stage=self._stage_done,
+            depth=self._trainer.depth,
+            seconds=self._watch.seconds["training"],
+            wall=dict(self._watch.seconds),
+        )
+
     def _save(self) -> None:
-        at = self._at
-        if not self._trainer.finite:  # a checkpoint to go back to must be worth going back to
+        self._read_losses()
+        at, trainer = self._at, self._trainer
+        if not trainer.finite:  # a checkpoint to go back to must be worth going back to
             raise RunError(self._not_finite("model", self._stage_done))
         with self._watch.measuring("checkpoint"):
+            self._writer.wait()
+            model = trainer.model
+            weights = snapshot(model.state_dict())
+            optimizer = snapshot_state(trainer.optimizers.state())
             state = RunState(
                 step=at.step,
-                depth=self._trainer.depth,
+                depth=trainer.depth,
                 tokens=at.tokens,
                 flops=at.flops,
                 seconds=dict(self._watch.seconds),
-                ledger_bytes=self._ledger.sync(),
+                ledger_bytes=self._ledger.size,
                 last_loss=at.last_loss,
                 corpus=self._corpus.manifest.fingerprint,
                 window=asdict(self._window),
             )
-            write_checkpoint(
-                self._store.folder / checkpoint_name(at.step),
-                self._trainer.model,
-                self._trainer.optimizers.state(),
-                state,
-                self._corpus.tokenizer_folder,
-                self._recipe.longest_sequence,
-            )
-            self._store.prune(self._recipe.checkpoint.keep, set(self._recipe.boundaries[1:]))
+
+            def write() -> None:
+                self._ledger.sync()
+                write_checkpoint(
+                    self._store.folder / checkpoint_name(state.step),
+                    model,
+                    optimizer,
+                    state,
+                    self._corpus.tokenizer_folder,
+                    self._recipe.longest_sequence,
+                    weights=weights,
+                )
+                self._store.prune(self._recipe.checkpoint.keep, set(self._recipe.boundaries[1:]))
+
+            self._writer.submit(write)
         self._last_save = time.monotonic()
 
-    def _not_finite(self, what: str, stage: int) -> str:
+    def _wait_for_checkpoint(self) -> None:
+        with self._watch.measuring("checkpoint"):
+            self._writer.wait()
+
+    def _not_finite(self, what: str, stage: int, step: int | None = None) -> str:
+        step = self._at.step if step is None else step
+        self._writer.wait()  # so that the last checkpoint is the last
         last = self._store.last()
         kept = f"The last checkpoint is {last}. " if last else "No checkpoint was due yet. "
         causes = "a learning rate too high for this model (optimizer.lr, optimizer.muon_lr)"
-        if self._at.step < self._recipe.schedule.warmup_steps * 2:
+        if step < self._recipe.schedule.warmup_steps * 2:
             causes += ", a warm-up too short (schedule.warmup_steps)"
-        if any(0 <= self._at.step - grown < 500 for grown in self._recipe.growth_steps):
+        if any(0 <= step - grown < 500 for grown in self._recipe.growth_steps):
             causes += ", the jump after a growth (schedule.rewarmup_steps)"
         if self._recipe.optimizer.clip_norm is None:
             causes += ", gradients that are not clipped (optimizer.clip_norm)"
         return (
-            f"The {what} is not finite at step {self._at.step:,} (stage {stage + 1}, depth "
+            f"The {what} is not finite at step {step:,} (stage {stage + 1}, depth "
             f"{self._trainer.depth}), so the run was stopped. {kept}Likely causes: "
             f"{causes}. Change one and start a new run."
         )

@@ -10,7 +10,7 @@ from stackbert.pretraining.summary import RunSummary
 
 
 def stage_table(summary: RunSummary) -> str:
-    """A table: depth, steps, tokens, seconds, share of the time, loss around each growth."""
+    """A table: depth, steps, tokens, seconds, share of the time, MFU, loss around each growth."""
     table = Table(box=box.SIMPLE_HEAD, title=f"Stages of {summary.name}", title_justify="left")
     for heading in (
         "depth",
@@ -18,6 +18,7 @@ def stage_table(summary: RunSummary) -> str:
         "tokens",
         "seconds",
         "share",
+        "MFU",
         "loss after growth",
         "loss at the end",
     ):
@@ -29,6 +30,7 @@ def stage_table(summary: RunSummary) -> str:
             f"{stage.tokens:,}",
             f"{stage.seconds:,.1f}",
             f"{stage.seconds / summary.seconds:.0%}",
+            f"{stage.mfu:.0%}",
             _number(stage.loss_grown),
             _number(stage.loss),
         )
@@ -43,6 +45,10 @@ def stage_table(summary: RunSummary) -> str:
             f"{summary.stages[-1].depth} from the first on would have taken "
             f"{summary.scratch_seconds:,.0f} s ({share:.0%})."
         )
+    total = sum(summary.wall.values())
+    shares = sorted(summary.wall.items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{kind} {s / total:.1%}" for kind, s in shares if s >= 0.0005 * total)
+    lines.append(f"Of {total:,.0f} s in all: {parts}.")
     return "\n".join(lines)
 
 

@@ -27,10 +27,10 @@ from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch
 from stackbert.pretraining.loop import Counters, LogWindow, TrainingLoop
 from stackbert.pretraining.machine import (
     describe,
-    fastest_precision,
-    matrix_rate,
+    keep_memory,
     pick_device,
     synchronise,
+    working_precision,
 )
 from stackbert.pretraining.progress import Reporter, Silent
 from stackbert.pretraining.rundir import (
@@ -49,6 +49,7 @@ from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.summary import RunSummary, summarise
 from stackbert.pretraining.tracking import check_trackers, open_trackers
 from stackbert.pretraining.trainer import Trainer
+from stackbert.pretraining.tuning import settle
 from stackbert.recipe import Recipe
 from stackbert.vocabulary import Vocabulary, load_vocabulary
 
@@ -110,6 +111,7 @@ def pretrain(
         parse_duration(budget)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     run = Path(out)
+    keep_memory()
     asked = Request(recipe, budget, steps, opened.manifest.fingerprint)
     with explaining_os_errors(f"training in {run}"):
         run.mkdir(parents=True, exist_ok=True)
@@ -139,23 +141,29 @@ def _pretrain_locked(
     reporter: Reporter,
 ) -> RunResult:
     device = pick_device()
-    vocabulary = load_vocabulary(corpus)
-    if is_run(run):
-        if resume == "never":
-            raise UserError(
-                f"{run} holds a run already. Resume it (--resume auto) or choose a new folder."
-            )
-        recipe, record = read_record(run)
-        check_same_request(run, record.request, asked)
-        write_recipe(run, recipe)
-        if (run / MODEL).exists():
-            reporter.say(f"{run} is finished already; its model is {run / MODEL}.")
-            return RunResult(run, run / MODEL, summarise(run))
-    else:
-        check_may_begin(run)
-        recipe, record = _begin(run, asked, corpus, vocabulary, device, reporter)
+    watch = Stopwatch(lambda: synchronise(device))
+    with watch.measuring("start-up"):
+        vocabulary = load_vocabulary(corpus)
+        if is_run(run):
+            if resume == "never":
+                raise UserError(
+                    f"{run} holds a run already. Resume it (--resume auto) or choose a new folder."
+                )
+            recipe, record = read_record(run)
+            check_same_request(run, record.request, asked)
+            write_recipe(run, recipe)
+            if (run / MODEL).exists():
+                reporter.say(f"{run} is finished already; its model is {run / MODEL}.")
+                return RunResult(run, run / MODEL, summarise(run))
+        else:
+            check_may_begin(run)
+            with watch.measuring("tuning"):
+                recipe, record = _begin(run, asked, corpus, vocabulary, device, reporter)
     with reporter, StopRequest() as stop:
-        loop = _open_loop(run, recipe, record, corpus, vocabulary, device, track, reporter)
+        with watch.measuring("start-up"):
+            loop = _open_loop(
+                run, recipe, record, corpus, vocabulary, device, track, reporter, watch
+            )
         try:
             loop.run_to_end(stop)
         finally:
@@ -175,7 +183,7 @@ def _begin(
     device: torch.device,
     reporter: Reporter,
 ) -> tuple[Recipe, RunRecord]:
-    """Settle what the request left open (precision, steps), and write it down."""
+    """Settle what the request left open (precision, micro-batches, compilation, steps)."""
     recipe = asked.recipe
     with torch.device("meta"):  # a wrong model field is found before anything is written
         create_model(
@@ -185,14 +193,17 @@ def _begin(
             sequence_length=recipe.longest_sequence,
             next_sentence=recipe.objective.next_sentence,
         )
-    precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
-    recipe = recipe.model_copy(update={"precision": precision})
-    plan = batch_plan(recipe, corpus, vocabulary)
     if asked.steps is not None:
         recipe = recipe.scaled(asked.steps)
-    if asked.budget is not None:
-        seconds = parse_duration(asked.budget)
+    seconds = None if asked.budget is None else parse_duration(asked.budget)
+    plan = batch_plan(recipe, corpus, vocabulary)
+    settled = settle(recipe, vocabulary, plan, device=device, seconds=seconds)
+    for note in settled.notes:
+        reporter.say(note)
+    recipe = settled.recipe
+    if seconds is not None:
         reporter.say("measuring seconds per step at every depth …")
+        precision = working_precision(recipe)
         timing = measure(recipe, corpus, vocabulary, plan, device=device, precision=precision)
         recipe = recipe.scaled(steps_within(recipe, timing, seconds))
         pace = ", ".join(
@@ -200,7 +211,7 @@ def _begin(
             for s, stage in zip(timing.step, recipe.stages, strict=True)
         )
         reporter.say(f"{recipe.total_steps:,} steps fit into {asked.budget}: a step takes {pace}")
-    record = RunRecord(asked, str(corpus.folder), describe(device), matrix_rate(device, precision))
+    record = RunRecord(asked, str(corpus.folder), describe(device), settled.matrix_rate)
     write_record(run, recipe, record)
     return recipe, record
 
@@ -214,6 +225,7 @@ def _open_loop(
     device: torch.device,
     track: Sequence[str],
     reporter: Reporter,
+    watch: Stopwatch,
 ) -> TrainingLoop:
     """Build the loop at the newest whole checkpoint, or at the beginning."""
     (run / CHECKPOINTS).mkdir(exist_ok=True)
@@ -223,7 +235,7 @@ def _open_loop(
     for problem in problems:
         reporter.say(f"a damaged checkpoint was passed over: {problem}")
     next_sentence = recipe.objective.next_sentence
-    counters, window, seconds, keep = Counters(), LogWindow(), {}, 0
+    counters, window, keep = Counters(), LogWindow(), 0
     if found is None:
         state = None
         model = create_model(
@@ -243,17 +255,19 @@ def _open_loop(
             raise UserError(f"{error}. Remove {folder} to go on from the one before.") from error
         counters = Counters(saved.step, saved.tokens, saved.flops, saved.last_loss)
         window = LogWindow(**saved.window)
-        seconds, keep = saved.seconds, saved.ledger_bytes
+        keep = saved.ledger_bytes
+        watch.carry_over(saved.seconds)
         reporter.say(f"resuming at step {saved.step:,} from {folder}")
     ledger = Ledger(run / LEDGER, keep_bytes=keep)
     trainer = Trainer(
         model,
         recipe.optimizer,
         device=device,
-        precision="fp32" if recipe.precision == "fp32" else "bf16",
+        precision=working_precision(recipe),
         micro_batch=recipe.batch.micro_batch,
         seed=recipe.seed,
         state=state,
+        compile=recipe.compile is True,
     )
     return TrainingLoop(
         run,
@@ -265,7 +279,7 @@ def _open_loop(
         counters,
         window,
         ledger=ledger,
-        watch=Stopwatch(lambda: synchronise(device), seconds),
+        watch=watch,
         store=store,
         trackers=open_trackers(
             track,

@@ -18,6 +18,8 @@ class StageSummary:
     flops: int
     seconds: float
     """Of training alone."""
+    mfu: float
+    """Share of the machine's measured matrix rate that training used."""
     loss_grown: float | None
     """Validation loss right after growing into this stage; None for the first."""
     loss: float | None
@@ -33,6 +35,8 @@ class RunSummary:
     loss: float | None
     """Last validation loss, in nats."""
     steps: int
+    wall: dict[str, float]
+    """Seconds by kind of work, from the run's beginning to the last stage that has ended."""
 
     @property
     def seconds(self) -> float:
@@ -56,7 +60,7 @@ def summarise(run: str | Path) -> RunSummary:
         UserError: it is not a run directory, or no stage has ended yet.
     """
     run = Path(run)
-    recipe, _ = read_record(run)
+    recipe, record = read_record(run)
     rows = read_ledger(run)
     evaluations = {row["step"]: row for row in rows if row["kind"] == "evaluation"}
     grown = {row["step"]: row["loss_after"] for row in rows if row["kind"] == "growth"}
@@ -66,13 +70,15 @@ def summarise(run: str | Path) -> RunSummary:
         if end not in evaluations or first not in evaluations:
             break
         start, stop = evaluations[first], evaluations[end]
+        seconds, flops = stop["seconds"] - start["seconds"], stop["flops"] - start["flops"]
         stages.append(
             StageSummary(
                 depth=stage.depth,
                 steps=stage.steps,
                 tokens=stop["tokens"] - start["tokens"],
-                flops=stop["flops"] - start["flops"],
-                seconds=stop["seconds"] - start["seconds"],
+                flops=flops,
+                seconds=seconds,
+                mfu=flops / seconds / record.matrix_rate,
                 loss_grown=grown.get(first),
                 loss=stop["loss"],
             )
@@ -80,4 +86,5 @@ def summarise(run: str | Path) -> RunSummary:
     if not stages:
         raise UserError(f"{run} has no finished stage yet.")
     last = evaluations[max(evaluations)]
-    return RunSummary(recipe.name, tuple(stages), last["loss"], last["step"])
+    wall = [row["wall"] for row in rows if row["kind"] in ("time", "end")][-1]
+    return RunSummary(recipe.name, tuple(stages), last["loss"], last["step"], wall)

@@ -1,15 +1,20 @@
 """One model, one optimiser, one step at a time; knows nothing of stages or files."""
 
+import contextlib
+import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from stackbert.batches import Batch
+from stackbert.encoder import EAGER, compiled, narrows
 from stackbert.growth.model import grow_with_origins
 from stackbert.growth.optimizer import grow_optimizer_state
-from stackbert.models import loss_sums, training_flops
+from stackbert.models import Inputs, loss_sums, training_flops
 from stackbert.pretraining.evaluation import EvaluationResult, evaluate, to_device
 from stackbert.pretraining.machine import DTYPES, Precision
 from stackbert.pretraining.optimizers import NamedState, Optimizers
@@ -20,17 +25,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _POSITIONS_AT_ONCE = {"cpu": 8192, "cuda": 65536}
-"""Micro-batches by default hold this many positions: large enough for full speed, and at 24 × 1024
-still some 20 GB of activations on a GPU."""
+"""Micro-batches that were not measured hold this many positions: large enough for full speed, and
+at 24 × 1024 still some 20 GB of activations on a GPU."""
+_COMPILED_SHAPES = 64
+"""torch.compile's limit of graphs a function, 8 by default, after which it silently stops
+compiling. A run has two a distinct shape of micro-batch."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave: mean losses in nats and the gradient's norm before clipping."""
+    """What a step gave: mean losses in nats and the gradient's norm before clipping.
 
-    masked_lm: float
-    next_sentence: float | None
-    gradient_norm: float
+    The numbers stay on the device until one is read, and reading waits for the step to finish.
+    """
+
+    sums: Tensor
+    """(3,): losses summed over masked positions and over rows, and the gradient's norm."""
+    masked: int
+    """Masked positions of the step."""
+    rows: int | None
+    """Rows of the step; None without next-sentence prediction."""
+
+    @functools.cached_property
+    def _numbers(self) -> list[float]:
+        numbers: list[float] = self.sums.tolist()
+        return numbers
+
+    @property
+    def masked_lm(self) -> float:
+        """Mean over the masked positions."""
+        return self._numbers[0] / self.masked
+
+    @property
+    def next_sentence(self) -> float | None:
+        """Mean over the rows."""
+        return None if self.rows is None else self._numbers[1] / self.rows
+
+    @property
+    def gradient_norm(self) -> float:
+        """Before clipping."""
+        return self._numbers[2]
 
     @property
     def loss(self) -> float:
@@ -44,7 +78,19 @@ class StepResult:
 
 
 class Trainer:
-    """A model in training: `step`, `evaluate`, `grow`."""
+    """A model in training: `step`, `evaluate`, `grow`.
+
+    Args:
+        model: to train; moved to the device.
+        optimizer: the recipe's part.
+        device: where.
+        precision: of the forward pass; weights and optimiser state are fp32 in any case.
+        micro_batch: rows a forward pass; "auto" takes as many as usually run at full speed.
+        seed: of dropout and growth.
+        state: the optimiser's, of a run that goes on.
+        compile: torch.compile the layers, the loss and the embeddings. Types that `encode` leaves
+            to their own forward pass are not compiled.
+    """
 
     def __init__(
         self,
@@ -56,12 +102,15 @@ class Trainer:
         micro_batch: int | str,
         seed: int,
         state: NamedState | None = None,
+        compile: bool = False,
     ) -> None:
         self.device = device
         self.precision = precision
+        self.micro_batch = micro_batch
         self._optimizer_spec = optimizer
-        self._micro_batch = micro_batch
         self._seed = seed
+        self._compile = compile and narrows(model)
+        self._compiled_shapes: set[tuple[int, int, int]] = set()
         self._take(model, state or {})
 
     def _take(self, model: "PreTrainedModel", state: NamedState) -> None:
@@ -79,14 +128,24 @@ class Trainer:
     @property
     def finite(self) -> bool:
         """Whether every weight is a number."""
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
 
-    def micro_batch(self, rows: int, sequence_length: int) -> int:
-        """Rows a forward pass: the recipe's number, or as many as run at full speed."""
-        if isinstance(self._micro_batch, int):
-            return min(rows, self._micro_batch)
+    def rows_at_once(self, rows: int, sequence_length: int) -> int:
+        """Rows a forward pass of a batch of `rows`: `micro_batch`, or what usually runs well."""
+        if isinstance(self.micro_batch, int):
+            return min(rows, self.micro_batch)
         at_once = _POSITIONS_AT_ONCE[self.device.type] // sequence_length
         return max(1, min(rows, at_once))
+
+    def will_compile(self, batch: Batch) -> bool:
+        """Whether the next step on such a batch compiles first, as it has a shape not seen yet."""
+        return self._compile and not self._shapes(batch) <= self._compiled_shapes
+
+    def _shapes(self, batch: Batch) -> set[tuple[int, int, int]]:
+        rows, length = batch.input_ids.shape
+        size = self.rows_at_once(rows, length)
+        sizes = {size, rows % size} - {0}
+        return {(each, length, batch.columns.shape[1]) for each in sizes}
 
     def step(self, number: int, batch: Batch, factor: float) -> StepResult:
         """Train on one batch.
@@ -100,44 +159,61 @@ class Trainer:
             factor: share of the peak learning rates.
 
         Returns:
-            Losses and gradient norm. If they are not finite, the weights were left as they were.
+            Losses and gradient norm. If they are not finite the weights are not worth keeping; on
+            a CPU, where looking costs nothing, they were left as they were.
         """
         rows, length = batch.input_ids.shape
-        masked = batch.columns.size
         torch.manual_seed(derive_key(self._seed, "dropout", number))
-        masked_sum = torch.zeros((), device=self.device)
-        pair_sum = torch.zeros((), device=self.device)
-        size = self.micro_batch(rows, length)
+        inputs = to_device(batch, self.device)
+        size = self.rows_at_once(rows, length)
+        masked = batch.columns.size
+        sums = torch.zeros(2, device=self.device)
         for start in range(0, rows, size):
-            part = batch.rows(start, min(start + size, rows))
-            with torch.autocast(
-                self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
-            ):
-                sums = loss_sums(self.model, to_device(part, self.device))
-            loss = sums.masked_lm / masked
-            masked_sum += sums.masked_lm.detach()
-            if sums.next_sentence is not None:
-                loss = loss + sums.next_sentence / rows
-                pair_sum += sums.next_sentence.detach()
-            torch.autograd.backward(loss)
+            sums += self.backward(inputs.rows(start, min(start + size, rows)), masked, rows)
+        if self._compile:
+            self._compiled_shapes |= self._shapes(batch)
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.model.parameters() if p.grad is not None]
         )
         result = StepResult(
-            float(masked_sum) / masked,
-            None if batch.is_random is None else float(pair_sum) / rows,
-            float(norm),
+            torch.cat([sums, norm[None]]), masked, None if batch.is_random is None else rows
         )
-        if result.finite:
+        if self.device.type != "cpu" or result.finite:
             clip = self._optimizer_spec.clip_norm
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
             self.optimizers.step(factor)
         return result
 
+    def backward(self, inputs: Inputs, masked: int, rows: int) -> Tensor:
+        """Add the gradients of some rows of a step to the model's.
+
+        Args:
+            inputs: the rows, on the device.
+            masked: masked positions of the whole step.
+            rows: of the whole step.
+
+        Returns:
+            (2,): the two losses, summed over these rows.
+        """
+        with (
+            _many_graphs() if self._compile else contextlib.nullcontext(),
+            torch.autocast(
+                self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
+            ),
+        ):
+            sums = loss_sums(self.model, inputs, compiled() if self._compile else EAGER)
+        loss = sums.masked_lm / masked
+        pair = sums.next_sentence
+        if pair is not None:
+            loss = loss + pair / rows
+        torch.autograd.backward(loss)
+        zero = torch.zeros_like(sums.masked_lm)
+        return torch.stack([sums.masked_lm, zero if pair is None else pair]).detach()
+
     def evaluate(self, batch: Batch) -> EvaluationResult:
-        """Losses on a validation batch."""
-        size = self.micro_batch(*batch.input_ids.shape)
+        """Losses on a validation batch. Never compiled: it is seldom, and its shape another."""
+        size = self.rows_at_once(*batch.input_ids.shape)
         return evaluate(self.model, batch, precision=self.precision, micro_batch=size)
 
     def grow(self, depth: int, spec: GrowthSpec, number: int) -> None:
@@ -159,3 +235,11 @@ class Trainer:
         return training_flops(
             self.model, rows=rows, sequence_length=length, masked=batch.columns.size
         )
+
+
+@contextlib.contextmanager
+def _many_graphs() -> Iterator[None]:
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(recompile_limit=_COMPILED_SHAPES):
+        yield

@@ -1,0 +1,242 @@
+"""What a run settles by measuring before it starts: precision, micro-batches, compilation.
+
+The choices are written into the run's own recipe, so a run that goes on makes the same ones, and
+the recipe of a finished run repeats it.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from stackbert.batches import Batch, BatchPlan
+from stackbert.encoder import narrows
+from stackbert.models import create_model, training_flops
+from stackbert.pretraining.evaluation import to_device
+from stackbert.pretraining.machine import (
+    fastest_precision,
+    matrix_rate,
+    synchronise,
+    working_precision,
+)
+from stackbert.pretraining.trainer import Trainer
+from stackbert.recipe import Recipe
+from stackbert.vocabulary import Vocabulary
+
+TUNE_FROM = 600.0
+"""Seconds of training from which measuring micro-batches pays: it takes some ten."""
+COMPILE_FROM = {"cpu": 3600.0, "cuda": 900.0}
+"""Seconds of training from which trying torch.compile pays: it takes up to a minute, and on a CPU
+it wins a tenth at best."""
+_TYPICAL_MFU = 0.5
+_TIMED = 3
+_FEWEST_POSITIONS = {"cpu": 512, "cuda": 4096}
+_MOST_POSITIONS = {"cpu": 1 << 15, "cuda": 1 << 18}
+_WORTH_IT = 0.98
+"""A candidate must take less than this share of the time, or noise would choose."""
+_FULL = 0.9
+"""Share of a GPU's memory that a micro-batch may fill."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A recipe that leaves nothing to the machine, and the machine's measured rate."""
+
+    recipe: Recipe
+    matrix_rate: float
+    """FLOP/s in the recipe's precision."""
+    notes: tuple[str, ...]
+    """What was measured and chosen, in sentences."""
+
+
+def settle(
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    plan: BatchPlan,
+    *,
+    device: torch.device,
+    seconds: float | None = None,
+) -> Settled:
+    """Replace every "auto" that is worth a measurement on this machine.
+
+    Args:
+        recipe: as asked for; steps already scaled, unless `seconds` says how long it may take.
+        vocabulary: of the corpus.
+        plan: its batches.
+        device: where it will run.
+        seconds: the budget; by default estimated from the FLOPs.
+    """
+    precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
+    recipe = recipe.model_copy(update={"precision": precision})
+    rate = matrix_rate(device, precision)
+    length = estimate(recipe, vocabulary, plan, rate) if seconds is None else seconds
+    notes: list[str] = []
+    if recipe.batch.micro_batch == "auto" and length >= TUNE_FROM:
+        recipe = _with_micro_batches(recipe, vocabulary, plan, device, notes)
+    if recipe.compile == "auto":
+        pays = length >= COMPILE_FROM[device.type] and _compiling_pays(
+            recipe, vocabulary, plan, device, notes
+        )
+        recipe = recipe.model_copy(update={"compile": pays})
+    return Settled(recipe, rate, tuple(notes))
+
+
+def estimate(recipe: Recipe, vocabulary: Vocabulary, plan: BatchPlan, rate: float) -> float:
+    """Seconds of training by FLOPs alone, good to a factor of two or so.
+
+    Args:
+        recipe: whose stages to add up.
+        vocabulary: of the corpus.
+        plan: its batches.
+        rate: of this machine's matrix products, in FLOP/s.
+    """
+    total = 0
+    for index, stage in enumerate(recipe.stages):
+        rows, masked = plan.masked_rows(recipe.boundaries[index])
+        with torch.device("meta"):
+            model = create_model(
+                recipe.model,
+                depth=stage.depth,
+                vocabulary=vocabulary,
+                sequence_length=recipe.longest_sequence,
+                next_sentence=recipe.objective.next_sentence,
+            )
+        length = recipe.resolved_stage(index).sequence_length
+        total += stage.steps * training_flops(
+            model, rows=rows, sequence_length=length, masked=masked
+        )
+    return total / (rate * _TYPICAL_MFU)
+
+
+def _with_micro_batches(
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    plan: BatchPlan,
+    device: torch.device,
+    notes: list[str],
+) -> Recipe:
+    found: dict[tuple[int, int, int, float], int] = {}
+    stages = []
+    for index, stage in enumerate(recipe.stages):
+        full = recipe.resolved_stage(index)
+        shape = (full.depth, full.sequences, full.sequence_length, full.mask_rate)
+        if shape not in found and stage.micro_batch is None:
+            trainer = _trainer(recipe, index, vocabulary, device, compile=False)
+            found[shape] = fastest_micro_batch(trainer, plan.batch(recipe.boundaries[index]))
+            notes.append(f"micro-batch at depth {full.depth}: {found[shape]} rows")
+        stages.append(stage.model_copy(update={"micro_batch": stage.micro_batch or found[shape]}))
+    return recipe.model_copy(update={"stages": tuple(stages)})
+
+
+def fastest_micro_batch(trainer: Trainer, batch: Batch) -> int:
+    """Rows a forward and backward pass at which a row takes least time, of the even divisions.
+
+    Args:
+        trainer: thrown away after; its weights are left as they are.
+        batch: of a whole step.
+    """
+    rows, length = batch.input_ids.shape
+    best, best_time, behind = 0, float("inf"), 0
+    for size in _even_divisions(rows, length, trainer.device.type):
+        try:
+            seconds = _time_backward(trainer, batch, size) / size
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        if best and _is_full(trainer.device):
+            break
+        if not best:  # AdamW takes its memory at the first update
+            trainer.optimizers.step(0.0)
+        if seconds < best_time * _WORTH_IT:
+            best, best_time, behind = size, seconds, 0
+        else:
+            behind += 1
+            if behind == 2:
+                break
+    return best or 1
+
+
+def _even_divisions(rows: int, length: int, device: str) -> Iterator[int]:
+    """Divisors of `rows`, rising, each at least 1.5 times the one before."""
+    last = 0.0
+    for size in range(1, rows + 1):
+        small = size * length < _FEWEST_POSITIONS[device] and size < rows
+        if rows % size or small or size < 1.5 * last:
+            continue
+        if last and size * length > _MOST_POSITIONS[device]:
+            return
+        last = size
+        yield size
+
+
+def _time_backward(trainer: Trainer, batch: Batch, size: int) -> float:
+    """Median seconds of a forward and backward pass over the batch's first rows."""
+    inputs = to_device(batch.rows(0, size), trainer.device)
+    times = []
+    for turn in range(1 + _TIMED):
+        synchronise(trainer.device)
+        start = time.perf_counter()
+        trainer.backward(inputs, batch.columns.size, len(batch.input_ids))
+        synchronise(trainer.device)
+        if turn:  # the first one allocates, or compiles
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _is_full(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free) / total > _FULL
+
+
+def _compiling_pays(
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    plan: BatchPlan,
+    device: torch.device,
+    notes: list[str],
+) -> bool:
+    last = len(recipe.stages) - 1
+    batch = plan.batch(recipe.boundaries[last])
+    times = []
+    for compile in (False, True):
+        trainer = _trainer(recipe, last, vocabulary, device, compile=compile)
+        if compile and not narrows(trainer.model):
+            return False
+        size = trainer.rows_at_once(*batch.input_ids.shape)
+        times.append(_time_backward(trainer, batch, size))
+    eager, compiled = times
+    notes.append(
+        f"a pass at depth {recipe.stages[last].depth} takes {1000 * eager:.0f} ms, "
+        f"{1000 * compiled:.0f} ms compiled"
+    )
+    return compiled < eager * _WORTH_IT
+
+
+def _trainer(
+    recipe: Recipe,
+    stage: int,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    *,
+    compile: bool,
+) -> Trainer:
+    model = create_model(
+        recipe.model,
+        depth=recipe.stages[stage].depth,
+        vocabulary=vocabulary,
+        sequence_length=recipe.longest_sequence,
+        next_sentence=recipe.objective.next_sentence,
+    )
+    return Trainer(
+        model,
+        recipe.optimizer,
+        device=device,
+        precision=working_precision(recipe),
+        micro_batch=recipe.resolved_stage(stage).micro_batch,
+        seed=0,
+        compile=compile,
+    )
