@@ -1,7 +1,9 @@
 """What this machine is and how fast it multiplies matrices."""
 
 import ctypes
+import os
 import platform
+import shutil
 import statistics
 import time
 from typing import Any, Literal
@@ -76,6 +78,12 @@ def fastest_precision(device: torch.device) -> Precision:
 def working_precision(recipe: Recipe) -> Precision:
     """The precision of a recipe that is settled (an "auto" left over means bf16)."""
     return "fp32" if recipe.precision == "fp32" else "bf16"
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds what it needs: it builds its kernels with a C++ compiler."""
+    names = (os.environ.get("CXX"), os.environ.get("CC"), "g++", "clang++", "c++", "gcc", "cc")
+    return any(shutil.which(name) for name in names if name)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -119,6 +119,7 @@ class Trainer:
             self.model, self._optimizer_spec, newton_schulz=DTYPES[self.precision]
         )
         self.optimizers.load_state(state)
+        self._flops: dict[tuple[int, int, int], int] = {}
 
     @property
     def depth(self) -> int:
@@ -232,9 +233,13 @@ class Trainer:
     def flops(self, batch: Batch) -> int:
         """FLOPs of a step on `batch`."""
         rows, length = batch.input_ids.shape
-        return training_flops(
-            self.model, rows=rows, sequence_length=length, masked=batch.columns.size
-        )
+        masked = batch.columns.size
+        shape = (rows, length, masked)
+        if shape not in self._flops:
+            self._flops[shape] = training_flops(
+                self.model, rows=rows, sequence_length=length, masked=masked
+            )
+        return self._flops[shape]
 
 
 @contextlib.contextmanager

@@ -13,10 +13,12 @@ import torch
 
 from stackbert.batches import Batch, BatchPlan
 from stackbert.encoder import narrows
+from stackbert.errors import UserError
 from stackbert.models import create_model, training_flops
 from stackbert.pretraining.evaluation import to_device
 from stackbert.pretraining.machine import (
     fastest_precision,
+    has_compiler,
     matrix_rate,
     synchronise,
     working_precision,
@@ -67,6 +69,9 @@ def settle(
         plan: its batches.
         device: where it will run.
         seconds: the budget; by default estimated from the FLOPs.
+
+    Raises:
+        UserError: compilation is asked for and there is no compiler.
     """
     precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
     recipe = recipe.model_copy(update={"precision": precision})
@@ -75,9 +80,16 @@ def settle(
     notes: list[str] = []
     if recipe.batch.micro_batch == "auto" and length >= TUNE_FROM:
         recipe = _with_micro_batches(recipe, vocabulary, plan, device, notes)
+    if recipe.compile is True and not has_compiler():
+        raise UserError(
+            "compile: torch.compile needs a C++ compiler and finds none. Install one (Debian: "
+            "g++), or set compile to false."
+        )
     if recipe.compile == "auto":
-        pays = length >= COMPILE_FROM[device.type] and _compiling_pays(
-            recipe, vocabulary, plan, device, notes
+        pays = (
+            has_compiler()
+            and length >= COMPILE_FROM[device.type]
+            and _compiling_pays(recipe, vocabulary, plan, device, notes)
         )
         recipe = recipe.model_copy(update={"compile": pays})
     return Settled(recipe, rate, tuple(notes))
