@@ -1,30 +1,37 @@
-"""(corpus, stage, step, rank) → batch: order, rows, sentence pairs and masks, as a pure function.
+"""(corpus, stage, step, rank) → batch: rows, sentence pairs and masks, as a pure function.
 
-The order of the data. An epoch cuts the corpus' token stream into chunks and strings them together
-in a random order; epochs follow one another without a gap. Rows are cut from this endless string
-one after the other, so every row is full, the cursor is one integer (tokens consumed), no token is
-lost or seen twice in an epoch, and a stage may change the length of its rows anywhere.
-
-A chunk is as long as the longest stage's rows, and each epoch shifts the cuts so that rows and
-chunks stay aligned: with one sequence length a row is always a contiguous piece of text (at the
-end of an epoch it runs on from the corpus' end to its beginning).
+Rows are cut from the endless string of epochs that `data_order` describes, one after the other, so
+every row is full, no token is lost or seen twice in an epoch, and the cursor is one integer: tokens
+consumed. A small batch is made in a fraction of a millisecond, so what costs here is the number of
+numpy calls, and no loop goes over the rows but the ones in `TokenStream`.
 
 Rows: [CLS] tokens [SEP]; for next-sentence prediction [CLS] A [SEP] B [SEP].
 Shape letters: B rows of a batch, S positions of a row, K masked positions of a row.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from stackbert.corpus.store import TokenStream
+from stackbert.corpus.store import TokenIds, TokenStream
+from stackbert.data_order import DataOrder
 from stackbert.errors import UserError
-from stackbert.randomness import I64, Permutation, derive_key, mix, random_bits
+from stackbert.randomness import I64, U64, derive_key, mix, random_bits
 from stackbert.vocabulary import Vocabulary
 
-Segment = tuple[int, int]
-"""A contiguous piece of the corpus: (first token, length)."""
+_NEVER = np.uint64(2**64 - 1)
+"""The lot of a token that must not be masked: no other is higher."""
+
+
+def _below(share: float) -> np.uint64:
+    """What a draw is below with this probability; decided by its upper half alone."""
+    return np.uint64(math.ceil(share * 2**32) << 32)
+
+
+_MASKED, _REPLACED = _below(0.8), _below(0.9)
+_LOWER_HALF, _HALF = np.uint64(2**32 - 1), np.uint64(32)
 
 
 @dataclass(frozen=True)
@@ -79,57 +86,6 @@ class StageShape:
         return max(1, round(self.mask_rate * self.payload(next_sentence=next_sentence)))
 
 
-class DataOrder:
-    """Position in the endless string of epochs → piece of the corpus."""
-
-    def __init__(self, tokens: int, chunk: int, seed: int, *, shuffle: bool = True) -> None:
-        self.tokens = tokens
-        self.chunk = chunk
-        self._seed = seed
-        self._shuffle = shuffle
-
-    def segments(self, position: int, length: int) -> list[Segment]:
-        """The pieces that make up tokens position … position + length - 1 of the string."""
-        pieces: list[Segment] = []
-        end = position + length
-        while position < end:
-            epoch = position // self.tokens
-            epoch_end = (epoch + 1) * self.tokens
-            pieces += self._within_epoch(
-                epoch, position - epoch * self.tokens, min(end, epoch_end) - epoch * self.tokens
-            )
-            position = min(end, epoch_end)
-        return pieces
-
-    def _within_epoch(self, epoch: int, start: int, end: int) -> list[Segment]:
-        # The first `head` tokens complete the chunk that the last epoch's end left open; then come
-        # whole chunks, shuffled; then what is left of the corpus.
-        head = min(-epoch * self.tokens % self.chunk, self.tokens)
-        whole = (self.tokens - head) // self.chunk
-        tail = head + whole * self.chunk
-        pieces: list[Segment] = []
-        if start < head:
-            pieces.append((start, min(end, head) - start))
-        low, high = max(start, head), min(end, tail)
-        if low < high:
-            first, last = (low - head) // self.chunk, (high - 1 - head) // self.chunk
-            numbers = np.arange(first, last + 1, dtype=np.int64)
-            starts = self._shuffled(epoch, whole, numbers) * self.chunk + head
-            ends = starts + self.chunk
-            starts[0] += low - head - first * self.chunk
-            ends[-1] -= head + (last + 1) * self.chunk - high
-            pieces += zip(starts.tolist(), (ends - starts).tolist(), strict=True)
-        if end > tail:
-            low = max(start, tail)
-            pieces.append((low, end - low))
-        return pieces
-
-    def _shuffled(self, epoch: int, chunks: int, numbers: I64) -> I64:
-        if not self._shuffle:
-            return numbers
-        return Permutation(chunks, derive_key(self._seed, "order", epoch))(numbers)
-
-
 class BatchPlan:
     """Every batch of a run, by its step number.
 
@@ -167,10 +123,10 @@ class BatchPlan:
         self.stages = tuple(stages)
         self.next_sentence = next_sentence
         self._stream = stream
-        self._seed = seed
         self._vocabulary = vocabulary
         self._payloads = payloads
         self._order = DataOrder(len(stream), max(payloads), seed, shuffle=shuffle)
+        self._keys = {purpose: derive_key(seed, purpose) for purpose in ("mask", "pair", "cut")}
         self._special = np.zeros(max(vocabulary.size, vocabulary.tokenizer_size), dtype=bool)
         self._special[list(vocabulary.special)] = True
         self._ordinary: I64 = np.flatnonzero(~self._special[: vocabulary.tokenizer_size])
@@ -216,15 +172,10 @@ class BatchPlan:
         columns, labels = self._mask(ids, positions, masked)
         return Batch(ids, columns, labels, types, is_random)
 
-    def _read(self, segments: list[Segment]) -> I64:
-        parts = [self._stream.read(start, length) for start, length in segments]
-        whole: I64 = np.concatenate(parts).astype(np.int64)
-        return whole
-
     def _single_rows(self, position: int, rows: int, payload: int) -> I64:
         ids = np.empty((rows, payload + 2), dtype=np.int64)
         ids[:, 0], ids[:, -1] = self._vocabulary.cls, self._vocabulary.sep
-        text = self._read(self._order.segments(position, rows * payload))
+        text = self._stream.read_many(*self._order.segments(position, rows * payload))
         ids[:, 1:-1] = text.reshape(rows, payload)
         return ids
 
@@ -241,56 +192,63 @@ class BatchPlan:
         """
         positions = cursor + np.arange(rows, dtype=np.int64) * payload
         text, cuts, places = self._cut_rows(positions, payload)
-        lots = random_bits(derive_key(self._seed, "pair"), positions, 1)[:, 0]
+        lots = random_bits(self._keys["pair"], positions, 1)[:, 0]
         chosen = np.argsort(lots, kind="stable")[: rows // 2]
         chosen = chosen[np.argsort(cuts[chosen], kind="stable")]
-        donors = np.roll(chosen, -1) if len(chosen) > 1 else (chosen + 1) % rows
+        donors = np.full(rows, -1)
+        donors[chosen[:-1]], donors[chosen[-1]] = chosen[1:], chosen[0]
+        if len(chosen) == 1:
+            donors[chosen] = (chosen + 1) % rows
+
         mine = slice(first, first + share)
-        for row, donor in zip(chosen.tolist(), donors.tolist(), strict=True):
-            if first <= row < first + share:
-                cut = int(cuts[row])
-                text[row, cut:] = self._read(self._cyclic(int(places[donor]), payload - cut))
-        is_random = np.isin(np.arange(first, first + share), chosen).astype(np.int64)
+        text, cuts, donors = text[mine], cuts[mine], donors[mine]
+        second = np.arange(payload) >= cuts[:, None]
+        is_random = donors >= 0
+        taken = self._read_cyclic(places[donors[is_random]], payload - cuts[is_random])
+        text[second & is_random[:, None]] = taken
 
         ids = np.empty((share, payload + 3), dtype=np.int64)
         ids[:, 0], ids[:, -1] = self._vocabulary.cls, self._vocabulary.sep
-        between = np.arange(payload + 1) == cuts[mine, None]
-        ids[:, 1:-1][between] = self._vocabulary.sep
-        ids[:, 1:-1][~between] = text[mine].reshape(-1)
-        types = (np.arange(payload + 3) > cuts[mine, None] + 1).astype(np.int64)
-        return ids, types, is_random
+        ids[:, 1:-2] = text
+        np.copyto(ids[:, 2:-1], text, where=second)  # moved one on, behind the first [SEP]
+        ids[np.arange(share), cuts + 1] = self._vocabulary.sep
+        types = np.zeros(ids.shape, dtype=np.int64)
+        types[:, 2:-1], types[:, -1] = second, 1
+        return ids, types, is_random.astype(np.int64)
 
-    def _cut_rows(self, positions: I64, payload: int) -> tuple[I64, I64, I64]:
+    def _cut_rows(self, positions: I64, payload: int) -> tuple[TokenIds, I64, I64]:
         """The text (B, payload) of consecutive rows, and where each is cut: in the row, the corpus.
 
         A row is cut before one of its sentences, drawn evenly; not before a document, for what
         follows there is no continuation. A row within one sentence is cut in its middle half.
         """
         rows = len(positions)
-        segments = self._order.segments(int(positions[0]), rows * payload)
-        text = self._read(segments)
-        starts, lengths = np.array(segments, dtype=np.int64).T
+        starts, lengths = self._order.segments(int(positions[0]), rows * payload)
+        text = self._stream.read_many(starts, lengths)
         offsets = np.cumsum(lengths) - lengths  # of the segments in the text
         found, owner = self._stream.sentence_starts_within(starts + 1, lengths - 1)
-        inner = np.sort(found - starts[owner] + offsets[owner])
+        inner = np.sort(found + (offsets - starts)[owner])
         inner = inner[(inner % payload > 0) & (text[inner - 1] != self._vocabulary.sep)]
-        draws = random_bits(derive_key(self._seed, "cut"), positions, 1)[:, 0]
+        draws = random_bits(self._keys["cut"], positions, 1)[:, 0]
         counts = np.bincount(inner // payload, minlength=rows)
-        which = (draws % np.maximum(counts, 1).astype(np.uint64)).astype(np.int64)
-        drawn = np.cumsum(counts) - counts + which
-        middle = payload // 4 + draws % np.uint64(max(1, payload // 2))
-        cuts = np.where(counts > 0, np.append(inner, 0)[drawn] % payload, middle).astype(np.int64)
+        cuts = (payload // 4 + draws % np.uint64(max(1, payload // 2))).astype(np.int64)
+        some = counts > 0
+        which = (draws[some] % counts[some].astype(np.uint64)).astype(np.int64)
+        cuts[some] = inner[(np.cumsum(counts) - counts)[some] + which] % payload
         flat = np.arange(rows) * payload + cuts
         segment = np.searchsorted(offsets, flat, side="right") - 1
-        return text.reshape(rows, payload), cuts, starts[segment] + flat - offsets[segment]
+        return text.reshape(rows, payload), cuts, flat + (starts - offsets)[segment]
 
-    def _cyclic(self, start: int, length: int) -> list[Segment]:
-        total, pieces = len(self._stream), []
-        while length:
-            piece = min(length, total - start)
-            pieces.append((start, piece))
-            start, length = 0, length - piece
-        return pieces
+    def _read_cyclic(self, starts: I64, lengths: I64) -> TokenIds:
+        """Pieces of the corpus, joined; one that reaches beyond the end goes on in front."""
+        total = len(self._stream)
+        while (beyond := np.flatnonzero(starts + lengths > total)).size:
+            rest = starts[beyond] + lengths[beyond] - total
+            lengths = lengths.copy()
+            lengths[beyond] -= rest
+            starts = np.insert(starts, beyond + 1, 0)
+            lengths = np.insert(lengths, beyond + 1, rest)
+        return self._stream.read_many(starts, lengths)
 
     def _mask(self, ids: I64, positions: I64, masked: int) -> tuple[I64, I64]:
         """Mask `masked` tokens a row in place: 80 % [MASK], 10 % any token, 10 % kept.
@@ -298,21 +256,30 @@ class BatchPlan:
         Returns the columns (B, K) and the labels (B, K). Drawn by the rows' positions in the
         string of epochs, so every epoch draws anew and every rank draws the same.
         """
-        lots = random_bits(derive_key(self._seed, "mask"), positions, ids.shape[1])
-        maskable = ~self._special[ids]
-        lots[~maskable] = np.iinfo(np.uint64).max
-        columns = np.sort(np.argpartition(lots, masked - 1, axis=1)[:, :masked], axis=1)
-        places = columns + np.arange(len(ids), dtype=np.int64)[:, None] * ids.shape[1]
+        rows, length = ids.shape
+        lots = random_bits(self._keys["mask"], positions, length)
+        lots[self._special[ids]] = _NEVER
+        places = _lowest(lots, masked)
         flat = ids.reshape(-1)  # a view
-        labels, counts = flat[places], maskable.reshape(-1)[places]
-        draws = mix(lots.reshape(-1)[places])
-        tenth = draws >> np.uint64(32)  # the upper half decides what happens, the lower with what
-        share = tenth.astype(np.float64) / 2.0**32
-        which = (draws & np.uint64(0xFFFFFFFF)) * np.uint64(len(self._ordinary)) >> np.uint64(32)
-        replaced = np.where(
-            share < 0.8,
-            self._vocabulary.mask,
-            np.where(share < 0.9, self._ordinary[which.astype(np.int64)], labels),
-        )
-        flat[places] = np.where(counts, replaced, labels)
-        return columns, np.where(counts, labels, -100)
+        labels, drawn = flat[places], lots.reshape(-1)[places]
+        draws = mix(drawn)  # the upper half decides what happens, the lower with what
+        which = (draws & _LOWER_HALF) * np.uint64(len(self._ordinary)) >> _HALF
+        replaced = np.where(draws < _REPLACED, self._ordinary[which.astype(np.int64)], labels)
+        replaced[draws < _MASKED] = self._vocabulary.mask
+        short = drawn == _NEVER
+        if short.any():  # a row with too few maskable tokens
+            replaced[short] = labels[short]
+            labels[short] = -100
+        flat[places] = replaced
+        return places - np.arange(0, rows * length, length)[:, None], labels
+
+
+def _lowest(lots: U64, count: int) -> I64:
+    """Where each row's lowest lots (B, S) are: (B, count) indices into all B·S, ascending."""
+    rows, length = lots.shape
+    highest = np.partition(lots, count - 1, axis=1)[:, count - 1, None]
+    places: I64 = np.flatnonzero(lots <= highest)
+    if len(places) > rows * count:  # a row has to take from its equal lots: argpartition chooses
+        columns = np.sort(np.argpartition(lots, count - 1, axis=1)[:, :count], axis=1)
+        places = columns + np.arange(0, rows * length, length)[:, None]
+    return places.reshape(rows, count)

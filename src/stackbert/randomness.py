@@ -13,6 +13,11 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 _ROUNDS = 12
+_GOLDEN, _FIRST, _SECOND = (
+    np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_ROW = np.uint64(0xD1B54A32D192ED03)
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def derive_key(seed: int, *tags: int | str) -> int:
@@ -23,10 +28,13 @@ def derive_key(seed: int, *tags: int | str) -> int:
 
 def mix(x: U64) -> U64:
     """SplitMix64's finaliser (Steele et al., OOPSLA 2014): equidistributed 64-bit hashes."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x + _GOLDEN  # a new array; from here on in place
+    x ^= x >> _30
+    x *= _FIRST
+    x ^= x >> _27
+    x *= _SECOND
+    x ^= x >> _31
+    return x
 
 
 def random_bits(key: int, rows: I64, columns: int) -> U64:
@@ -35,9 +43,7 @@ def random_bits(key: int, rows: I64, columns: int) -> U64:
     The entry for (key, row, column) does not depend on which other rows are asked for.
     """
     row_keys = mix(rows.astype(np.uint64) ^ np.uint64(key))
-    return mix(
-        row_keys[:, None] + np.arange(columns, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03)
-    )
+    return mix(row_keys[:, None] + np.arange(columns, dtype=np.uint64) * _ROW)
 
 
 class Permutation:

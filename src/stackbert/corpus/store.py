@@ -13,6 +13,7 @@ A split is the concatenation of its shards. A document or sentence may run on in
 import bisect
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from stackbert.errors import UserError
 from stackbert.files import sha256_of
+from stackbert.randomness import I64
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -140,6 +142,7 @@ class TokenStream:
         self._folder = folder
         self._split = split
         starts = np.cumsum([0] + [shard.tokens for shard in split.shards])
+        self._bounds = starts
         self._starts: list[int] = starts.tolist()
         self._tokens = [self._open(shard, "tokens") for shard in split.shards]
 
@@ -181,6 +184,35 @@ class TokenStream:
             start, first = stop, first + 1
         return np.concatenate(parts)
 
+    def read_many(self, starts: I64, lengths: I64) -> TokenIds:
+        """Several ranges, one after the other in one new array; starts and lengths (N,).
+
+        Raises:
+            IndexError: a range reaches outside the split.
+        """
+        shards, low, high, _ = self._in_shards(starts, lengths)
+        places = zip(shards.tolist(), low.tolist(), high.tolist(), strict=True)
+        tokens = self._tokens
+        parts = [tokens[shard][start:end] for shard, start, end in places]
+        return np.concatenate(parts) if parts else np.empty(0, np.uint16)
+
+    def _in_shards(self, starts: I64, lengths: I64) -> tuple[I64, I64, I64, I64]:
+        """Ranges, cut where a shard ends: shards, the bounds within them, and whose piece it is."""
+        bounds, ends = self._bounds, starts + lengths
+        if len(starts) and (starts.min() < 0 or ends.max() > bounds[-1]):
+            raise IndexError(f"a range reaches outside a split of {len(self)} tokens")
+        owner = np.arange(len(starts))
+        shard = bounds.searchsorted(starts, side="right") - 1
+        last = bounds.searchsorted(ends, side="left") - 1
+        if (shard != last).any():
+            counts = last - shard + 1  # 0 for an empty range where a shard begins
+            owner = np.repeat(owner, counts)
+            shard = np.arange(len(owner)) + (shard - np.cumsum(counts) + counts)[owner]
+            starts = np.maximum(starts[owner], bounds[shard])
+            ends = np.minimum(ends[owner], bounds[shard + 1])
+        base = bounds[shard]
+        return shard, starts - base, ends - base, owner
+
     def _global_offsets(self, part: str) -> Offsets:
         """All of a part's offsets, from shard-local to split-wide."""
         local = [self._open(shard, part) for shard in self._split.shards]
@@ -201,29 +233,27 @@ class TokenStream:
         """
         return self.sentence_starts_within(np.array([start]), np.array([length]))[0]
 
-    def sentence_starts_within(self, starts: Offsets, lengths: Offsets) -> tuple[Offsets, Offsets]:
+    def sentence_starts_within(self, starts: I64, lengths: I64) -> tuple[Offsets, Offsets]:
         """The same for many ranges at once.
 
         Returns:
             The sentence starts, ascending within each range, and for each the range it is of.
         """
-        ends = starts + lengths
-        first = np.searchsorted(self._starts, starts, side="right") - 1
-        last = np.searchsorted(self._starts, ends, side="left") - 1
-        touched = {
-            s for a, b in zip(first.tolist(), last.tolist(), strict=True) for s in range(a, b + 1)
-        }
-        found, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for shard in sorted(touched):
-            local, base = self._sentences[shard], self._starts[shard]
-            here = np.flatnonzero((first <= shard) & (shard <= last))
-            low = np.searchsorted(local, starts[here] - base)
-            counts = np.searchsorted(local, ends[here] - base) - low
-            # Places low … low + count - 1 of every range, one range after the other.
-            shift = np.repeat(low - np.cumsum(counts) + counts, counts)
-            found.append(local[np.arange(len(shift)) + shift] + base)
-            owners.append(np.repeat(here, counts))
-        return np.concatenate(found), np.concatenate(owners)
+        shards, *edges, owner = self._in_shards(starts, lengths)
+        order = np.argsort(shards, kind="stable")
+        places, done = np.array(edges)[:, order], 0
+        for shard, count in sorted(Counter(shards.tolist()).items()):
+            here = places[:, done : done + count]
+            here[:] = self._sentences[shard].searchsorted(here)
+            done += count
+        shards, counts = shards[order], places[1] - places[0]
+        pieces = zip(shards.tolist(), *places.tolist(), strict=True)
+        found = [self._sentences[shard][low:high] for shard, low, high in pieces]
+        found.append(np.empty(0, np.int64))  # concatenate wants at least one
+        return (
+            np.concatenate(found) + np.repeat(self._bounds[shards], counts),
+            np.repeat(owner[order], counts),
+        )
 
     @cached_property
     def _sentences(self) -> list[Offsets]:
