@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from stackbert.errors import Interrupted, RunError, StackBertError, UserError
     from stackbert.growth.folder import grow_folder
     from stackbert.growth.model import grow
+    from stackbert.planning.planner import plan
+    from stackbert.planning.result import Plan, StagePlan
     from stackbert.pretraining.ledger import read_ledger
     from stackbert.pretraining.run import RunResult, pretrain
     from stackbert.pretraining.summary import summarise
@@ -34,6 +36,9 @@ _HOMES = {
     "UserError": "errors",
     "grow": "growth.model",
     "grow_folder": "growth.folder",
+    "Plan": "planning.result",
+    "StagePlan": "planning.result",
+    "plan": "planning.planner",
     "read_ledger": "pretraining.ledger",
     "RunResult": "pretraining.run",
     "pretrain": "pretraining.run",
@@ -46,16 +51,19 @@ _HOMES = {
 __all__ = [
     "Corpus",
     "Interrupted",
+    "Plan",
     "Recipe",
     "RunError",
     "RunResult",
     "StackBertError",
+    "StagePlan",
     "UserError",
     "build_corpus",
     "grow",
     "grow_folder",
     "load_recipe",
     "open_corpus",
+    "plan",
     "pretrain",
     "read_ledger",
     "shipped_recipes",

@@ -96,6 +96,61 @@ def corpus(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    device: Annotated[
+        str,
+        typer.Option(
+            help="here (measured, a minute or two), A100, H100, H200, L4, 'RTX 4090' or cpu."
+        ),
+    ] = "here",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a field: model.hidden_size=256, stages.0.steps=9."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Scale the stages to this time: 30m, 1.5h.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Scale the stages to this many steps in all.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="From 'stackbert corpus'; else random tokens will do.")
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Word pieces without a corpus; by default 32,768.")
+    ] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option(help="Share of a named device's peak, by default 0.4: assumed, not measured."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="USD an hour.")] = None,
+) -> None:
+    """Predict time, memory and money of a run, stacked and from scratch, before paying for it.
+
+    Example: stackbert plan bert-base --device H200 --price 3
+    """
+    from stackbert.planning.planner import plan as plan_run
+    from stackbert.planning.table import plan_table
+    from stackbert.recipe_files import load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    if device == "here":
+        typer.echo("measuring seconds per step at every depth …", err=True)
+    planned = plan_run(
+        loaded,
+        device=device,
+        budget=budget,
+        steps=steps,
+        corpus=corpus,
+        vocab_size=vocab_size,
+        mfu=mfu,
+        price=price,
+    )
+    typer.echo(plan_table(planned))
+
+
+@app.command()
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     corpus: Annotated[Path, typer.Option(help="From 'stackbert corpus'.")],

@@ -1,14 +1,17 @@
 """How many steps fit a budget of time: measured on this machine, at every depth, before the run."""
 
+import contextlib
+import itertools
 import math
 import re
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from stackbert.batches import BatchPlan
+from stackbert.batches import Batch, BatchPlan
 from stackbert.corpus.store import Corpus
 from stackbert.errors import UserError
 from stackbert.models import create_model
@@ -20,7 +23,10 @@ from stackbert.vocabulary import Vocabulary
 
 EVALUATIONS = 20
 """Evaluations of a run whose recipe names no interval."""
-_WARMUP, _TIMED = 2, 5
+_WARMUP, _TIMED, _MOST_TIMED = 2, 5, 30
+"""Turns of training steps."""
+_EVALUATED = 3
+"""Turns of evaluations, after one to warm up."""
 
 
 def parse_duration(text: str) -> float:
@@ -48,6 +54,8 @@ class Timing:
     """One optimiser step of each stage."""
     evaluation: float
     """One evaluation at the last stage's depth."""
+    evaluations: tuple[float, ...] = ()
+    """One evaluation at each stage's depth; empty where only the last was timed."""
 
 
 def measure(
@@ -59,44 +67,127 @@ def measure(
     device: torch.device,
     precision: Precision,
 ) -> Timing:
-    """Time training steps at every stage's depth and an evaluation, on models thrown away after.
+    """Time training steps and evaluations at every stage's depth, on a corpus.
 
-    The stages take turns, so that a machine whose speed drifts treats them alike.
+    As `measure_batches`, on the batches that the run itself would see.
     """
-    trainers: dict[int, Trainer] = {}
-    for stage in recipe.stages:
-        if stage.depth not in trainers:
-            model = create_model(
-                recipe.model,
-                depth=stage.depth,
-                vocabulary=vocabulary,
-                sequence_length=recipe.longest_sequence,
-                next_sentence=recipe.objective.next_sentence,
-            )
-            trainers[stage.depth] = Trainer(
-                model,
-                recipe.optimizer,
-                device=device,
-                precision=precision,
-                micro_batch=recipe.batch.micro_batch,
-                seed=0,
-            )
-    times: list[list[float]] = [[] for _ in recipe.stages]
-    for turn in range(_WARMUP + _TIMED):
-        for index, stage in enumerate(recipe.stages):
-            synchronise(device)
-            start = time.perf_counter()
-            batch = plan.batch(recipe.boundaries[index] + min(turn, stage.steps - 1))
-            trainers[stage.depth].step(turn, batch, 0.1)
-            synchronise(device)
-            if turn >= _WARMUP:
-                times[index].append(time.perf_counter() - start)
+
+    def batch(index: int, turn: int) -> Batch:
+        return plan.batch(recipe.boundaries[index] + min(turn, recipe.stages[index].steps - 1))
+
     validation = evaluation_batch(recipe, corpus, vocabulary)
-    start = time.perf_counter()
-    trainers[recipe.stages[-1].depth].evaluate(validation)
+    return measure_batches(
+        recipe, vocabulary, batch, validation, device=device, precision=precision
+    )
+
+
+def measure_batches(
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    batch: Callable[[int, int], Batch],
+    validation: Batch,
+    *,
+    device: torch.device,
+    precision: Precision,
+    patience: float = 0.0,
+) -> Timing:
+    """Time training steps and evaluations at every stage's depth, on models thrown away after.
+
+    The stages take turns, so that a machine whose speed drifts treats them alike. Two turns warm
+    up, five are timed, and more (up to 30) while `patience` lasts. An evaluation is timed on a
+    part of its rows, as it may be as long as many steps, and scaled up.
+
+    Args:
+        recipe: whose model, optimiser and stages; "auto" left over is not measured.
+        vocabulary: sizes the embedding.
+        batch: (index of the stage, turn) to a training batch of that stage.
+        validation: all rows of an evaluation.
+        device: where.
+        precision: of the forward pass.
+        patience: seconds that timed training steps may take, if the five turns take less.
+    """
+    trainers = _trainers(recipe, vocabulary, device, precision)
+    times: list[list[float]] = [[] for _ in recipe.stages]
+    warm, turn = 0.0, 0
+    while turn < _WARMUP + _TIMED or (
+        turn < _WARMUP + _MOST_TIMED and time.perf_counter() - warm < patience
+    ):
+        if turn == _WARMUP:
+            warm = time.perf_counter()
+        for index, stage in enumerate(recipe.stages):
+            trainer = trainers[stage.depth]
+            trainer.micro_batch = recipe.resolved_stage(index).micro_batch
+            with _timed(device, times[index]):
+                trainer.step(turn, batch(index, turn), 0.1)
+        turn += 1
+    rows = len(validation.input_ids)
+    largest = max(len(batch(index, 0).input_ids) for index in range(len(recipe.stages)))
+    part = validation.rows(0, min(rows, 4 * largest))
+    evaluating: list[list[float]] = [[] for _ in recipe.stages]
+    for _ in range(1 + _EVALUATED):
+        for index, stage in enumerate(recipe.stages):
+            trainer = trainers[stage.depth]
+            trainer.micro_batch = recipe.resolved_stage(index).micro_batch
+            with _timed(device, evaluating[index]):
+                trainer.evaluate(part)
+    scale = rows / len(part.input_ids)
+    evaluations = tuple(scale * statistics.median(seconds[1:]) for seconds in evaluating)
+    steps = tuple(statistics.median(seconds[_WARMUP:]) for seconds in times)
+    return Timing(steps, evaluations[-1], evaluations)
+
+
+def _trainers(
+    recipe: Recipe, vocabulary: Vocabulary, device: torch.device, precision: Precision
+) -> dict[int, Trainer]:
+    """A trainer at each depth of a recipe."""
+    trainers: dict[int, Trainer] = {}
+    for depth in dict.fromkeys(stage.depth for stage in recipe.stages):
+        model = create_model(
+            recipe.model,
+            depth=depth,
+            vocabulary=vocabulary,
+            sequence_length=recipe.longest_sequence,
+            next_sentence=recipe.objective.next_sentence,
+        )
+        trainers[depth] = Trainer(
+            model,
+            recipe.optimizer,
+            device=device,
+            precision=precision,
+            micro_batch=recipe.batch.micro_batch,
+            seed=0,
+            compile=recipe.compile is True,
+        )
+    return trainers
+
+
+@contextlib.contextmanager
+def _timed(device: torch.device, times: list[float]) -> Iterator[None]:
     synchronise(device)
-    evaluation = time.perf_counter() - start
-    return Timing(tuple(statistics.median(t) for t in times), evaluation)
+    start = time.perf_counter()
+    yield
+    synchronise(device)
+    times.append(time.perf_counter() - start)
+
+
+def evaluation_interval(recipe: Recipe) -> int:
+    """Steps between two evaluations, as the recipe says or so that there are `EVALUATIONS`."""
+    return recipe.evaluation.every_steps or max(1, recipe.total_steps // EVALUATIONS)
+
+
+def evaluations_by_stage(recipe: Recipe) -> tuple[int, ...]:
+    """Evaluations that a run makes at each stage's depth.
+
+    One before the first step, one at every interval and at every stage's end, and one right after
+    each growth.
+    """
+    every = evaluation_interval(recipe)
+    counts = []
+    for first, end in itertools.pairwise(recipe.boundaries):
+        at_intervals = end // every - first // every
+        beside = (end % every != 0) + (first == 0) + (first in recipe.growth_steps)
+        counts.append(at_intervals + beside)
+    return tuple(counts)
 
 
 def steps_within(recipe: Recipe, timing: Timing, seconds: float) -> int:
