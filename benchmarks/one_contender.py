@@ -27,8 +27,6 @@ MADE_UP_TOKENS = 1 << 20
 _MOST_ACCUMULATION = 16
 _A_LONG_RUN = 1e6
 """Seconds: StackBERT settles what a run that long would."""
-_BATCHES_AHEAD = {"cpu": 0, "cuda": 3}
-"""As the training loop's."""
 
 
 class Bench:
@@ -228,7 +226,7 @@ def train_with_stackbert(bench: Bench, shape: Shape) -> dict[str, Any]:
 
     from stackbert.batches import BatchPlan, StageShape
     from stackbert.models import create_model, parameter_count
-    from stackbert.pretraining.prefetch import batches
+    from stackbert.pretraining.prefetch import AHEAD, batches
     from stackbert.pretraining.trainer import Trainer
     from stackbert.pretraining.tuning import settle
 
@@ -258,7 +256,7 @@ def train_with_stackbert(bench: Bench, shape: Shape) -> dict[str, Any]:
         compile=recipe.compile is True,
     )
     flops = trainer.flops(plan.batch(0))
-    made = batches(plan, 0, steps, ahead=_BATCHES_AHEAD[bench.device.type])
+    made = batches(plan, 0, steps, ahead=AHEAD[bench.device.type])
     clock.start()
     result = None
     for number, batch in enumerate(made):

@@ -11,6 +11,7 @@ from pretraining_helpers import TOTAL, checkpoints, tiny_recipe
 import stackbert as sb
 from stackbert.models import create_model
 from stackbert.pretraining import loop as loop_module
+from stackbert.pretraining import prefetch
 from stackbert.pretraining.background import BackgroundWriter, snapshot
 from stackbert.pretraining.checkpoints import read_state
 from stackbert.pretraining.prefetch import batches
@@ -69,7 +70,7 @@ def test_a_run_is_the_same_with_batches_made_ahead(
 ) -> None:
     from pretraining_helpers import weights
 
-    monkeypatch.setattr(loop_module, "_BATCHES_AHEAD", {"cpu": 3})
+    monkeypatch.setitem(prefetch.AHEAD, "cpu", 3)
     sb.pretrain(tiny_recipe(), corpus=corpus, out=tmp_path)
     assert weights(tmp_path) == weights(undisturbed(tiny_recipe()))
 

@@ -11,7 +11,15 @@ from pretraining_helpers import At, Crash, Listening, crash, tiny_recipe
 
 import stackbert as sb
 from stackbert.pretraining import run as run_module
-from stackbert.pretraining.budget import EVALUATIONS, Timing, measure, parse_duration, steps_within
+from stackbert.pretraining.budget import (
+    EVALUATIONS,
+    Timing,
+    evaluations_by_stage,
+    measure,
+    parse_duration,
+    scaled_to,
+    steps_within,
+)
 from stackbert.pretraining.run import batch_plan
 from stackbert.recipe_files import load_recipe
 from stackbert.vocabulary import load_vocabulary
@@ -112,6 +120,21 @@ def test_measuring_times_every_depth(corpus) -> None:
     shallow, deep = timing.step
     assert 0 < shallow < deep
     assert timing.evaluation > 0
+
+
+@pytest.mark.parametrize("evaluation", [0.01, 1.0, 3.0, 50.0])
+def test_evaluations_take_no_more_than_a_tenth_of_a_budget(evaluation: float) -> None:
+    timing = Timing((0.1, 0.2, 0.4), evaluation)
+    recipe = tiny_recipe(evaluation__every_steps=None, schedule__warmup_steps=1)
+    scaled = scaled_to(recipe, timing, 600.0)
+    assert scaled.total_steps == steps_within(recipe, timing, 600.0)
+    beside_growths = 2 * len(recipe.growth_steps) + 2
+    most = max(600.0 / 10, beside_growths * evaluation)
+    assert sum(evaluations_by_stage(scaled)) * evaluation <= most + 2 * evaluation
+    if evaluation == 0.01:
+        assert scaled.evaluation == recipe.evaluation
+    asked = tiny_recipe(evaluation__every_steps=7)
+    assert scaled_to(asked, timing, 600.0).evaluation == asked.evaluation
 
 
 def test_a_real_budget_scales_the_stages_and_is_measured_once(

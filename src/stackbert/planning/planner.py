@@ -15,7 +15,7 @@ from stackbert.planning.pace import measured, predicted
 from stackbert.planning.rehearsal import PAPER_VOCABULARY, stand_in_vocabulary
 from stackbert.planning.result import Plan, StagePlan
 from stackbert.planning.workload import Workload, evaluation_shape, workloads
-from stackbert.pretraining.budget import Timing, evaluations_by_stage, parse_duration, steps_within
+from stackbert.pretraining.budget import Timing, evaluations_by_stage, parse_duration, scaled_to
 from stackbert.pretraining.evaluation import evaluation_batch
 from stackbert.pretraining.machine import Precision, fastest_precision, pick_device
 from stackbert.recipe import Recipe
@@ -109,7 +109,7 @@ def plan(
             )
             recipe, timing, notes = found.recipe, found.timing, found.notes
     if seconds is not None:
-        recipe = recipe.scaled(steps_within(recipe, timing, seconds))
+        recipe = scaled_to(recipe, timing, seconds)
     stages, scratch = _stages(recipe, loads, timing, machine)
     return Plan(
         recipe=recipe,

@@ -23,6 +23,8 @@ from stackbert.vocabulary import Vocabulary
 
 EVALUATIONS = 20
 """Evaluations of a run whose recipe names no interval."""
+_EVALUATION_SHARE = 0.1
+"""Of a budget, at most."""
 _WARMUP, _TIMED, _MOST_TIMED = 2, 5, 30
 """Turns of training steps."""
 _EVALUATED = 3
@@ -190,6 +192,26 @@ def evaluations_by_stage(recipe: Recipe) -> tuple[int, ...]:
     return tuple(counts)
 
 
+def scaled_to(recipe: Recipe, timing: Timing, seconds: float) -> Recipe:
+    """The recipe over as many steps as fit into `seconds`, each stage keeping its share.
+
+    Where the recipe leaves the interval of evaluations open and twenty would take more than a
+    tenth of the time, there are fewer.
+
+    Raises:
+        UserError: not even one step a stage fits.
+    """
+    scaled = recipe.scaled(steps_within(recipe, timing, seconds))
+    if recipe.evaluation.every_steps is not None:
+        return scaled
+    affordable = int(seconds * _EVALUATION_SHARE / timing.evaluation) - 2 * len(recipe.growth_steps)
+    if affordable >= EVALUATIONS:
+        return scaled
+    every = math.ceil(scaled.total_steps / max(1, affordable))
+    evaluation = scaled.evaluation.model_copy(update={"every_steps": every})
+    return scaled.model_copy(update={"evaluation": evaluation})
+
+
 def steps_within(recipe: Recipe, timing: Timing, seconds: float) -> int:
     """Optimiser steps that fit: training and evaluations in `seconds`, each stage its share.
 
@@ -202,8 +224,8 @@ def steps_within(recipe: Recipe, timing: Timing, seconds: float) -> int:
     )
     evaluations = EVALUATIONS + 2 * len(recipe.growth_steps)
     if recipe.evaluation.every_steps is None:
-        # A slow evaluation must not eat a short budget; a tenth is its most.
-        left = seconds - min(evaluations * timing.evaluation, seconds / 10)
+        # A slow evaluation must not eat a short budget.
+        left = seconds - min(evaluations * timing.evaluation, seconds * _EVALUATION_SHARE)
         steps = int(left / mean_step)
     else:
         steps = int(seconds / (mean_step + timing.evaluation / recipe.evaluation.every_steps))

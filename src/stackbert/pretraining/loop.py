@@ -13,20 +13,18 @@ from pathlib import Path
 from stackbert.batches import Batch, BatchPlan
 from stackbert.corpus.store import Corpus
 from stackbert.errors import Interrupted, RunError
+from stackbert.pretraining import prefetch
 from stackbert.pretraining.background import BackgroundWriter, snapshot, snapshot_state
-from stackbert.pretraining.budget import EVALUATIONS
+from stackbert.pretraining.budget import evaluation_interval
 from stackbert.pretraining.checkpoints import CheckpointStore, RunState, checkpoint_name
 from stackbert.pretraining.checkpoints import save_checkpoint as write_checkpoint
 from stackbert.pretraining.ledger import Ledger, Stopwatch
-from stackbert.pretraining.prefetch import batches
 from stackbert.pretraining.progress import Reporter
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import Tracker
 from stackbert.pretraining.trainer import StepResult, Trainer
 from stackbert.recipe import Recipe
-
-_BATCHES_AHEAD = {"cpu": 0, "cuda": 3}
 
 
 @dataclass
@@ -90,9 +88,7 @@ class TrainingLoop:
         self._window = window
         self._unread: list[tuple[int, int, StepResult]] = []  # with stage and number
         self._writer = BackgroundWriter()
-        self._evaluate_every = recipe.evaluation.every_steps or max(
-            1, recipe.total_steps // EVALUATIONS
-        )
+        self._evaluate_every = evaluation_interval(recipe)
         self._last_save = time.monotonic()
 
     def close(self) -> None:
@@ -127,8 +123,8 @@ class TrainingLoop:
         at, total = self._at, self._recipe.total_steps
         if at.step == 0 and at.last_loss is None:
             self._evaluate()
-        ahead = _BATCHES_AHEAD[self._trainer.device.type]
-        made = batches(self._plan, at.step, total, ahead=ahead)
+        ahead = prefetch.AHEAD[self._trainer.device.type]
+        made = prefetch.batches(self._plan, at.step, total, ahead=ahead)
         while at.step < total:
             self._grow_if_due()
             self._train_one_step(made)

@@ -6,6 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from stackbert.batches import Batch, BatchPlan
 
+AHEAD = {"cpu": 0, "cuda": 3}
+"""Batches that a run has ready. On a CPU the thread would only take the cores from the step that it
+runs beside."""
+
 
 def batches(plan: BatchPlan, first: int, end: int, *, ahead: int) -> Iterator[Batch]:
     """The batches of steps first … end - 1, in order.
@@ -14,8 +18,7 @@ def batches(plan: BatchPlan, first: int, end: int, *, ahead: int) -> Iterator[Ba
         plan: what each step sees.
         first: step to begin with.
         end: step after the last.
-        ahead: batches to have ready. 0 makes each when it is asked for: on a CPU the thread would
-            only take the cores from the step that it runs beside.
+        ahead: batches to have ready; 0 makes each when it is asked for, without a thread.
     """
     if ahead == 0:
         for step in range(first, end):

@@ -13,7 +13,7 @@ from stackbert.errors import UserError
 from stackbert.files import explaining_os_errors, folder_made_whole, locked
 from stackbert.modelcard import write_model_card
 from stackbert.models import create_model, model_class
-from stackbert.pretraining.budget import measure, parse_duration, steps_within
+from stackbert.pretraining.budget import measure, parse_duration, scaled_to
 from stackbert.pretraining.checkpoints import (
     CheckpointStore,
     DamagedCheckpointError,
@@ -205,7 +205,7 @@ def _begin(
         reporter.say("measuring seconds per step at every depth …")
         precision = working_precision(recipe)
         timing = measure(recipe, corpus, vocabulary, plan, device=device, precision=precision)
-        recipe = recipe.scaled(steps_within(recipe, timing, seconds))
+        recipe = scaled_to(recipe, timing, seconds)
         pace = ", ".join(
             f"{1000 * s:.0f} ms at depth {stage.depth}"
             for s, stage in zip(timing.step, recipe.stages, strict=True)
