@@ -159,7 +159,12 @@ def notes(probe: dict[str, Any], figures: list[Figures], *, text: str, backend: 
     kinds = {each.contender.kind for each in figures}
     if len(kinds) > 1:
         said.append("StackBERT has no dropout by default; (a) and (b) have BERT's 0.1.")
-    if any(each.contender.letter == "b" for each in figures) and bf16 <= fp32:
+        said.append(
+            "StackBERT's process keeps freed memory (`keep_memory`), as `pretrain` does; its "
+            "embedding is padded to a multiple of 64 rows; on a GPU its batches are made ahead on "
+            "a thread."
+        )
+    if any(each.contender.letter.startswith("b") for each in figures) and bf16 <= fp32:
         said.append(
             "(b) runs in fp32: this processor has no bf16 instructions and emulates them, so that "
             "with bf16 it would not finish in sensible time."
@@ -170,8 +175,21 @@ def notes(probe: dict[str, Any], figures: list[Figures], *, text: str, backend: 
             "share of the rate of a large matrix product in the same precision, measured in the "
             "same process."
         )
+    said.append(
+        "First step: settling and compilation included; torch.compile keeps its kernels on the "
+        "disk, so they are made anew in the first round at most."
+    )
+    if probe["device"] == "cpu":
+        said.append("Peak memory: of the whole process, Python's libraries and settling included.")
     if backend != "inductor" and any(each.contender.letter == "b" for each in figures):
         said.append(f"torch_compile with the backend '{backend}', which makes no kernels.")
     failed = sorted({each.error for each in figures if each.error})
     said += [f"What the table lacks: {error}." for error in failed]
+    most = max(len(each.rounds) for each in figures)
+    said += [
+        f"({each.contender.letter}) at {each.shape.depth} × {each.shape.hidden}, sequence "
+        f"{each.shape.sequence}: {len(each.rounds)} of {most} rounds."
+        for each in figures
+        if 0 < len(each.rounds) < most
+    ]
     return said

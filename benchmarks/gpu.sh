@@ -6,7 +6,7 @@
 #   bash benchmarks/gpu.sh --smoke      # tiny shapes on the CPU, to see that it runs
 #
 # Parts, in this order: "depths" (cost of a step by depth at width 768), "overhead" (a short run
-# with growths: their cost, the time to the first step), "throughput" (StackBERT beside
+# with growths, compiled: their cost, the time to the first step), "throughput" (StackBERT beside
 # transformers' Trainer at four sizes). What did not fit into the time is named in the reports; what
 # torch.compile keeps on the disk makes a second call faster.
 #
@@ -62,8 +62,15 @@ left() { echo $((limit - SECONDS)); }
 
 failed=0
 part() { # name, seconds at most, command …
-  local name="$1" most="$2"
+  local name="$1" most="$2" time
   shift 2
+  time="$(left)"
+  if [ "$time" -lt 30 ]; then
+    echo "== $name left out: $time s of LIMIT are left" >&2
+    failed=1
+    return
+  fi
+  most=$((most < time ? most : time))
   echo "== $name, $(left) s left"
   # Each ends itself in time; this is for one that hangs.
   timeout --kill-after=5 "$most" "$@" || {
@@ -91,16 +98,17 @@ else
     echo "There is no GPU here that torch can use. To see that the script runs: gpu.sh --smoke" >&2
     exit 2
   }
+  command -v "${CXX:-g++}" > /dev/null || echo "== no C++ compiler: nothing can be compiled" >&2
   # In the order above, whatever the order in PARTS: throughput takes what time is left.
   case " $parts " in *" depths "*)
-    part depths 120 "${throughput[@]}" --device cuda --name depths-gpu --sizes 12x768 \
+    part depths 150 "${throughput[@]}" --device cuda --name depths-gpu --sizes 12x768 \
       --depths 2,4,8,12 --sequences 128 --rounds 1 --steps 12 --warmup 4 \
-      --shapes-per-process 4 --within 100
+      --shapes-per-process 4 --within 135
     ;;
   esac
   case " $parts " in *" overhead "*)
     part overhead 150 "${overhead[@]}" --recipe bert-base --depths 3,6,12 --budget 40s --starts 1 \
-      --name overhead-gpu
+      --set compile=true --name overhead-gpu
     ;;
   esac
   case " $parts " in *" throughput "*)

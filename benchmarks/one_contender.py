@@ -239,6 +239,7 @@ def train_with_stackbert(bench: Bench, shape: Shape) -> dict[str, Any]:
         [StageShape(steps, shape.rows, shape.sequence, MASK_RATE)],
         seed=0,
     )
+    clock.start()
     settled = settle(recipe, bench.vocabulary, plan, device=bench.device, seconds=_A_LONG_RUN)
     recipe = settled.recipe
     if bench.device.type == "cuda":
@@ -257,7 +258,6 @@ def train_with_stackbert(bench: Bench, shape: Shape) -> dict[str, Any]:
     )
     flops = trainer.flops(plan.batch(0))
     made = batches(plan, 0, steps, ahead=AHEAD[bench.device.type])
-    clock.start()
     result = None
     for number, batch in enumerate(made):
         result = trainer.step(number, batch, 1.0 - number / steps)
@@ -310,7 +310,8 @@ def measure(bench: Bench, shape: Shape) -> dict[str, Any]:
 
     kind = bench.job.contender.kind
     wanted = itertools.takewhile(
-        lambda parts: parts <= min(_MOST_ACCUMULATION, shape.rows), (2**n for n in range(10))
+        lambda parts: parts <= _MOST_ACCUMULATION and shape.rows % parts == 0,
+        (2**n for n in range(10)),
     )
     for accumulation in wanted if kind == "trainer" else (1,):
         with contextlib.suppress(torch.OutOfMemoryError):

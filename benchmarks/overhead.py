@@ -280,7 +280,7 @@ def main() -> None:
     outside = watched.wall - kinds["training"] - kinds["evaluation"]
     depths = " → ".join(map(str, given.depths))
     report = Report(
-        given.name or ("overhead-smoke" if given.smoke else f"overhead-{given.recipe}"),
+        given.name or ("overhead-smoke" if given.smoke else f"overhead-{Path(given.recipe).stem}"),
         "Time outside training",
         tables(watched, kinds, grown, again),
         {
@@ -295,7 +295,7 @@ def main() -> None:
             "peak_memory": watched.peak_memory,
         },
         settings={
-            "recipe": given.recipe,
+            "recipe": Path(given.recipe).stem,
             "depths": given.depths,
             "budget": given.budget,
             "set": given.set,
@@ -305,7 +305,7 @@ def main() -> None:
         },
         machine=machine,
         notes=(
-            f"{given.recipe}'s model grown {depths}, {as_run.total_steps:,} steps, "
+            f"{Path(given.recipe).stem}'s model grown {depths}, {as_run.total_steps:,} steps, "
             f"{as_run.precision}, {'compiled' if as_run.compile is True else 'not compiled'}, "
             f"budget {given.budget}, peak memory {watched.peak_memory / 1e9:.2f} GB. The first "
             f"{first['step']} steps were done {watched.first_step:.1f} s after the process was "

@@ -116,7 +116,14 @@ def machine() -> dict[str, Any]:
 
 def command_line(argv: Sequence[str]) -> str:
     """The command as typed, without the folders of anybody's disk."""
-    words = [Path(word).name if word.startswith("/") else word for word in argv[1:]]
+
+    def plain(word: str) -> str:
+        option, equals, value = word.partition("=")
+        if equals and option.startswith("--"):
+            return f"{option}={plain(value)}"
+        return Path(word).name if "/" in word else word
+
+    words = [plain(word) for word in argv[1:]]
     return shlex.join(["python", f"benchmarks/{Path(argv[0]).name}", *words])
 
 

@@ -11,6 +11,7 @@ The contenders, same model, same batch, same AdamW:
     (c-eager)     the same, never compiled
     (c-compiled)  the same, always compiled
     (a-dropout0)  (a) without dropout
+    (b-dropout0)  (b) without dropout
 
 Every measurement is a process of its own and they take turns, one at a time, so that a machine
 whose speed drifts treats them alike. With --depths, StackBERT is timed at these depths instead and
@@ -32,7 +33,7 @@ from reporting import Report
 from turns import Processes, measure
 
 TRAINER = "transformers' Trainer"
-CONTENDERS = ("a", "b", "c", "c-eager", "c-compiled", "a-dropout0")
+CONTENDERS = ("a", "b", "c", "c-eager", "c-compiled", "a-dropout0", "b-dropout0")
 
 
 def contenders(given: argparse.Namespace, *, bf16: bool, gpu: bool) -> list[Contender]:
@@ -53,6 +54,14 @@ def contenders(given: argparse.Namespace, *, bf16: bool, gpu: bool) -> list[Cont
         "a-dropout0": Contender(
             "a-dropout0", "trainer", f"{TRAINER}, fp32, without dropout", dropout=0.0
         ),
+        "b-dropout0": Contender(
+            "b-dropout0",
+            "trainer",
+            f"{TRAINER}, {fast}, without dropout",
+            dropout=0.0,
+            bf16=bf16,
+            compile=True,
+        ),
     }
     # Of a line through depths all must be compiled or none, as in a run; a run on a CPU seldom is.
     asked = given.contenders or ["a", "b", "c"]
@@ -63,7 +72,7 @@ def contenders(given: argparse.Namespace, *, bf16: bool, gpu: bool) -> list[Cont
     if given.depths:
         asked = [name for name in asked if known[name].kind == "stackbert"]
     elif given.also_without_dropout:
-        asked = [*asked, "a-dropout0"]
+        asked = [*asked, "a-dropout0", "b-dropout0"]
     return [known[name] for name in CONTENDERS if name in asked]
 
 
@@ -79,7 +88,7 @@ def arguments() -> argparse.Namespace:
     add("--vocab-size", type=int, help="30522, or the corpus'")
     add("--corpus", type=Path, help="from 'stackbert corpus'; by default tokens are made up")
     add("--contenders", type=_list(str), help=f"of {','.join(CONTENDERS)}; a,b,c")
-    add("--also-without-dropout", action="store_true", help="(a) without dropout, too")
+    add("--also-without-dropout", action="store_true", help="(a) and (b) without dropout, too")
     add("--depths", type=_list(int), help="time StackBERT at these depths, draw a line")
     add("--rounds", type=int, help="processes of each contender; 5")
     add("--steps", type=int, help="timed in each process; 10")

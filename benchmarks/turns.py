@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -17,6 +18,10 @@ from reporting import milliseconds
 
 NO_TIME = "no time left"
 CHILD = Path(__file__).with_name("one_contender.py")
+
+
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/]+/)+")
+"""Of somebody's disk, which a report must not name."""
 
 
 @dataclass
@@ -135,7 +140,7 @@ def _reason(code: int, log: Path) -> str:
     if code == -signal.SIGKILL:
         return "killed, as a machine does that runs out of memory"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else f"exit code {code}"
+    return _FOLDERS.sub("", lines[-1])[:300] if lines else f"exit code {code}"
 
 
 def measure(

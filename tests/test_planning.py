@@ -22,7 +22,7 @@ from stackbert.planning.rehearsal import random_batch, stand_in_vocabulary
 from stackbert.planning.table import duration, plan_table
 from stackbert.pretraining.budget import evaluations_by_stage
 from stackbert.pretraining.evaluation import to_device
-from stackbert.pretraining.trainer import Trainer
+from stackbert.pretraining.trainer import POSITIONS_AT_ONCE, Trainer
 from stackbert.vocabulary import load_vocabulary
 
 SMALL = [
@@ -299,17 +299,17 @@ def test_a_gpus_attention_keeps_no_probabilities_under_dropout() -> None:
 def test_auto_micro_batches_fit_the_device() -> None:
     long = small("batch={sequences: 4096, sequence_length: 512}", "precision=bf16")
     planned = sb.plan(long, device="H200")
-    assert {stage.micro_batch for stage in planned.stages} == {65536 // 512}
+    assert {stage.micro_batch for stage in planned.stages} == {POSITIONS_AT_ONCE["cuda"] // 512}
     wide = small(
         "model.hidden_size=2048",
         "model.intermediate_size=8192",
         "model.num_attention_heads=16",
         "batch={sequences: 4096, sequence_length: 512}",
         "precision=bf16",
-        "stages=[{depth: 8, steps: 9}]",
+        "stages=[{depth: 12, steps: 9}]",
     )
     (stage,) = sb.plan(wide, device="L4").stages
-    assert 1 <= stage.micro_batch < 128
+    assert 1 <= stage.micro_batch < POSITIONS_AT_ONCE["cuda"] // 512
     usable = 0.9 * find_device("L4").memory
     a_row = stage.memory.activations / stage.micro_batch
     assert usable - 2 * a_row < stage.memory.total <= usable

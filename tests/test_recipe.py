@@ -205,6 +205,8 @@ def test_steps_are_counted_through_the_stages():
         ("batch: 5", "batch: input should be a valid dictionary"),
         ("seed: many", "seed: input should be a valid integer"),
         ("seed: 1.5", "seed: input should be a valid integer"),
+        ("seed: true", "seed: input should be a valid integer, got True"),
+        ("compile: maybe", "compile: input should be 'auto', got 'maybe'"),
         ("seed: -1", "seed: input should be greater than or equal to 0, got -1"),
         ("log_every: 0", "log_every: input should be greater than 0, got 0"),
         ("batch: {micro_batch: some}", "batch.micro_batch: input should be 'auto', got 'some'"),
@@ -228,7 +230,6 @@ def test_steps_are_counted_through_the_stages():
         ("schedule: {name: piecewise}", "piecewise needs them"),
         ("schedule: {points: [[0, 1.0]]}", "points go with 'name: piecewise'"),
         ("schedule: {name: piecewise, points: [[5, 1.0], [5, 0.5]]}", "must rise, got [5, 5]"),
-        ("name: two words", "name: string should match pattern"),
         ("1: 2", "keys should be strings"),
         ("seed: " + "x" * 3000, "x…"),
     ],
@@ -242,6 +243,18 @@ def test_a_wrong_field_is_named_in_one_sentence(load, text, message):
     assert said.endswith(".")
     assert "\n" not in said
     assert len(said) < 400
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2", "batch:\n  {sequences: 4, sequences: 8}"])
+def test_a_field_that_is_given_twice_is_refused(load, text):
+    """PyYAML would take the last one."""
+    with pytest.raises(UserError, match=r"my\.yaml, line \d+ is not YAML: .* given twice"):
+        load(GOOD + text)
+
+
+def test_a_name_is_one_word(load):
+    with pytest.raises(UserError, match=r"my\.yaml: name: string should match pattern"):
+        load("name: two words\nstages: [{depth: 1, steps: 5}]")
 
 
 def test_every_wrong_field_is_named_at_once(load):

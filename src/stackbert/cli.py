@@ -26,6 +26,26 @@ class Resume(StrEnum):
     never = "never"
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        import stackbert
+
+        typer.echo(f"stackbert {stackbert.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Pre-train BERT-like encoders for less: train a shallow model, stack it, train on."""
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where corpus and run go.")] = Path("demo"),

@@ -96,30 +96,31 @@ class Pieces:
     layer: Callable[[nn.Module, Tensor], Tensor]
     last_layer: Callable[[nn.Module, Tensor, Tensor], Tensor]
     masked_loss: Callable[[Head, Tensor, Tensor], Tensor]
-    embed: Callable[..., Tensor]
 
 
-def _embed(embeddings: nn.Module, ids_BS: Tensor, types_BS: Tensor | None) -> Tensor:
-    result: Tensor = embeddings(input_ids=ids_BS, token_type_ids=types_BS)
-    return result
-
-
-EAGER = Pieces(layer, last_layer, masked_loss, _embed)
+EAGER = Pieces(layer, last_layer, masked_loss)
 
 
 @functools.cache
 def compiled() -> Pieces:
     """The pieces under torch.compile, one graph a shape.
 
-    Shapes are static: a run has few, and kernels for fixed sizes are faster.
+    Shapes are static: a run has few, and kernels for fixed sizes are faster. The embeddings are
+    left as they are: compiled, their gradients are added up in no fixed order, so that a run could
+    not be repeated to the bit.
     """
-    pieces = (EAGER.layer, EAGER.last_layer, EAGER.masked_loss, EAGER.embed)
-    return Pieces(*(torch.compile(piece, dynamic=False) for piece in pieces))
+    layer, last_layer, masked_loss = (
+        torch.compile(piece, dynamic=False)
+        for piece in (EAGER.layer, EAGER.last_layer, EAGER.masked_loss)
+    )
+    return Pieces(layer, last_layer, masked_loss)
 
 
 def narrows(model: "PreTrainedModel") -> bool:
     """Whether `encode` computes the last layer of this model at some positions only."""
-    return getattr(model.config, "model_type", "") in NARROWING_TYPES
+    config = model.config
+    known = getattr(config, "model_type", "") in NARROWING_TYPES
+    return known and not getattr(config, "is_decoder", False)
 
 
 def encode(
@@ -151,7 +152,7 @@ def encode(
         return hidden.flatten(0, 1), output.pooler_output if pooler is not None else None
     if pooler is not None:  # it looks at the first position
         columns_BK = F.pad(columns_BK, (1, 0))
-    hidden = pieces.embed(base.embeddings, ids_BS, types_BS)
+    hidden = base.embeddings(input_ids=ids_BS, token_type_ids=types_BS)
     *lower, last = base.encoder.layer
     for module in lower:
         hidden = pieces.layer(module, hidden)

@@ -32,7 +32,7 @@ _SET_ELSEWHERE = {
     "eos_token_id": "the corpus",
 }
 
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -76,7 +76,7 @@ class Stage(_Part):
 
     depth: PositiveInt
     steps: PositiveInt
-    sequence_length: Annotated[int, Field(ge=8)] | None = None
+    sequence_length: Annotated[int, Field(strict=True, ge=8)] | None = None
     sequences: PositiveInt | None = None
     mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] | None = None
     micro_batch: PositiveInt | None = None
@@ -100,11 +100,12 @@ class BatchSpec(_Part):
     """What one optimiser step sees."""
 
     sequences: PositiveInt = 320
-    sequence_length: Annotated[int, Field(ge=8)] = 384
+    sequence_length: Annotated[int, Field(strict=True, ge=8)] = 384
     """Tokens a row, special tokens included."""
     micro_batch: PositiveInt | Literal["auto"] = "auto"
-    """Rows a forward pass; changes memory and speed, never the result beyond rounding. auto: a long
-    run measures the fastest at each depth before it starts, a short one takes what usually is."""
+    """Rows a forward pass; changes memory and speed, never the result beyond rounding (and the
+    draws of dropout, if there is any). auto: a long run measures the fastest at each depth before
+    it starts, a short one takes what usually is."""
 
 
 class OptimizerSpec(_Part):
@@ -128,14 +129,14 @@ class ScheduleSpec(_Part):
     """The learning rate as a share of its peak, at every step of the whole run."""
 
     name: Literal["constant", "linear", "cosine", "wsd", "piecewise"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    rewarmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(strict=True, ge=0)] = 0
+    rewarmup_steps: Annotated[int, Field(strict=True, ge=0)] = 0
     """Steps after each growth over which the rate climbs back from near zero to the schedule."""
     final_fraction: Fraction = 0.0
     """Where linear, cosine and wsd end."""
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """wsd: the share of the run over which the rate falls."""
-    points: tuple[tuple[Annotated[int, Field(ge=0)], Fraction], ...] = ()
+    points: tuple[tuple[Annotated[int, Field(strict=True, ge=0)], Fraction], ...] = ()
     """piecewise: (step, share of the peak), joined by straight lines after the warm-up."""
 
     @model_validator(mode="after")
@@ -189,7 +190,7 @@ class Recipe(_Part):
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     log_every: PositiveInt = 10
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

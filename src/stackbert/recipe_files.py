@@ -115,7 +115,7 @@ def _recipe_text(name: str | Path) -> tuple[str, str]:
 
 def _parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401 (plain YAML values)
     try:
-        return _unshared(yaml.safe_load(text), itertools.count(1))
+        return _unshared(yaml.load(text, Loader=_OnceOnly), itertools.count(1))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -128,6 +128,22 @@ def _parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401 (plain YAML value
         raise UserError(f"{where} cannot be read: {error}.") from error
     except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{where} has a value that does not fit its '!!' tag.") from error
+
+
+class _OnceOnly(yaml.SafeLoader):
+    """Refuses a field that is given twice; YAML forbids it, PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, which reports keys that cannot be one."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the field '{key.value}' is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _unshared(value: Any, count: Iterator[int]) -> Any:  # noqa: ANN401 (plain YAML values)
@@ -176,7 +192,7 @@ def _child(node: Any, key: str, override: str) -> Any:  # noqa: ANN401 (plain YA
 def _problem(raw: Any, item: Any) -> str:  # noqa: ANN401 (plain YAML values, pydantic's details)
     place = [str(part) for part in item["loc"]]
     # Where several types are allowed, pydantic appends their names to the place.
-    while place and ("[" in place[-1] or place[-1] in ("constrained-int", "literal")):
+    while place and ("[" in place[-1] or place[-1] in ("constrained-int", "literal", "bool")):
         place.pop()
     field = ".".join(place)
     if item["type"] == "extra_forbidden":

@@ -6,14 +6,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from pretraining_helpers import TOTAL, checkpoints, tiny_recipe
+from pretraining_helpers import TOTAL, At, checkpoints, tiny_recipe, weights
 
 import stackbert as sb
 from stackbert.models import create_model
 from stackbert.pretraining import loop as loop_module
 from stackbert.pretraining import prefetch
 from stackbert.pretraining.background import BackgroundWriter, snapshot
-from stackbert.pretraining.checkpoints import read_state
 from stackbert.pretraining.prefetch import batches
 from stackbert.pretraining.run import batch_plan
 from stackbert.vocabulary import load_vocabulary
@@ -68,8 +67,6 @@ def test_an_error_in_making_a_batch_comes_out_at_its_step() -> None:
 def test_a_run_is_the_same_with_batches_made_ahead(
     corpus, undisturbed, tmp_path, monkeypatch
 ) -> None:
-    from pretraining_helpers import weights
-
     monkeypatch.setitem(prefetch.AHEAD, "cpu", 3)
     sb.pretrain(tiny_recipe(), corpus=corpus, out=tmp_path)
     assert weights(tmp_path) == weights(undisturbed(tiny_recipe()))
@@ -100,10 +97,9 @@ def test_jobs_follow_one_another() -> None:
     assert done == [0, 1, 2, 3, 4]
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_the_run_soon(
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_before_the_next(
     corpus, tmp_path, monkeypatch
 ) -> None:
-    seen = []
     true = loop_module.write_checkpoint
 
     def failing(folder, *rest, **options):
@@ -115,31 +111,31 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_soon(
     with pytest.raises(sb.StackBertError, match="disk is full"):
         sb.pretrain(tiny_recipe(), corpus=corpus, out=tmp_path)
     assert set(checkpoints(tmp_path)) == {3}
-    assert not seen
+    steps = [row["step"] for row in sb.read_ledger(tmp_path) if row["kind"] == "step"]
+    assert 6 <= max(steps) <= 9, "the checkpoint after step 9 waits for the one before it"
 
 
-def test_a_slow_disk_holds_up_nothing_but_the_next_checkpoint(
+def test_training_goes_on_while_a_checkpoint_is_written(
     corpus, undisturbed, tmp_path, monkeypatch
 ) -> None:
     """And what is written is the model as it was when the checkpoint was due."""
-    from pretraining_helpers import weights
-
     true = loop_module.write_checkpoint
+    two_steps_on = threading.Event()
 
     def slow(folder, *rest, **options):
-        time.sleep(0.3)
+        if folder.name == "step-00000009":
+            assert two_steps_on.wait(60), "the run waits for its checkpoint"
         true(folder, *rest, **options)
 
     monkeypatch.setattr(loop_module, "write_checkpoint", slow)
     recipe = tiny_recipe(checkpoint__every_steps=9, checkpoint__keep=99)
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
+    sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(11, two_steps_on.set))
     reference = undisturbed(recipe)
     assert weights(tmp_path) == weights(reference)
     for step, folder in checkpoints(tmp_path).items():
         for name in ("model.safetensors", "optimizer.safetensors"):
             same = (checkpoints(reference)[step] / name).read_bytes()
             assert (folder / name).read_bytes() == same, (step, name)
-    assert read_state(checkpoints(tmp_path)[TOTAL]).seconds["checkpoint"] < 4 * 0.3
 
 
 def test_a_snapshot_is_apart_from_the_model_and_keeps_its_ties(corpus) -> None:

@@ -48,6 +48,12 @@ def test_help_lists_every_command(stackbert) -> None:
         assert re.search(rf"^\s+{command}\s+\w", done.out, re.MULTILINE), command
 
 
+def test_the_version_is_printed(stackbert) -> None:
+    done = stackbert("--version")
+    assert done.code == 0
+    assert done.out.split() == ["stackbert", sb.__version__]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command_has_an_example(command: str, stackbert) -> None:
     done = stackbert(command, "--help")

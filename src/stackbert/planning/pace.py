@@ -15,7 +15,11 @@ from stackbert.planning.rehearsal import RandomBatches, random_batch
 from stackbert.planning.workload import Workload
 from stackbert.pretraining.budget import Timing, measure_batches
 from stackbert.pretraining.evaluation import evaluation_batch
-from stackbert.pretraining.machine import keep_memory, working_precision
+from stackbert.pretraining.machine import (
+    explaining_out_of_memory,
+    keep_memory,
+    working_precision,
+)
 from stackbert.pretraining.run import batch_plan
 from stackbert.pretraining.tuning import settle
 from stackbert.recipe import Recipe
@@ -107,15 +111,16 @@ def measured(
         first, end = recipe.boundaries[index : index + 2]
         return plan.batch(min(first + turn, end - 1)).rows(0, rows[index])
 
-    timing = measure_batches(
-        recipe,
-        vocabulary,
-        batch,
-        validation,
-        device=device,
-        precision=precision,
-        patience=_PATIENCE,
-    )
+    with explaining_out_of_memory():
+        timing = measure_batches(
+            recipe,
+            vocabulary,
+            batch,
+            validation,
+            device=device,
+            precision=precision,
+            patience=_PATIENCE,
+        )
     steps = tuple(
         seconds * load.shape.rows / part
         for seconds, load, part in zip(timing.step, loads, rows, strict=True)

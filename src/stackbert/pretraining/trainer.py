@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,12 +24,13 @@ from stackbert.recipe import GrowthSpec, OptimizerSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_POSITIONS_AT_ONCE = {"cpu": 8192, "cuda": 65536}
-"""Micro-batches that were not measured hold this many positions: large enough for full speed, and
-at 24 × 1024 still some 20 GB of activations on a GPU."""
+POSITIONS_AT_ONCE = {"cpu": 8192, "cuda": 16384}
+"""Micro-batches that were not measured hold this many positions, and so do evaluations. At
+24 × 1024 in bf16 autocast that is some 16 GB of activations on a GPU (40 bytes a position, layer
+and unit of width)."""
 _COMPILED_SHAPES = 64
 """torch.compile's limit of graphs a function, 8 by default, after which it silently stops
-compiling. A run has two a distinct shape of micro-batch."""
+compiling. A run has one a distinct shape of micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Trainer:
         self._optimizer_spec = optimizer
         self._seed = seed
         self._compile = compile and narrows(model)
-        self._compiled_shapes: set[tuple[int, int, int]] = set()
+        self._compiled_shapes: set[tuple[int, int, int, bool]] = set()
+        self._last_step: Any = None  # a CUDA event, once there is one
         self._take(model, state or {})
 
     def _take(self, model: "PreTrainedModel", state: NamedState) -> None:
@@ -135,18 +137,26 @@ class Trainer:
         """Rows a forward pass of a batch of `rows`: `micro_batch`, or what usually runs well."""
         if isinstance(self.micro_batch, int):
             return min(rows, self.micro_batch)
-        at_once = _POSITIONS_AT_ONCE[self.device.type] // sequence_length
-        return max(1, min(rows, at_once))
+        return self._usual_rows(rows, sequence_length)
+
+    def _usual_rows(self, rows: int, sequence_length: int) -> int:
+        return max(1, min(rows, POSITIONS_AT_ONCE[self.device.type] // sequence_length))
+
+    @property
+    def idle(self) -> bool:
+        """Whether the device has done all steps that it was given."""
+        return self._last_step is None or bool(self._last_step.query())
 
     def will_compile(self, batch: Batch) -> bool:
         """Whether the next step on such a batch compiles first, as it has a shape not seen yet."""
         return self._compile and not self._shapes(batch) <= self._compiled_shapes
 
-    def _shapes(self, batch: Batch) -> set[tuple[int, int, int]]:
+    def _shapes(self, batch: Batch) -> set[tuple[int, int, int, bool]]:
         rows, length = batch.input_ids.shape
         size = self.rows_at_once(rows, length)
         sizes = {size, rows % size} - {0}
-        return {(each, length, batch.columns.shape[1]) for each in sizes}
+        # A model of one layer has no layer but the last.
+        return {(each, length, batch.columns.shape[1], self.depth > 1) for each in sizes}
 
     def step(self, number: int, batch: Batch, factor: float) -> StepResult:
         """Train on one batch.
@@ -184,6 +194,9 @@ class Trainer:
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
             self.optimizers.step(factor)
+        if self.device.type == "cuda":
+            self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._last_step.record()
         return result
 
     def backward(self, inputs: Inputs, masked: int, rows: int) -> Tensor:
@@ -213,8 +226,12 @@ class Trainer:
         return torch.stack([sums.masked_lm, zero if pair is None else pair]).detach()
 
     def evaluate(self, batch: Batch) -> EvaluationResult:
-        """Losses on a validation batch. Never compiled: it is seldom, and its shape another."""
-        size = self.rows_at_once(*batch.input_ids.shape)
+        """Losses on a validation batch.
+
+        Never compiled, as it is seldom and its shape another; and never in the micro-batches that
+        were measured for training, whose rows may be shorter.
+        """
+        size = self._usual_rows(*batch.input_ids.shape)
         return evaluate(self.model, batch, precision=self.precision, micro_batch=size)
 
     def grow(self, depth: int, spec: GrowthSpec, number: int) -> None:

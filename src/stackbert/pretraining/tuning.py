@@ -38,8 +38,8 @@ _FEWEST_POSITIONS = {"cpu": 512, "cuda": 4096}
 _MOST_POSITIONS = {"cpu": 1 << 15, "cuda": 1 << 18}
 _WORTH_IT = 0.98
 """A candidate must take less than this share of the time, or noise would choose."""
-_FULL = 0.9
-"""Share of a GPU's memory that a micro-batch may fill."""
+_FULL = 0.8
+"""Share of a GPU's memory that training with a micro-batch may fill."""
 
 
 @dataclass(frozen=True)
@@ -129,45 +129,49 @@ def _with_micro_batches(
     device: torch.device,
     notes: list[str],
 ) -> Recipe:
-    found: dict[tuple[int, int, int, float], int] = {}
+    found: dict[tuple[int, int, int, float], int | None] = {}
     stages = []
     for index, stage in enumerate(recipe.stages):
         full = recipe.resolved_stage(index)
         shape = (full.depth, full.sequences, full.sequence_length, full.mask_rate)
         if shape not in found and stage.micro_batch is None:
-            trainer = _trainer(recipe, index, vocabulary, device, compile=False)
-            found[shape] = fastest_micro_batch(trainer, plan.batch(recipe.boundaries[index]))
-            notes.append(f"micro-batch at depth {full.depth}: {found[shape]} rows")
+            found[shape] = fastest_micro_batch(
+                _trainer(recipe, index, vocabulary, device, compile=False),
+                plan.batch(recipe.boundaries[index]),
+            )
+            chosen = (
+                f"{found[shape]} rows" if found[shape] else "as usual, for no other can be tried"
+            )
+            notes.append(f"micro-batch at depth {full.depth}: {chosen}")
         stages.append(stage.model_copy(update={"micro_batch": stage.micro_batch or found[shape]}))
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-def fastest_micro_batch(trainer: Trainer, batch: Batch) -> int:
+def fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
     """Rows a forward and backward pass at which a row takes least time, of the even divisions.
 
     Args:
         trainer: thrown away after; its weights are left as they are.
         batch: of a whole step.
+
+    Returns:
+        None where no division is of a size worth trying, or none fits into memory.
     """
     rows, length = batch.input_ids.shape
-    best, best_time, behind = 0, float("inf"), 0
+    best, best_time, behind = None, float("inf"), 0
     for size in _even_divisions(rows, length, trainer.device.type):
-        try:
-            seconds = _time_backward(trainer, batch, size) / size
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        seconds = _time_fitting(trainer, batch, size)
+        if seconds is None:
             break
-        if best and _is_full(trainer.device):
-            break
-        if not best:  # AdamW takes its memory at the first update
+        if best is None:  # AdamW takes its memory at the first update
             trainer.optimizers.step(0.0)
-        if seconds < best_time * _WORTH_IT:
-            best, best_time, behind = size, seconds, 0
+        if seconds / size < best_time * _WORTH_IT:
+            best, best_time, behind = size, seconds / size, 0
         else:
             behind += 1
             if behind == 2:
                 break
-    return best or 1
+    return best
 
 
 def _even_divisions(rows: int, length: int, device: str) -> Iterator[int]:
@@ -175,12 +179,29 @@ def _even_divisions(rows: int, length: int, device: str) -> Iterator[int]:
     last = 0.0
     for size in range(1, rows + 1):
         small = size * length < _FEWEST_POSITIONS[device] and size < rows
+        if size * length > _MOST_POSITIONS[device]:
+            return
         if rows % size or small or size < 1.5 * last:
             continue
-        if last and size * length > _MOST_POSITIONS[device]:
-            return
         last = size
         yield size
+
+
+def _time_fitting(trainer: Trainer, batch: Batch, size: int) -> float | None:
+    """As `_time_backward`; None where it does not fit into a GPU's memory, or barely."""
+    cuda = trainer.device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    fits = True
+    try:
+        seconds = _time_backward(trainer, batch, size)
+    except torch.OutOfMemoryError:
+        fits = False  # what the failed pass held is free only after this block
+    if fits and cuda:
+        total = torch.cuda.get_device_properties(trainer.device).total_memory
+        fits = torch.cuda.max_memory_allocated() < _FULL * total
+    return seconds if fits else None
 
 
 def _time_backward(trainer: Trainer, batch: Batch, size: int) -> float:
@@ -195,13 +216,6 @@ def _time_backward(trainer: Trainer, batch: Batch, size: int) -> float:
         if turn:  # the first one allocates, or compiles
             times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def _is_full(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    free, total = torch.cuda.mem_get_info(device)
-    return (total - free) / total > _FULL
 
 
 def _compiling_pays(
@@ -219,7 +233,15 @@ def _compiling_pays(
         if compile and not narrows(trainer.model):
             return False
         size = trainer.rows_at_once(*batch.input_ids.shape)
-        times.append(_time_backward(trainer, batch, size))
+        try:
+            times.append(_time_backward(trainer, batch, size))
+        except Exception as error:
+            # Whatever a compiler may raise: a run that did not ask for one goes on without.
+            if not compile:
+                raise
+            first = str(error).strip().partition("\n")[0]
+            notes.append(f"torch.compile fails here ({type(error).__name__}: {first[:200]})")
+            return False
     eager, compiled = times
     notes.append(
         f"a pass at depth {recipe.stages[last].depth} takes {1000 * eager:.0f} ms, "
