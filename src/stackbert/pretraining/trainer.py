@@ -89,8 +89,8 @@ class Trainer:
         micro_batch: rows a forward pass; "auto" takes as many as usually run at full speed.
         seed: of dropout and growth.
         state: the optimiser's, of a run that goes on.
-        compile: torch.compile the layers, the loss and the embeddings. Types that `encode` leaves
-            to their own forward pass are not compiled.
+        compile: torch.compile the layers, and on a GPU the loss. Types that `encode` leaves to
+            their own forward pass are not compiled.
     """
 
     def __init__(
@@ -216,7 +216,8 @@ class Trainer:
                 self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
             ),
         ):
-            sums = loss_sums(self.model, inputs, compiled() if self._compile else EAGER)
+            pieces = compiled(self.device.type) if self._compile else EAGER
+            sums = loss_sums(self.model, inputs, pieces)
         loss = sums.masked_lm / masked
         pair = sums.next_sentence
         if pair is not None:
