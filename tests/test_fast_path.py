@@ -1,6 +1,5 @@
 """The fast path gives what the plain one gives, compiled or not, and growing compiles nothing."""
 
-import shutil
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from stackbert.batches import Batch, BatchPlan, StageShape
 from stackbert.encoder import NARROWING_TYPES, narrows
 from stackbert.growth.model import grow
 from stackbert.models import FAMILIES, create_model
+from stackbert.pretraining.machine import compiling_lacks
 from stackbert.pretraining.trainer import Trainer
 from stackbert.recipe import GrowthSpec, ModelSpec, ModelType, OptimizerSpec
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 ROWS, LENGTH, STEPS, GROWN_AT = 8, 32, 20, 10
 SPEC = OptimizerSpec(lr=1e-3, eps=1e-6)
 needs_a_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a compiler"
+    compiling_lacks(CPU) is not None, reason=str(compiling_lacks(CPU))
 )
 
 

@@ -21,7 +21,7 @@ from pretraining_helpers import (
 import stackbert as sb
 from stackbert.models import create_model
 from stackbert.pretraining import tuning
-from stackbert.pretraining.machine import has_compiler
+from stackbert.pretraining.machine import compiling_lacks
 from stackbert.pretraining.run import batch_plan
 from stackbert.pretraining.trainer import Trainer
 from stackbert.recipe import OptimizerSpec
@@ -54,14 +54,14 @@ def test_a_long_run_measures_each_depth(corpus) -> None:
 
 
 def test_what_the_recipe_says_is_not_measured(corpus, monkeypatch) -> None:
-    monkeypatch.setattr(tuning, "has_compiler", lambda: True)
+    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
     monkeypatch.setattr(tuning, "_time_backward", None)
     given = tiny_recipe(batch__micro_batch=2, compile=True)
     assert settled(corpus, given, seconds=1e9) == given
 
 
 def test_compiling_is_chosen_where_it_is_faster(corpus, monkeypatch) -> None:
-    monkeypatch.setattr(tuning, "has_compiler", lambda: True)
+    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
     for eager, compiled, chosen in ((1.0, 0.7, True), (1.0, 0.99, False), (1.0, 1.5, False)):
 
         def timed(trainer, batch, size, eager=eager, compiled=compiled):
@@ -77,6 +77,13 @@ def test_without_a_compiler_nothing_is_compiled(corpus, monkeypatch) -> None:
         monkeypatch.setenv(name, "")
     assert settled(corpus, tiny_recipe(compile="auto"), seconds=1e9).compile is False
     with pytest.raises(sb.UserError, match=r"needs a C\+\+ compiler"):
+        settled(corpus, tiny_recipe(compile=True))
+
+
+def test_torch_in_a_folder_with_a_space_is_a_sentence(corpus, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__file__", "/my venv/torch/__init__.py")
+    assert settled(corpus, tiny_recipe(compile="auto"), seconds=1e9).compile is False
+    with pytest.raises(sb.UserError, match="folder with a space"):
         settled(corpus, tiny_recipe(compile=True))
 
 
@@ -137,7 +144,7 @@ def test_rows_that_no_number_divides_leave_the_micro_batch_open(corpus) -> None:
 
 
 def test_a_compiler_that_fails_leaves_an_automatic_run_uncompiled(corpus, monkeypatch) -> None:
-    monkeypatch.setattr(tuning, "has_compiler", lambda: True)
+    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
     true = tuning._time_backward
 
     def timed(trainer, batch, size):
@@ -201,7 +208,7 @@ def test_a_run_that_goes_on_rounds_as_one_that_was_not_stopped(
     assert weights(tmp_path) == weights(undisturbed(recipe))
 
 
-@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a compiler")
+@pytest.mark.skipif(compiling_lacks(CPU) is not None, reason=str(compiling_lacks(CPU)))
 def test_a_compiled_run_that_goes_on_ends_with_the_same_bits(corpus, undisturbed, tmp_path) -> None:
     stages = [{"depth": 1, "steps": 3}, {"depth": 2, "steps": 3}]
     recipe = tiny_recipe(stages=stages, compile=True)

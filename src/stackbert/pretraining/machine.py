@@ -8,6 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -116,10 +117,22 @@ def explaining_out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile finds what it needs: it builds its kernels with a C++ compiler."""
+def compiling_lacks(device: torch.device) -> str | None:
+    """What torch.compile lacks here, as a sentence with what to do about it; None if nothing.
+
+    Args:
+        device: that the graphs are for. Those for a CPU are linked by a command line that torch
+            does not quote.
+    """
     names = (os.environ.get("CXX"), os.environ.get("CC"), "g++", "clang++", "c++", "gcc", "cc")
-    return any(shutil.which(name) for name in names if name)
+    if not any(shutil.which(name) for name in names if name):
+        return "torch.compile needs a C++ compiler and finds none. Install one (Debian: g++)"
+    if device.type == "cpu" and " " in str(Path(torch.__file__).parent):
+        return (
+            "torch.compile cannot link for a CPU from a folder with a space in its name, and torch "
+            "is installed in one. Use a virtual environment elsewhere"
+        )
+    return None
 
 
 def describe(device: torch.device) -> dict[str, Any]:

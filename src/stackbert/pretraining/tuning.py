@@ -17,8 +17,8 @@ from stackbert.errors import UserError
 from stackbert.models import create_model, training_flops
 from stackbert.pretraining.evaluation import to_device
 from stackbert.pretraining.machine import (
+    compiling_lacks,
     fastest_precision,
-    has_compiler,
     matrix_rate,
     synchronise,
     working_precision,
@@ -71,7 +71,7 @@ def settle(
         seconds: the budget; by default estimated from the FLOPs.
 
     Raises:
-        UserError: compilation is asked for and there is no compiler.
+        UserError: compilation is asked for and cannot be had here.
     """
     precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
     recipe = recipe.model_copy(update={"precision": precision})
@@ -80,14 +80,12 @@ def settle(
     notes: list[str] = []
     if recipe.batch.micro_batch == "auto" and length >= TUNE_FROM:
         recipe = _with_micro_batches(recipe, vocabulary, plan, device, notes)
-    if recipe.compile is True and not has_compiler():
-        raise UserError(
-            "compile: torch.compile needs a C++ compiler and finds none. Install one (Debian: "
-            "g++), or set compile to false."
-        )
+    lacks = compiling_lacks(device)
+    if recipe.compile is True and lacks:
+        raise UserError(f"compile: {lacks}, or set compile to false.")
     if recipe.compile == "auto":
         pays = (
-            has_compiler()
+            lacks is None
             and length >= COMPILE_FROM[device.type]
             and _compiling_pays(recipe, vocabulary, plan, device, notes)
         )
