@@ -45,7 +45,7 @@ SMALLER = (
 )
 """What makes `demo` a matter of seconds: its model, a third of its batch, few steps."""
 SHARES = {"start-up": 0.2, "step": 0.3, "growth": 0.15, "checkpoint": 0.25, "export": 0.1}
-TIMED = {"seconds", "tokens_per_second", "mfu", "growth_seconds"}
+TIMED = {"seconds", "tokens_per_second", "mfu", "growth_seconds", "wall"}
 
 
 @dataclass(frozen=True)
