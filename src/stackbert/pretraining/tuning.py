@@ -44,7 +44,7 @@ _FULL = 0.8
 
 @dataclass(frozen=True)
 class Settled:
-    """A recipe that leaves nothing to the machine, and the machine's measured rate."""
+    """A recipe with every "auto" replaced that was worth measuring, and the machine's rate."""
 
     recipe: Recipe
     matrix_rate: float
