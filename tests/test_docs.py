@@ -18,6 +18,7 @@ SHORTER = {
     '"model.intermediate_size=64", "batch.sequences=4", "precision=fp32", '
     '"evaluation.sequences=16"]',
     'budget="30m"': "steps=6",
+    "seeds=3, jobs=2": 'seeds=1, budget="6steps"',
     "vocab_size=8192": "vocab_size=192, validation=0.2",
 }
 TOPICS = ("river", "harbour", "mountain", "library", "railway", "market", "garden", "bridge")

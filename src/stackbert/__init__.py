@@ -11,6 +11,10 @@ Names load when they are first used, so that importing the package costs nothing
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stackbert.comparison.compare import compare
+    from stackbert.comparison.results import Results, read_results
+    from stackbert.comparison.switching import Switch, compare_switches
+    from stackbert.comparison.verdict import Verdict, judge
     from stackbert.corpus.build import build_corpus
     from stackbert.corpus.store import Corpus, open_corpus
     from stackbert.errors import Interrupted, RunError, StackBertError, UserError
@@ -23,10 +27,19 @@ if TYPE_CHECKING:
     from stackbert.pretraining.summary import summarise
     from stackbert.recipe import Recipe
     from stackbert.recipe_files import load_recipe, shipped_recipes
+    from stackbert.reporting.report import report
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "compare": "comparison.compare",
+    "Results": "comparison.results",
+    "read_results": "comparison.results",
+    "Switch": "comparison.switching",
+    "compare_switches": "comparison.switching",
+    "Verdict": "comparison.verdict",
+    "judge": "comparison.verdict",
+    "report": "reporting.report",
     "build_corpus": "corpus.build",
     "Corpus": "corpus.store",
     "open_corpus": "corpus.store",
@@ -53,19 +66,27 @@ __all__ = [
     "Interrupted",
     "Plan",
     "Recipe",
+    "Results",
     "RunError",
     "RunResult",
     "StackBertError",
     "StagePlan",
+    "Switch",
     "UserError",
+    "Verdict",
     "build_corpus",
+    "compare",
+    "compare_switches",
     "grow",
     "grow_folder",
+    "judge",
     "load_recipe",
     "open_corpus",
     "plan",
     "pretrain",
     "read_ledger",
+    "read_results",
+    "report",
     "shipped_recipes",
     "summarise",
 ]

@@ -13,6 +13,7 @@ from stackbert.pretraining.progress import Reporter
 from stackbert.pretraining.report import stage_table
 from stackbert.pretraining.run import RunResult, pretrain
 from stackbert.recipe_files import load_recipe
+from stackbert.reporting.report import report
 
 VOCABULARY = 4096
 HELD_OUT = 0.05
@@ -26,12 +27,12 @@ SENTENCES = (
 
 
 def run_demo(out: Path, *, say: Callable[[str], None], reporter: Reporter) -> RunResult:
-    """Build the corpus, run the recipe `demo`, print the stages and a few filled masks.
+    """Build the corpus, run the recipe `demo`, print stages and filled masks, write a report.
 
     Run again, it takes up what is there: a finished corpus, an unfinished or finished run.
 
     Args:
-        out: text, corpus and run go here.
+        out: text, corpus, run and report go here.
         say: prints a line.
         reporter: hears of the training's progress.
 
@@ -54,8 +55,10 @@ def run_demo(out: Path, *, say: Callable[[str], None], reporter: Reporter) -> Ru
     say("\nWhat the model fills in, through transformers' own pipeline:")
     for line in fill_masks(result.model_folder):
         say(f"  {line}")
+    page = report(out / "run", out / "report.html")
+    say(f"\nThe report of this run is {page}; any browser opens it, without a network.")
     say(
-        f"\nThe model is {result.model_folder}. With your own text:\n"
+        f"The model is {result.model_folder}. With your own text:\n"
         "  stackbert corpus corpus --text YOUR_TEXT_FOLDER\n"
         "  stackbert pretrain small-cpu --corpus corpus --out run --budget 30m\n"
         "  stackbert recipes"

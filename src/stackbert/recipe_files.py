@@ -69,6 +69,21 @@ def parse_recipe(raw: dict[Any, Any], where: str) -> Recipe:
         raise UserError(f"{where}: {problems}.") from error
 
 
+def read_yaml(path: Path) -> Any:  # noqa: ANN401 (plain YAML values)
+    """What a YAML file of the user's holds: mappings, lists and plain values.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or gives a field twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    return _parse_yaml(text, str(path))
+
+
 def differing_fields(a: Recipe, b: Recipe) -> list[str]:
     """Dotted names of the fields in which two recipes differ, with both values."""
 

@@ -14,7 +14,7 @@ import stackbert as sb
 from stackbert.__main__ import main
 from stackbert.pretraining import run as run_module
 
-COMMANDS = ("demo", "corpus", "pretrain", "plan", "grow", "recipes")
+COMMANDS = ("demo", "corpus", "pretrain", "plan", "compare", "report", "grow", "recipes")
 
 
 @pytest.fixture

@@ -135,12 +135,7 @@ class Trainer:
 
     def rows_at_once(self, rows: int, sequence_length: int) -> int:
         """Rows a forward pass of a batch of `rows`: `micro_batch`, or what usually runs well."""
-        if isinstance(self.micro_batch, int):
-            return min(rows, self.micro_batch)
-        return self._usual_rows(rows, sequence_length)
-
-    def _usual_rows(self, rows: int, sequence_length: int) -> int:
-        return max(1, min(rows, POSITIONS_AT_ONCE[self.device.type] // sequence_length))
+        return rows_at_once(self.micro_batch, rows, sequence_length, self.device)
 
     @property
     def idle(self) -> bool:
@@ -232,7 +227,8 @@ class Trainer:
         Never compiled, as it is seldom and its shape another; and never in the micro-batches that
         were measured for training, whose rows may be shorter.
         """
-        size = self._usual_rows(*batch.input_ids.shape)
+        rows, length = batch.input_ids.shape
+        size = rows_at_once("auto", rows, length, self.device)
         return evaluate(self.model, batch, precision=self.precision, micro_batch=size)
 
     def grow(self, depth: int, spec: GrowthSpec, number: int) -> None:
@@ -258,6 +254,15 @@ class Trainer:
                 self.model, rows=rows, sequence_length=length, masked=masked
             )
         return self._flops[shape]
+
+
+def rows_at_once(
+    micro_batch: int | str, rows: int, sequence_length: int, device: torch.device
+) -> int:
+    """Rows a forward pass of a batch of `rows`: so many, or with "auto" what usually runs well."""
+    if isinstance(micro_batch, int):
+        return min(rows, micro_batch)
+    return max(1, min(rows, POSITIONS_AT_ONCE[device.type] // sequence_length))
 
 
 @contextlib.contextmanager

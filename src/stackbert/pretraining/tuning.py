@@ -134,7 +134,7 @@ def _with_micro_batches(
         shape = (full.depth, full.sequences, full.sequence_length, full.mask_rate)
         if shape not in found and stage.micro_batch is None:
             found[shape] = fastest_micro_batch(
-                _trainer(recipe, index, vocabulary, device, compile=False),
+                trainer_at(recipe, index, vocabulary, device, compile=False),
                 plan.batch(recipe.boundaries[index]),
             )
             chosen = (
@@ -227,7 +227,7 @@ def _compiling_pays(
     batch = plan.batch(recipe.boundaries[last])
     times = []
     for compile in (False, True):
-        trainer = _trainer(recipe, last, vocabulary, device, compile=compile)
+        trainer = trainer_at(recipe, last, vocabulary, device, compile=compile)
         if compile and not narrows(trainer.model):
             return False
         size = trainer.rows_at_once(*batch.input_ids.shape)
@@ -248,7 +248,7 @@ def _compiling_pays(
     return compiled < eager * _WORTH_IT
 
 
-def _trainer(
+def trainer_at(
     recipe: Recipe,
     stage: int,
     vocabulary: Vocabulary,
@@ -256,6 +256,7 @@ def _trainer(
     *,
     compile: bool,
 ) -> Trainer:
+    """A trainer of a new model at the depth of a recipe's stage, to measure with."""
     model = create_model(
         recipe.model,
         depth=recipe.stages[stage].depth,
