@@ -136,7 +136,7 @@ def test_gpu_sh_runs_every_benchmark_on_a_cpu_and_the_reports_add_up(tmp_path: P
     check_overhead(read_report(out, "overhead-smoke"))
 
 
-@pytest.mark.parametrize("script", ["throughput.py", "overhead.py", "gpu.sh"])
+@pytest.mark.parametrize("script", ["throughput.py", "overhead.py", "attention.py", "gpu.sh"])
 def test_help_shows_an_example_at_once(script: str) -> None:
     runner = "bash" if script.endswith(".sh") else sys.executable
     done = subprocess.run(

@@ -11,6 +11,8 @@ Names load when they are first used, so that importing the package costs nothing
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stackbert.attention.measure import measure_attention
+    from stackbert.attention.result import AttentionResult
     from stackbert.comparison.compare import compare
     from stackbert.comparison.results import Results, read_results
     from stackbert.comparison.switching import Switch, compare_switches
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "measure_attention": "attention.measure",
+    "AttentionResult": "attention.result",
     "compare": "comparison.compare",
     "Results": "comparison.results",
     "read_results": "comparison.results",
@@ -62,6 +66,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttentionResult",
     "Corpus",
     "Interrupted",
     "Plan",
@@ -81,6 +86,7 @@ __all__ = [
     "grow_folder",
     "judge",
     "load_recipe",
+    "measure_attention",
     "open_corpus",
     "plan",
     "pretrain",

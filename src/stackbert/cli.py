@@ -371,6 +371,51 @@ def grow(
 
 
 @app.command()
+def attention(
+    model: Annotated[
+        Path, typer.Argument(help="A Hugging Face checkpoint folder, or a run directory.")
+    ],
+    text: Annotated[str, typer.Option(help="A file, folder or pattern to take sentences from.")],
+    out: Annotated[Path, typer.Option(help="Folder for attention.json; made if need be.")],
+    sentences: Annotated[int, typer.Option(min=1, help="Sampled from the text.")] = 256,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="A second model of the same tokenizer, shallower or deeper, or a run."),
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option(min=2, help="Tokens of a sentence; longer ones are cut.")
+    ] = 128,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+) -> None:
+    """Measure where each head of an encoder looks, and how alike its layers are.
+
+    Of a run directory, also what each growth did to the maps.
+
+    Example: stackbert attention run --text articles.txt --out attention
+    """
+    from stackbert.attention.measure import measure_attention
+    from stackbert.attention.statements import statements
+    from stackbert.attention.table import layer_table
+    from stackbert.files import explaining_os_errors
+
+    with explaining_os_errors(f"making {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+    result = measure_attention(
+        model,
+        text=text,
+        sentences=sentences,
+        max_length=max_length,
+        seed=seed,
+        compare=compare,
+        say=lambda what: typer.echo(f"measuring {what} …", err=True),
+    )
+    result.write(out / "attention.json")
+    typer.echo(layer_table(result))
+    for sentence in statements(result):
+        typer.echo(sentence)
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes.
 

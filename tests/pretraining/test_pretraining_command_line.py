@@ -14,7 +14,8 @@ import stackbert as sb
 from stackbert.__main__ import main
 from stackbert.pretraining import run as run_module
 
-COMMANDS = ("demo", "corpus", "pretrain", "plan", "compare", "report", "grow", "recipes")
+COMMANDS = ("demo", "corpus", "pretrain", "plan", "compare", "report")
+COMMANDS += ("attention", "grow", "recipes")
 
 
 @pytest.fixture
