@@ -120,10 +120,13 @@ def run_all(
 
 def last_line(log: Path) -> str:
     """The last line that a run printed, which is its error if it failed."""
-    if not log.is_file():
-        return "it printed nothing"
-    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    text = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
     return text.rpartition("\n")[2] or "it printed nothing"
+
+
+def first_sentence(text: str) -> str:
+    """An error without its advice and without its full stop."""
+    return text.removeprefix("stackbert: ").partition(". ")[0].removesuffix(".")
 
 
 def _start(task: Task, threads: int) -> subprocess.Popen[bytes]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from stackbert.comparison.costs import Reference
 from stackbert.comparison.folder import Entry, Record, read_record
-from stackbert.comparison.processes import last_line
+from stackbert.comparison.processes import first_sentence, last_line
 from stackbert.comparison.runs import find_run, is_finished
 from stackbert.comparison.variants import SCRATCH
 from stackbert.errors import UserError
@@ -95,11 +95,16 @@ def read_results(folder: str | Path) -> Results:
         if place is not None and is_finished(place):
             runs.append(_read_run(entry, place, record.reference))
         else:
-            log = None if place is None else place.with_name(place.name + ".log")
-            begun = log is not None and log.is_file()
-            why = f"it is not finished ({last_line(log)})" if log and begun else "it was not begun"
-            missing.append(f"{entry.variant}, {entry.fraction:.4g}, seed {entry.seed}: {why}")
+            name = f"{entry.variant}, {entry.fraction:.4g}, seed {entry.seed}"
+            missing.append(f"{name}: {_why_missing(place)}")
     return Results(folder, record, tuple(runs), tuple(missing))
+
+
+def _why_missing(run: Path | None) -> str:
+    log = None if run is None else run.with_name(run.name + ".log")
+    if log is None or not log.is_file():
+        return "not begun"
+    return f"not finished ({first_sentence(last_line(log))})"
 
 
 def final_loss(run: Path) -> float | None:
