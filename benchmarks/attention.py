@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from corpus_jobs import peak_memory
-
 import reporting
+from corpus_jobs import peak_memory
 from reporting import Report, Table
 
 WORDS = 1000

@@ -34,7 +34,6 @@ class Bench:
 
     def __init__(self, job: Job, folder: Path) -> None:
         import made_up
-
         import stackbert as sb
         from stackbert.vocabulary import load_vocabulary
 
@@ -203,10 +202,11 @@ def _blocks(bench: Bench, shape: Shape) -> Any:  # noqa: ANN401 (torch is not lo
 
 def _tokenizer(bench: Bench) -> Any:  # noqa: ANN401 (transformers is not loaded yet)
     """What the collator asks for special ids and random tokens."""
-    from made_up import SPECIAL
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    from made_up import SPECIAL
 
     if bench.tokenizer_folder is not None:
         return AutoTokenizer.from_pretrained(bench.tokenizer_folder, local_files_only=True)

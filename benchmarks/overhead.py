@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import reporting
+import stackbert as sb
 from made_up import write_made_up_text
 from reporting import Report, Table
-
-import stackbert as sb
 
 SHORT = 40
 """Steps of a run that is too short to measure anything before it starts."""

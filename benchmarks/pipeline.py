@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import reporting
+import stackbert as sb
 from corpus_jobs import Job, time_builds
 from made_up import made_up_stream, made_up_vocabulary, write_made_up_text
 from reporting import Report, Table
-
-import stackbert as sb
 from stackbert.batches import BatchPlan, StageShape
 from stackbert.corpus.store import TokenStream
 from stackbert.errors import UserError
