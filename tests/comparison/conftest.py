@@ -22,8 +22,9 @@ def one_core() -> Iterator[None]:
         yield
         return
     allowed = os.sched_getaffinity(0)
-    # Tests that run side by side spread over the cores.
-    os.sched_setaffinity(0, {sorted(allowed)[os.getpid() % len(allowed)]})
+    # Tests that run side by side ("gw0", "gw1", …) spread over the cores.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    os.sched_setaffinity(0, {sorted(allowed)[worker % len(allowed)]})
     try:
         yield
     finally:
