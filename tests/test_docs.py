@@ -40,6 +40,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "block"), blocks("python"))
 def test_python_blocks_run(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stackbert.comparison.calibration.ROUNDS", 1)
     (tmp_path / "my_articles").mkdir()
     (tmp_path / "my_articles" / "articles.txt").write_text(ARTICLES, encoding="utf-8")
     for printed, shorter in SHORTER.items():
