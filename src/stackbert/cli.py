@@ -376,7 +376,9 @@ def attention(
         Path, typer.Argument(help="A Hugging Face checkpoint folder, or a run directory.")
     ],
     text: Annotated[str, typer.Option(help="A file, folder or pattern to take sentences from.")],
-    out: Annotated[Path, typer.Option(help="Folder for attention.json; made if need be.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for numbers, page and figures; made if need be.")
+    ],
     sentences: Annotated[int, typer.Option(min=1, help="Sampled from the text.")] = 256,
     compare: Annotated[
         Path | None,
@@ -393,7 +395,9 @@ def attention(
 
     Example: stackbert attention run --text articles.txt --out attention
     """
+    from stackbert.attention.examples import collect_examples
     from stackbert.attention.measure import measure_attention
+    from stackbert.attention.page import attention_page, write_attention_page
     from stackbert.attention.statements import statements
     from stackbert.attention.table import layer_table
     from stackbert.files import explaining_os_errors
@@ -413,6 +417,9 @@ def attention(
     typer.echo(layer_table(result))
     for sentence in statements(result):
         typer.echo(sentence)
+    examples = collect_examples(model, text, result, sentences)
+    page = write_attention_page(attention_page(result, examples), out)
+    typer.echo(f"The page is {page}; its figures are in {out / 'figures'}.")
 
 
 @app.command()

@@ -30,21 +30,22 @@ def layer_table(result: AttentionResult) -> str:
     table.add_column("distance", justify="right")
     table.add_column("heads")
     for layer in range(model.depth):
-        table.add_row(str(layer + 1), *_means(measures, layer), _counts(measures, layer))
+        table.add_row(str(layer + 1), *layer_means(measures, layer), class_counts(measures, layer))
     table.add_section()
-    table.add_row("all", *_means(measures, slice(None)), _counts(measures, slice(None)))
-    table.add_row("uniform", *_uniform(measures), "")
+    table.add_row("all", *layer_means(measures, slice(None)), class_counts(measures, slice(None)))
+    table.add_row("uniform", *uniform_means(measures), "")
     fresh = result.untrained.measures
     # Beside the uniform row, which is of all sentences, it must say that it is of some.
     label = f"untrained ({fresh.sentences})"
-    table.add_row(label, *_means(fresh, slice(None)), _counts(fresh, slice(None)))
+    table.add_row(label, *layer_means(fresh, slice(None)), class_counts(fresh, slice(None)))
     console = Console(file=io.StringIO(), width=140, color_system=None, markup=False)
     console.print(table)
     text = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def _means(measures: Measures, layers: int | slice) -> list[str]:
+def layer_means(measures: Measures, layers: int | slice) -> list[str]:
+    """The cells of a layer, or of several: each measure's mean over their heads."""
     values = (
         measures.within[_WINDOW],
         measures.itself,
@@ -58,7 +59,8 @@ def _means(measures: Measures, layers: int | slice) -> list[str]:
     return [*means, f"{measures.distance[layers].mean():.1f}"]
 
 
-def _uniform(measures: Measures) -> list[str]:
+def uniform_means(measures: Measures) -> list[str]:
+    """The same cells of a head that looks at all tokens alike."""
     values = (
         measures.within_uniform[_WINDOW],
         measures.itself_uniform,
@@ -71,7 +73,8 @@ def _uniform(measures: Measures) -> list[str]:
     return [*(f"{value:.3f}" for value in values), f"{measures.distance_uniform:.1f}"]
 
 
-def _counts(measures: Measures, layers: int | slice) -> str:
+def class_counts(measures: Measures, layers: int | slice) -> str:
+    """How many heads of these layers are of each class, in words."""
     found = measures.classes[layers]
     counts = {name: int((found == name).sum()) for name in CLASSES}
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
