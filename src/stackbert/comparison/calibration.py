@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stackbert.comparison.costs import GrowthCost, Reference, StepCost, StepKind
+from stackbert.comparison.costs import GrowthCost, Reference, StepCost, StepKind, step_kinds
 from stackbert.comparison.processes import environment
 from stackbert.errors import RunError, StackBertError, UserError
 from stackbert.recipe import Recipe, ScheduleSpec, Stage
@@ -40,8 +40,6 @@ class Settings:
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with nothing left to be measured."""
-        from stackbert.comparison.costs import step_kinds
-
         rows = dict(self.micro_batches)
         stages = tuple(
             stage.model_copy(update={"micro_batch": rows[kind]})
