@@ -95,7 +95,7 @@ def test_compiled_too_and_growing_compiles_nothing(batches, factbook_vocabulary)
     first = fast_losses(trainer, batches[:2])
     assert not trainer.will_compile(batches[0])
     graphs = counters["stats"]["unique_graphs"]
-    assert graphs == 2, "a layer and the last layer"
+    assert graphs == 1, "the layer; on a CPU the last one is not compiled"
     trainer.grow(4, GrowthSpec(), 2)
     grown = [trainer.step(step, batches[step], 1.0).loss for step in (2, 3)]
     assert counters["stats"]["unique_graphs"] == graphs

@@ -89,7 +89,7 @@ class Trainer:
         micro_batch: rows a forward pass; "auto" takes as many as usually run at full speed.
         seed: of dropout and growth.
         state: the optimiser's, of a run that goes on.
-        compile: torch.compile the layers, and on a GPU the loss. Types that `encode` leaves to
+        compile: torch.compile the layers, and on a GPU the loss (`encoder.compiled`). Types that `encode` leaves to
             their own forward pass are not compiled.
     """
 
@@ -150,7 +150,9 @@ class Trainer:
         rows, length = batch.input_ids.shape
         size = self.rows_at_once(rows, length)
         sizes = {size, rows % size} - {0}
-        # A model of one layer has no layer but the last.
+        # A model of one layer has no layer but the last, which is not compiled on a CPU.
+        if self.depth == 1 and self.device.type == "cpu":
+            return set()
         return {(each, length, batch.columns.shape[1], self.depth > 1) for each in sizes}
 
     def step(self, number: int, batch: Batch, factor: float) -> StepResult:
