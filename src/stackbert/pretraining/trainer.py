@@ -89,8 +89,8 @@ class Trainer:
         micro_batch: rows a forward pass; "auto" takes as many as usually run at full speed.
         seed: of dropout and growth.
         state: the optimiser's, of a run that goes on.
-        compile: torch.compile the layers, and on a GPU the loss (`encoder.compiled`). Types that `encode` leaves to
-            their own forward pass are not compiled.
+        compile: torch.compile what `encoder.compiled` names. Types that `encode` leaves to their
+            own forward pass are not compiled.
     """
 
     def __init__(
