@@ -11,7 +11,8 @@ def main() -> None:
     try:
         app()
     except StackBertError as error:
-        print(f"stackbert: {error}", file=sys.stderr)
+        if str(error):  # of several processes one says it
+            print(f"stackbert: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stackbert: stopped.", file=sys.stderr)

@@ -50,14 +50,17 @@ class Batch:
     """(B,): 1 where segment B comes from elsewhere."""
 
     def rows(self, start: int, stop: int) -> "Batch":
-        """Rows start … stop - 1 as a batch of their own."""
-        cut = slice(start, stop)
+        """Rows start … stop - 1 as a batch of their own, as views."""
+        return self.take(slice(start, stop))
+
+    def take(self, which: "slice | I64") -> "Batch":
+        """Some rows as a batch of their own."""
         return Batch(
-            self.input_ids[cut],
-            self.columns[cut],
-            self.labels[cut],
-            None if self.token_types is None else self.token_types[cut],
-            None if self.is_random is None else self.is_random[cut],
+            self.input_ids[which],
+            self.columns[which],
+            self.labels[which],
+            None if self.token_types is None else self.token_types[which],
+            None if self.is_random is None else self.is_random[which],
         )
 
     @property

@@ -194,9 +194,12 @@ def pretrain(
 ) -> None:
     """Train a model in stages, growing it between them; writes a run directory.
 
+    In several processes: torchrun --nproc-per-node 8 -m stackbert pretrain … (docs/scaling.md).
+
     Example: stackbert pretrain small-cpu --corpus corpus --out run --budget 30m
     """
     from stackbert.pretraining.progress import console_reporter
+    from stackbert.pretraining.ranks import is_first_process
     from stackbert.pretraining.report import stage_table
     from stackbert.pretraining.run import pretrain as run_pretraining
     from stackbert.recipe_files import load_recipe
@@ -211,8 +214,11 @@ def pretrain(
         track=[name.strip() for name in track.split(",")] if track else [],
         reporter=console_reporter(),
     )
-    typer.echo(stage_table(result.summary))
-    typer.echo(f"The model is {result.model_folder}; transformers opens it with from_pretrained.")
+    if is_first_process():
+        typer.echo(stage_table(result.summary))
+        typer.echo(
+            f"The model is {result.model_folder}; transformers opens it with from_pretrained."
+        )
 
 
 @app.command()

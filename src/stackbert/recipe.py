@@ -32,6 +32,7 @@ _SET_ELSEWHERE = {
     "eos_token_id": "the corpus",
 }
 
+Engine = Literal["ddp", "fsdp"]
 PositiveInt = Annotated[int, Field(strict=True, gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -187,6 +188,9 @@ class Recipe(_Part):
     compile: bool | Literal["auto"] = "auto"
     """torch.compile. auto: where the run is long enough to win back what compiling costs, and a
     measurement says that it would."""
+    engine: Engine = "ddp"
+    """How several processes share a model: ddp gives each a copy; fsdp (FSDP2) cuts weights,
+    gradients and optimiser state into pieces, for models that do not fit. Nothing with one."""
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     log_every: PositiveInt = 10

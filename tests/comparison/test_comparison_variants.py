@@ -24,7 +24,7 @@ from stackbert.comparison.variants import (
 )
 from stackbert.growth.operators import OPERATORS
 from stackbert.pretraining.evaluation import evaluation_batch
-from stackbert.pretraining.run import batch_plan
+from stackbert.pretraining.start import batch_plan
 from stackbert.vocabulary import Vocabulary
 
 RECIPE = tiny_recipe()

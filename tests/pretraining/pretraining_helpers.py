@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,18 @@ PATIENCE = 120.0
 """Seconds after which a child counts as stuck."""
 
 
-def _stackbert(arguments: Sequence[str], output: str, largest_file: int | None) -> None:
+def _stackbert(
+    arguments: Sequence[str],
+    output: str,
+    largest_file: int | None,
+    environment: Mapping[str, str],
+) -> None:
     """The command line as a shell would start it, its output in a file."""
     import torch
 
     from stackbert.__main__ import main
 
+    os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -145,17 +152,43 @@ def _stackbert(arguments: Sequence[str], output: str, largest_file: int | None) 
     main()
 
 
+def start_ranks(arguments: Sequence[object], folder: Path, count: int) -> "list[Child]":
+    """`torchrun --nproc-per-node COUNT -m stackbert ARGUMENTS`, without torchrun's own process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    return [
+        Child(
+            arguments,
+            folder / f"rank-{rank}.txt",
+            environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
+
+
 class Child:
     """`stackbert ARGUMENTS` in a process of its own."""
 
     def __init__(
-        self, arguments: Sequence[object], output: Path, *, largest_file: int | None = None
+        self,
+        arguments: Sequence[object],
+        output: Path,
+        *,
+        largest_file: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._output = output
         self._output.write_text("")
         self._process = _SERVER.Process(
             target=_stackbert,
-            args=([str(a) for a in arguments], str(output), largest_file),
+            args=([str(a) for a in arguments], str(output), largest_file, environment or {}),
             daemon=True,
         )
         self._process.start()

@@ -6,7 +6,7 @@ from pretraining_helpers import tiny_recipe
 
 import stackbert as sb
 from stackbert.models import create_model
-from stackbert.pretraining.run import batch_plan
+from stackbert.pretraining.start import batch_plan
 from stackbert.pretraining.trainer import Trainer
 from stackbert.vocabulary import load_vocabulary
 

@@ -14,7 +14,7 @@ from stackbert.pretraining import loop as loop_module
 from stackbert.pretraining import prefetch
 from stackbert.pretraining.background import BackgroundWriter, snapshot
 from stackbert.pretraining.prefetch import batches
-from stackbert.pretraining.run import batch_plan
+from stackbert.pretraining.start import batch_plan
 from stackbert.vocabulary import load_vocabulary
 
 
@@ -35,9 +35,9 @@ def test_batches_are_made_before_they_are_asked_for_and_the_thread_ends(plan) ->
     asked = []
 
     class Noting:
-        def batch(self, step: int):
+        def batch(self, step: int, rank: int, ranks: int):
             asked.append((step, threading.current_thread().name))
-            return plan.batch(step)
+            return plan.batch(step, rank, ranks)
 
     made = batches(Noting(), 0, TOTAL, ahead=3)
     next(made)
@@ -53,7 +53,7 @@ def test_batches_are_made_before_they_are_asked_for_and_the_thread_ends(plan) ->
 
 def test_an_error_in_making_a_batch_comes_out_at_its_step() -> None:
     class Broken:
-        def batch(self, step: int):
+        def batch(self, step: int, rank: int, ranks: int):
             if step == 2:
                 raise OSError("the disk is gone")
             return step

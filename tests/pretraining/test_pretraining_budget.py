@@ -20,7 +20,7 @@ from stackbert.pretraining.budget import (
     scaled_to,
     steps_within,
 )
-from stackbert.pretraining.run import batch_plan
+from stackbert.pretraining.start import batch_plan
 from stackbert.recipe_files import load_recipe
 from stackbert.vocabulary import load_vocabulary
 

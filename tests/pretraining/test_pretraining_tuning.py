@@ -22,7 +22,7 @@ import stackbert as sb
 from stackbert.models import create_model
 from stackbert.pretraining import tuning
 from stackbert.pretraining.machine import compiling_lacks
-from stackbert.pretraining.run import batch_plan
+from stackbert.pretraining.start import batch_plan
 from stackbert.pretraining.trainer import Trainer
 from stackbert.recipe import OptimizerSpec
 from stackbert.vocabulary import load_vocabulary

@@ -237,7 +237,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         matrix_rate,
         pick_device,
     )
-    from stackbert.pretraining.run import batch_plan
+    from stackbert.pretraining.start import batch_plan
     from stackbert.pretraining.trainer import rows_at_once
     from stackbert.pretraining.tuning import estimate, settle
     from stackbert.vocabulary import load_vocabulary
@@ -279,7 +279,7 @@ def _measure(
     from stackbert.pretraining.budget import measure_batches
     from stackbert.pretraining.evaluation import evaluation_batch
     from stackbert.pretraining.machine import synchronise, working_precision
-    from stackbert.pretraining.run import batch_plan
+    from stackbert.pretraining.start import batch_plan
     from stackbert.pretraining.tuning import trainer_at
     from stackbert.recipe import GrowthSpec
 

@@ -20,7 +20,7 @@ from stackbert.pretraining.machine import (
     keep_memory,
     working_precision,
 )
-from stackbert.pretraining.run import batch_plan
+from stackbert.pretraining.start import batch_plan
 from stackbert.pretraining.tuning import settle
 from stackbert.recipe import Recipe
 from stackbert.vocabulary import Vocabulary

@@ -17,6 +17,7 @@ from stackbert.errors import UserError
 from stackbert.models import create_model
 from stackbert.pretraining.evaluation import evaluation_batch
 from stackbert.pretraining.machine import Precision, synchronise
+from stackbert.pretraining.ranks import ALONE, Ranks
 from stackbert.pretraining.trainer import Trainer
 from stackbert.recipe import Recipe
 from stackbert.vocabulary import Vocabulary
@@ -68,6 +69,7 @@ def measure(
     *,
     device: torch.device,
     precision: Precision,
+    ranks: Ranks = ALONE,
 ) -> Timing:
     """Time training steps and evaluations at every stage's depth, on a corpus.
 
@@ -75,11 +77,12 @@ def measure(
     """
 
     def batch(index: int, turn: int) -> Batch:
-        return plan.batch(recipe.boundaries[index] + min(turn, recipe.stages[index].steps - 1))
+        step = recipe.boundaries[index] + min(turn, recipe.stages[index].steps - 1)
+        return plan.batch(step, ranks.rank, ranks.count)
 
     validation = evaluation_batch(recipe, corpus, vocabulary)
     return measure_batches(
-        recipe, vocabulary, batch, validation, device=device, precision=precision
+        recipe, vocabulary, batch, validation, device=device, precision=precision, ranks=ranks
     )
 
 
@@ -92,6 +95,7 @@ def measure_batches(
     device: torch.device,
     precision: Precision,
     patience: float = 0.0,
+    ranks: Ranks = ALONE,
 ) -> Timing:
     """Time training steps and evaluations at every stage's depth, on models thrown away after.
 
@@ -106,9 +110,11 @@ def measure_batches(
         validation: all rows of an evaluation.
         device: where.
         precision: of the forward pass.
-        patience: seconds that timed training steps may take, if the five turns take less.
+        patience: seconds that timed training steps may take, if the five turns take less. Of one
+            process only: several would not stop at the same turn.
+        ranks: the processes that train together.
     """
-    trainers = _trainers(recipe, vocabulary, device, precision)
+    trainers = _trainers(recipe, vocabulary, device, precision, ranks)
     times: list[list[float]] = [[] for _ in recipe.stages]
     warm, turn = 0.0, 0
     while turn < _WARMUP + _TIMED or (
@@ -139,7 +145,11 @@ def measure_batches(
 
 
 def _trainers(
-    recipe: Recipe, vocabulary: Vocabulary, device: torch.device, precision: Precision
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
 ) -> dict[int, Trainer]:
     """A trainer at each depth of a recipe."""
     trainers: dict[int, Trainer] = {}
@@ -159,6 +169,8 @@ def _trainers(
             micro_batch=recipe.batch.micro_batch,
             seed=0,
             compile=recipe.compile is True,
+            ranks=ranks,
+            engine=recipe.engine,
         )
     return trainers
 

@@ -1,20 +1,23 @@
 """Validation loss on the same rows and masks every time."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from stackbert.batches import Batch, BatchPlan, StageShape
 from stackbert.corpus.store import Corpus
-from stackbert.models import Inputs, loss_sums
+from stackbert.models import Inputs
 from stackbert.pretraining.machine import DTYPES, Precision
+from stackbert.pretraining.ranks import Ranks
 from stackbert.randomness import I64, derive_key
 from stackbert.recipe import Recipe
 from stackbert.vocabulary import Vocabulary
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+IGNORED = -100
+"""The label that no loss counts, as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -56,37 +59,56 @@ def evaluation_batch(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> 
     return plan.batch(0)
 
 
-@torch.no_grad()
 def evaluate(
-    model: "PreTrainedModel", batch: Batch, *, precision: Precision, micro_batch: int
+    losses: Callable[[Inputs], Tensor],
+    batch: Batch,
+    *,
+    device: torch.device,
+    precision: Precision,
+    micro_batch: int,
+    ranks: Ranks,
 ) -> EvaluationResult:
-    """Mean losses of `model` over `batch`, in evaluation mode; the mode is put back after.
+    """Mean losses over `batch`, each process doing its share of the rows.
 
     Args:
-        model: on any device.
-        batch: from `evaluation_batch`.
+        losses: rows to their two losses, (2,), summed, without gradients.
+        batch: all rows, from `evaluation_batch`.
+        device: where.
         precision: of the forward pass, as in training.
         micro_batch: rows at a time.
+        ranks: the processes.
     """
-    device = model.device
-    was_training = model.training
-    model.train(False)
-    rows = len(batch.input_ids)
-    inputs = to_device(batch, device)
-    masked = torch.zeros((), dtype=torch.float64, device=device)
-    pairs = torch.zeros((), dtype=torch.float64, device=device)
+    inputs = to_device(share_of(batch, ranks), device)
+    rows = len(inputs.input_ids_BS)
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
     for start in range(0, rows, micro_batch):
         part = inputs.rows(start, min(start + micro_batch, rows))
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-            sums = loss_sums(model, part)
-        masked += sums.masked_lm
-        if sums.next_sentence is not None:
-            pairs += sums.next_sentence
-    model.train(was_training)
-    counted = int((batch.labels != -100).sum())
+            totals += losses(part)
+    masked, pairs = ranks.add(totals).tolist()
+    counted = int((batch.labels != IGNORED).sum())
     return EvaluationResult(
-        float(masked) / max(1, counted), None if batch.is_random is None else float(pairs) / rows
+        masked / max(1, counted), None if batch.is_random is None else pairs / len(batch.input_ids)
     )
+
+
+def share_of(batch: Batch, ranks: Ranks) -> Batch:
+    """The rows of a batch that this process evaluates; every process has as many.
+
+    Where they do not divide equally, rows are repeated whose labels count for nothing: processes
+    that share a model have to pass through it equally often.
+    """
+    if ranks.count == 1:
+        return batch
+    rows = len(batch.input_ids)
+    share = -(-rows // ranks.count)
+    places = np.arange(ranks.rank * share, (ranks.rank + 1) * share)
+    beyond = places >= rows
+    places = np.where(beyond, 0, places)
+    part = batch.take(places)
+    labels = np.where(beyond[:, None], IGNORED, part.labels)
+    is_random = None if part.is_random is None else np.where(beyond, IGNORED, part.is_random)
+    return replace(part, labels=labels, is_random=is_random)
 
 
 def to_device(batch: Batch, device: torch.device) -> Inputs:

@@ -69,6 +69,27 @@ class Ledger:
         self._file.close()
 
 
+class SilentLedger(Ledger):
+    """Of the processes that write none."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 (as the other's)
+        """Nothing."""
+
+    @property
+    def size(self) -> int:
+        """0."""
+        return 0
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_ledger(run: str | Path) -> list[dict[str, Any]]:
     """All lines of a run's ledger, as dictionaries.
 

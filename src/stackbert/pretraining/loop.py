@@ -20,6 +20,7 @@ from stackbert.pretraining.checkpoints import CheckpointStore, RunState, checkpo
 from stackbert.pretraining.checkpoints import save_checkpoint as write_checkpoint
 from stackbert.pretraining.ledger import Ledger, Stopwatch
 from stackbert.pretraining.progress import Reporter
+from stackbert.pretraining.ranks import Ranks
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import Tracker
@@ -71,6 +72,7 @@ class TrainingLoop:
         trackers: list[Tracker],
         reporter: Reporter,
         matrix_rate: float,
+        ranks: Ranks,
     ) -> None:
         self._run = run
         self._recipe = recipe
@@ -84,7 +86,8 @@ class TrainingLoop:
         self._store = store
         self._trackers = trackers
         self._reporter = reporter
-        self._matrix_rate = matrix_rate
+        self._ranks = ranks
+        self._matrix_rate = matrix_rate * ranks.count
         self._window = window
         self._unread: list[tuple[int, int, StepResult]] = []  # with stage and number
         self._writer = BackgroundWriter()
@@ -124,7 +127,9 @@ class TrainingLoop:
         if at.step == 0 and at.last_loss is None:
             self._evaluate()
         ahead = prefetch.AHEAD[self._trainer.device.type]
-        made = prefetch.batches(self._plan, at.step, total, ahead=ahead)
+        made = prefetch.batches(
+            self._plan, at.step, total, ahead=ahead, rank=self._ranks.rank, ranks=self._ranks.count
+        )
         while at.step < total:
             self._grow_if_due()
             self._train_one_step(made)
@@ -133,8 +138,8 @@ class TrainingLoop:
                 self._evaluate()
             if at_stage_end:
                 self._account()
-            asked = stop.signal  # read once: what comes during the save waits for the next step
-            if at_stage_end or asked or self._save_is_due():
+            asked, due = self._agree(stop.signal)
+            if at_stage_end or asked or due:
                 self._save()
             self._writer.check()
             if asked and at.step < total:
@@ -145,6 +150,15 @@ class TrainingLoop:
                     asked,
                 )
         self._wait_for_checkpoint()
+
+    def _agree(self, signal: int | None) -> tuple[int | None, bool]:
+        """A signal that any process had, and whether the first one's clock asks for a save.
+
+        Read once a step: what comes during the save waits for the next.
+        """
+        due = self._ranks.is_first and self._save_is_due()
+        agreed = self._ranks.largest(2 * (signal or 0) + due)
+        return agreed // 2 or None, agreed % 2 == 1
 
     def _train_one_step(self, made: Iterator[Batch]) -> None:
         at, stage = self._at, self._recipe.stage_index(self._at.step)
@@ -161,15 +175,16 @@ class TrainingLoop:
         self._unread.append((stage, at.step, result))
         if self._trainer.device.type == "cpu":  # the step has ended, so reading costs nothing
             self._read_losses()
-        flops = self._trainer.flops(batch)
+        flops = self._trainer.flops(batch) * self._ranks.count
+        tokens = batch.input_ids.size * self._ranks.count
         at.step += 1
-        at.tokens += batch.input_ids.size
+        at.tokens += tokens
         at.flops += flops
         at.last_loss = None
         window = self._window
         window.steps += 1
         if not compiles:
-            window.tokens += batch.input_ids.size
+            window.tokens += tokens
             window.flops += flops
         if at.step % self._recipe.log_every == 0 or at.step in self._recipe.boundaries:
             self._log(stage, factor, result)
@@ -318,8 +333,11 @@ class TrainingLoop:
         with self._watch.measuring("checkpoint"):
             self._writer.wait()
             model = trainer.model
-            weights = snapshot(model.state_dict())
-            optimizer = snapshot_state(trainer.optimizers.state())
+            whole = trainer.whole_weights(), trainer.whole_optimizer_state()
+            self._last_save = time.monotonic()
+            if not self._ranks.is_first:
+                return
+            weights, optimizer = snapshot(whole[0]), snapshot_state(whole[1])
             self._watch.read("checkpoint")  # so that the state has the time of what is done here
             state = RunState(
                 step=at.step,
@@ -347,7 +365,6 @@ class TrainingLoop:
                 self._store.prune(self._recipe.checkpoint.keep, set(self._recipe.boundaries[1:]))
 
             self._writer.submit(write)
-        self._last_save = time.monotonic()
 
     def _wait_for_checkpoint(self) -> None:
         with self._watch.measuring("checkpoint"):

@@ -25,8 +25,14 @@ _LONG_PRODUCT = 0.02
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device, or the CPU."""
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    """A CUDA device, or the CPU: the first, or of several processes each its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if "LOCAL_RANK" not in os.environ:
+        return torch.device("cuda")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)  # what NCCL and graphs take as theirs
+    return device
 
 
 def keep_memory() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stackbert.errors import RunError
 from stackbert.growth.layers import find_layers
+from stackbert.pretraining.engine import cut_like, whole
 from stackbert.recipe import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class BatchedMuon(torch.optim.Muon):
             torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
         )
         directions = orthogonalise(
-            torch.stack(list(updates)),
+            torch.stack([whole(update) for update in updates]),  # no piece of it will do
             dtype=self._dtype,
             coefficients=group["ns_coefficients"],
             steps=group["ns_steps"],
@@ -64,7 +65,8 @@ class BatchedMuon(torch.optim.Muon):
         torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
         # A tall matrix's orthogonal update moves its outputs less; torch's "original" adjustment.
         scale = -lr * max(1.0, rows / columns) ** 0.5
-        torch._foreach_add_(parameters, list(directions.unbind(0)), alpha=scale)
+        moves = [cut_like(d, p) for d, p in zip(directions.unbind(0), parameters, strict=True)]
+        torch._foreach_add_(parameters, moves, alpha=scale)
 
 
 def orthogonalise(
@@ -199,7 +201,7 @@ class Optimizers:
             # A clone, so that its memory is aligned as a fresh tensor's is: some CPU kernels round
             # differently otherwise, and a resumed run would differ in the last bit.
             owner.state[parameter] = {
-                key: tensor.to(parameter.device, copy=True).clone()
+                key: cut_like(tensor.to(parameter.device, copy=True).clone(), parameter)
                 for key, tensor in tensors.items()
             }
 

@@ -1,58 +1,37 @@
 """`pretrain`: from a recipe and a corpus to a run directory with a finished model in it."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from stackbert.batches import BatchPlan, StageShape
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.files import explaining_os_errors, folder_made_whole, locked
 from stackbert.modelcard import write_model_card
-from stackbert.models import create_model, model_class
-from stackbert.pretraining.budget import measure, parse_duration, scaled_to
-from stackbert.pretraining.checkpoints import (
-    CheckpointStore,
-    DamagedCheckpointError,
-    disk_errors_as_os_errors,
-    load_model,
-    load_optimizer_state,
-    save_model,
-)
-from stackbert.pretraining.evaluation import evaluation_batch
-from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch
-from stackbert.pretraining.loop import Counters, LogWindow, TrainingLoop
+from stackbert.pretraining.budget import parse_duration
+from stackbert.pretraining.checkpoints import disk_errors_as_os_errors, save_model
+from stackbert.pretraining.ledger import Stopwatch
+from stackbert.pretraining.loop import TrainingLoop
 from stackbert.pretraining.machine import (
-    describe,
     explaining_out_of_memory,
     keep_memory,
     pick_device,
     synchronise,
-    working_precision,
 )
+from stackbert.pretraining.opening import open_loop
 from stackbert.pretraining.progress import Reporter, Silent
-from stackbert.pretraining.rundir import (
-    CHECKPOINTS,
-    MODEL,
-    Request,
-    RunRecord,
-    check_may_begin,
-    check_same_request,
-    is_run,
-    read_record,
-    write_recipe,
-    write_record,
-)
+from stackbert.pretraining.ranks import Ranks, joined_ranks
+from stackbert.pretraining.rundir import MODEL, Request, read_record
 from stackbert.pretraining.signals import StopRequest
+from stackbert.pretraining.start import check_shares, find_start, make_start
 from stackbert.pretraining.summary import RunSummary, summarise
-from stackbert.pretraining.tracking import check_trackers, open_trackers
-from stackbert.pretraining.trainer import Trainer
-from stackbert.pretraining.tuning import settle
+from stackbert.pretraining.tracking import check_trackers
 from stackbert.recipe import Recipe
-from stackbert.vocabulary import Vocabulary, load_vocabulary
+from stackbert.vocabulary import load_vocabulary
 
 
 @dataclass(frozen=True)
@@ -116,27 +95,30 @@ def pretrain(
     run = Path(out)
     keep_memory()
     asked = Request(recipe, budget, steps, opened.manifest.fingerprint)
+    # Dropout is seeded at every step; the caller's random state is put back after.
+    with (
+        torch.random.fork_rng(),
+        explaining_os_errors(f"training in {run}"),
+        joined_ranks() as ranks,
+        explaining_out_of_memory(),
+        contextlib.ExitStack() as taken,
+    ):
+        ranks.check_equal(asked.corpus, "corpus")
+        ranks.from_first(lambda: taken.enter_context(_taking(run)))
+        speaker = (reporter or Silent()) if ranks.is_first else Silent()
+        trackers = track if ranks.is_first else ()
+        _pretrain_locked(run, asked, opened, resume, trackers, speaker, ranks)
+        summary = ranks.from_first(lambda: summarise(run).to_json())
+        return RunResult(run, run / MODEL, RunSummary.from_json(summary))
+
+
+@contextlib.contextmanager
+def _taking(run: Path) -> Iterator[None]:
+    """Make the run directory, and keep other runs out of it."""
     with explaining_os_errors(f"training in {run}"):
         run.mkdir(parents=True, exist_ok=True)
-        # Dropout is seeded at every step; the caller's random state is put back after.
-        with (
-            locked(run / ".lock", f"{run} is in use"),
-            torch.random.fork_rng(),
-            explaining_out_of_memory(),
-        ):
-            return _pretrain_locked(run, asked, opened, resume, track, reporter or Silent())
-
-
-def batch_plan(recipe: Recipe, corpus: Corpus, vocabulary: Vocabulary) -> BatchPlan:
-    """The training batches of a recipe on a corpus, as a function of the step."""
-    stages = [recipe.resolved_stage(index) for index in range(len(recipe.stages))]
-    return BatchPlan(
-        corpus.train,
-        vocabulary,
-        [StageShape(s.steps, s.sequences, s.sequence_length, s.mask_rate) for s in stages],
-        seed=recipe.seed,
-        next_sentence=recipe.objective.next_sentence,
-    )
+        with locked(run / ".lock", f"{run} is in use"):
+            yield
 
 
 def _pretrain_locked(
@@ -146,154 +128,41 @@ def _pretrain_locked(
     resume: str,
     track: Sequence[str],
     reporter: Reporter,
-) -> RunResult:
+    ranks: Ranks,
+) -> None:
     device = pick_device()
     watch = Stopwatch(lambda: synchronise(device))
     with watch.measuring("start-up"):
         vocabulary = load_vocabulary(corpus)
-        if is_run(run):
-            if resume == "never":
-                raise UserError(
-                    f"{run} holds a run already. Resume it (--resume auto) or choose a new folder."
-                )
-            recipe, record = read_record(run)
-            check_same_request(run, record.request, asked)
-            write_recipe(run, recipe)
-            if (run / MODEL).exists():
-                reporter.say(f"{run} is finished already; its model is {run / MODEL}.")
-                return RunResult(run, run / MODEL, summarise(run))
-        else:
-            check_may_begin(run)
+        start = find_start(run, asked, resume, reporter, ranks)
+        if start is not None and start.is_finished:
+            return
+        if start is None:
             with watch.measuring("tuning"):
-                recipe, record = _begin(run, asked, corpus, vocabulary, device, reporter)
+                start = make_start(run, asked, corpus, vocabulary, device, reporter, ranks)
+        check_shares(start.recipe, ranks.count)
     with reporter, StopRequest() as stop:
         with watch.measuring("start-up"):
-            loop = _open_loop(
-                run, recipe, record, corpus, vocabulary, device, track, reporter, watch
-            )
+            loop = open_loop(run, start, corpus, vocabulary, device, track, reporter, watch, ranks)
         try:
             loop.run_to_end(stop)
         finally:
             loop.close()
-    summary = summarise(run)
+    _finish(run, loop, corpus, ranks)
+
+
+def _finish(run: Path, loop: TrainingLoop, corpus: Corpus, ranks: Ranks) -> None:
+    """Write the final model, whole or not at all."""
+    weights = loop.trainer.whole_weights()  # of all processes, whichever writes them
+    if not ranks.is_first:
+        return
+    recipe, record = read_record(run)
     with folder_made_whole(run / MODEL) as partial, disk_errors_as_os_errors():
-        save_model(loop.trainer.model, partial, corpus.tokenizer_folder, recipe.longest_sequence)
-        write_model_card(partial, recipe, corpus.manifest, summary, record.machine)
-    return RunResult(run, run / MODEL, summary)
-
-
-def _begin(
-    run: Path,
-    asked: Request,
-    corpus: Corpus,
-    vocabulary: Vocabulary,
-    device: torch.device,
-    reporter: Reporter,
-) -> tuple[Recipe, RunRecord]:
-    """Settle what the request left open (precision, micro-batches, compilation, steps)."""
-    recipe = asked.recipe
-    with torch.device("meta"):  # a wrong model field is found before anything is written
-        create_model(
-            recipe.model,
-            depth=recipe.stages[-1].depth,
-            vocabulary=vocabulary,
-            sequence_length=recipe.longest_sequence,
-            next_sentence=recipe.objective.next_sentence,
+        save_model(
+            loop.trainer.model,
+            partial,
+            corpus.tokenizer_folder,
+            recipe.longest_sequence,
+            weights=weights,
         )
-    if asked.steps is not None:
-        recipe = recipe.scaled(asked.steps)
-    seconds = None if asked.budget is None else parse_duration(asked.budget)
-    plan = batch_plan(recipe, corpus, vocabulary)
-    settled = settle(recipe, vocabulary, plan, device=device, seconds=seconds)
-    for note in settled.notes:
-        reporter.say(note)
-    recipe = settled.recipe
-    if seconds is not None:
-        reporter.say("measuring seconds per step at every depth …")
-        precision = working_precision(recipe)
-        timing = measure(recipe, corpus, vocabulary, plan, device=device, precision=precision)
-        recipe = scaled_to(recipe, timing, seconds)
-        pace = ", ".join(
-            f"{1000 * s:.0f} ms at depth {stage.depth}"
-            for s, stage in zip(timing.step, recipe.stages, strict=True)
-        )
-        reporter.say(f"{recipe.total_steps:,} steps fit into {asked.budget}: a step takes {pace}")
-    record = RunRecord(asked, str(corpus.folder), describe(device), settled.matrix_rate)
-    write_record(run, recipe, record)
-    return recipe, record
-
-
-def _open_loop(
-    run: Path,
-    recipe: Recipe,
-    record: RunRecord,
-    corpus: Corpus,
-    vocabulary: Vocabulary,
-    device: torch.device,
-    track: Sequence[str],
-    reporter: Reporter,
-    watch: Stopwatch,
-) -> TrainingLoop:
-    """Build the loop at the newest whole checkpoint, or at the beginning."""
-    (run / CHECKPOINTS).mkdir(exist_ok=True)
-    store = CheckpointStore(run / CHECKPOINTS)
-    store.tidy()
-    found, problems = store.newest()
-    for problem in problems:
-        reporter.say(f"a damaged checkpoint was passed over: {problem}")
-    next_sentence = recipe.objective.next_sentence
-    counters, window, keep = Counters(), LogWindow(), 0
-    if found is None:
-        state = None
-        model = create_model(
-            recipe.model,
-            depth=recipe.stages[0].depth,
-            vocabulary=vocabulary,
-            sequence_length=recipe.longest_sequence,
-            next_sentence=next_sentence,
-            seed=recipe.seed,
-        )
-    else:
-        folder, saved = found
-        try:
-            model = load_model(folder, model_class(recipe.model.type, next_sentence=next_sentence))
-            state = load_optimizer_state(folder)
-        except DamagedCheckpointError as error:
-            raise UserError(f"{error}. Remove {folder} to go on from the one before.") from error
-        counters = Counters(saved.step, saved.tokens, saved.flops, saved.last_loss)
-        window = LogWindow(**saved.window)
-        keep = saved.ledger_bytes
-        watch.carry_over(saved.seconds)
-        reporter.say(f"resuming at step {saved.step:,} from {folder}")
-    ledger = Ledger(run / LEDGER, keep_bytes=keep)
-    trainer = Trainer(
-        model,
-        recipe.optimizer,
-        device=device,
-        precision=working_precision(recipe),
-        micro_batch=recipe.batch.micro_batch,
-        seed=recipe.seed,
-        state=state,
-        compile=recipe.compile is True,
-    )
-    return TrainingLoop(
-        run,
-        recipe,
-        corpus,
-        batch_plan(recipe, corpus, vocabulary),
-        evaluation_batch(recipe, corpus, vocabulary),
-        trainer,
-        counters,
-        window,
-        ledger=ledger,
-        watch=watch,
-        store=store,
-        trackers=open_trackers(
-            track,
-            run,
-            first=counters.step + 1 if found else 0,
-            config=recipe.model_dump(mode="json"),
-        ),
-        reporter=reporter,
-        matrix_rate=record.matrix_rate,
-    )
+        write_model_card(partial, recipe, corpus.manifest, summarise(run), record.machine)

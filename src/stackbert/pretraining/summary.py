@@ -1,7 +1,8 @@
 """A run in a table: what each stage cost and what it brought, read from the ledger."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from stackbert.errors import UserError
 from stackbert.pretraining.ledger import read_ledger
@@ -49,6 +50,15 @@ class RunSummary:
         last = self.stages[-1]
         return self.steps * last.seconds / last.steps
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "RunSummary":
+        """What `to_json` gave, as a summary again."""
+        return cls(**{**value, "stages": tuple(StageSummary(**s) for s in value["stages"])})
+
 
 def summarise(run: str | Path) -> RunSummary:
     """Read a run's stages from its ledger.
@@ -62,6 +72,7 @@ def summarise(run: str | Path) -> RunSummary:
     run = Path(run)
     recipe, record = read_record(run)
     rows = read_ledger(run)
+    rate = record.matrix_rate * record.machine.get("processes", 1)
     evaluations = {row["step"]: row for row in rows if row["kind"] == "evaluation"}
     grown = {row["step"]: row["loss_after"] for row in rows if row["kind"] == "growth"}
     stages = []
@@ -78,7 +89,7 @@ def summarise(run: str | Path) -> RunSummary:
                 tokens=stop["tokens"] - start["tokens"],
                 flops=flops,
                 seconds=seconds,
-                mfu=flops / seconds / record.matrix_rate,
+                mfu=flops / seconds / rate,
                 loss_grown=grown.get(first),
                 loss=stop["loss"],
             )

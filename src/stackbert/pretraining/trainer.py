@@ -14,12 +14,14 @@ from stackbert.batches import Batch
 from stackbert.encoder import EAGER, compiled, narrows
 from stackbert.growth.model import grow_with_origins
 from stackbert.growth.optimizer import grow_optimizer_state
-from stackbert.models import Inputs, loss_sums, training_flops
+from stackbert.models import Inputs, training_flops
+from stackbert.pretraining.engine import Spread, whole, whole_state
 from stackbert.pretraining.evaluation import EvaluationResult, evaluate, to_device
 from stackbert.pretraining.machine import DTYPES, Precision
 from stackbert.pretraining.optimizers import NamedState, Optimizers
+from stackbert.pretraining.ranks import ALONE, Ranks
 from stackbert.randomness import derive_key
-from stackbert.recipe import GrowthSpec, OptimizerSpec
+from stackbert.recipe import Engine, GrowthSpec, OptimizerSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,9 +45,9 @@ class StepResult:
     sums: Tensor
     """(3,): losses summed over masked positions and over rows, and the gradient's norm."""
     masked: int
-    """Masked positions of the step."""
+    """Masked positions of the step, over all processes."""
     rows: int | None
-    """Rows of the step; None without next-sentence prediction."""
+    """Rows of the step, over all processes; None without next-sentence prediction."""
 
     @functools.cached_property
     def _numbers(self) -> list[float]:
@@ -91,6 +93,8 @@ class Trainer:
         state: the optimiser's, of a run that goes on.
         compile: torch.compile what `encoder.compiled` names. Types that `encode` leaves to their
             own forward pass are not compiled.
+        ranks: the processes that train together; each does the rows that it is given.
+        engine: how several share the model.
     """
 
     def __init__(
@@ -104,12 +108,16 @@ class Trainer:
         seed: int,
         state: NamedState | None = None,
         compile: bool = False,
+        ranks: Ranks = ALONE,
+        engine: Engine = "ddp",
     ) -> None:
         self.device = device
         self.precision = precision
         self.micro_batch = micro_batch
         self._optimizer_spec = optimizer
         self._seed = seed
+        self._ranks = ranks
+        self._engine: Engine = engine
         self._compile = compile and narrows(model)
         self._compiled_shapes: set[tuple[int, int, int, bool]] = set()
         self._last_step: Any = None  # a CUDA event, once there is one
@@ -117,6 +125,7 @@ class Trainer:
 
     def _take(self, model: "PreTrainedModel", state: NamedState) -> None:
         self.model = model.to(self.device)  # type: ignore[arg-type]
+        self._spread = Spread(self.model, self._ranks, self._engine)
         self.optimizers = Optimizers(
             self.model, self._optimizer_spec, newton_schulz=DTYPES[self.precision]
         )
@@ -129,9 +138,15 @@ class Trainer:
         return int(self.model.config.num_hidden_layers)
 
     @property
+    def is_cut(self) -> bool:
+        """Whether each process holds a piece of the model only."""
+        return self._spread.is_cut
+
+    @property
     def finite(self) -> bool:
-        """Whether every weight is a number."""
-        return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
+        """Whether every weight is a number, in every process."""
+        held = [_held(p).isfinite().all() for p in self.model.parameters()]
+        return self._ranks.largest(not torch.stack(held).all()) == 0
 
     def rows_at_once(self, rows: int, sequence_length: int) -> int:
         """Rows a forward pass of a batch of `rows`: `micro_batch`, or what usually runs well."""
@@ -159,32 +174,36 @@ class Trainer:
         """Train on one batch.
 
         Losses are divided by the masked positions (and rows) of the whole step, so micro-batches
-        add up to the same gradient whatever their size.
+        and processes add up to the same gradient whatever their size and number.
 
         Args:
             number: of the step; seeds dropout, so that a resumed run draws what it would have.
-            batch: all its rows.
+            batch: all its rows, or this process's equal share of them.
             factor: share of the peak learning rates.
 
         Returns:
             Losses and gradient norm. If they are not finite the weights are not worth keeping; on
             a CPU, where looking costs nothing, they were left as they were.
         """
-        rows, length = batch.input_ids.shape
-        torch.manual_seed(derive_key(self._seed, "dropout", number))
+        mine, length = batch.input_ids.shape
+        seed = derive_key(self._seed, "dropout", number)
+        # Each process drops other units; the first what a run in one process drops.
+        torch.manual_seed(derive_key(seed, "rank", self._ranks.rank) if self._ranks.rank else seed)
         inputs = to_device(batch, self.device)
-        size = self.rows_at_once(rows, length)
-        masked = batch.columns.size
+        size = self.rows_at_once(mine, length)
+        rows, masked = mine * self._ranks.count, batch.columns.size * self._ranks.count
         sums = torch.zeros(2, device=self.device)
-        for start in range(0, rows, size):
-            sums += self.backward(inputs.rows(start, min(start + size, rows)), masked, rows)
+        for start in range(0, mine, size):
+            end = min(start + size, mine)
+            sums += self.backward(inputs.rows(start, end), masked, rows, last=end == mine)
+        sums = self._ranks.add(sums)
         if self._compile:
             self._compiled_shapes |= self._shapes(batch)
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.model.parameters() if p.grad is not None]
         )
         result = StepResult(
-            torch.cat([sums, norm[None]]), masked, None if batch.is_random is None else rows
+            torch.cat([sums, whole(norm)[None]]), masked, None if batch.is_random is None else rows
         )
         if self.device.type != "cpu" or result.finite:
             clip = self._optimizer_spec.clip_norm
@@ -196,32 +215,31 @@ class Trainer:
             self._last_step.record()
         return result
 
-    def backward(self, inputs: Inputs, masked: int, rows: int) -> Tensor:
+    def backward(self, inputs: Inputs, masked: int, rows: int, *, last: bool = True) -> Tensor:
         """Add the gradients of some rows of a step to the model's.
 
         Args:
             inputs: the rows, on the device.
             masked: masked positions of the whole step.
             rows: of the whole step.
+            last: of this process's rows in the step; then the gradients are exchanged.
 
         Returns:
             (2,): the two losses, summed over these rows.
         """
-        with (
-            _many_graphs() if self._compile else contextlib.nullcontext(),
-            torch.autocast(
-                self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
-            ),
-        ):
-            pieces = compiled(self.device.type) if self._compile else EAGER
-            sums = loss_sums(self.model, inputs, pieces)
-        loss = sums.masked_lm / masked
-        pair = sums.next_sentence
-        if pair is not None:
-            loss = loss + pair / rows
-        torch.autograd.backward(loss)
-        zero = torch.zeros_like(sums.masked_lm)
-        return torch.stack([sums.masked_lm, zero if pair is None else pair]).detach()
+        with self._spread.exchanging(last):
+            with (
+                _many_graphs() if self._compile else contextlib.nullcontext(),
+                torch.autocast(
+                    self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
+                ),
+            ):
+                sums = self._spread(inputs, compiled(self.device.type) if self._compile else EAGER)
+            loss = sums[0] / masked
+            if inputs.is_random_B is not None:
+                loss = loss + sums[1] / rows
+            self._spread.backward(loss)
+        return sums.detach()
 
     def evaluate(self, batch: Batch) -> EvaluationResult:
         """Losses on a validation batch.
@@ -230,8 +248,26 @@ class Trainer:
         were measured for training, whose rows may be shorter.
         """
         rows, length = batch.input_ids.shape
-        size = rows_at_once("auto", rows, length, self.device)
-        return evaluate(self.model, batch, precision=self.precision, micro_batch=size)
+        was_training = self.model.training
+        self.model.train(False)
+        result = evaluate(
+            self._spread.losses,
+            batch,
+            device=self.device,
+            precision=self.precision,
+            micro_batch=rows_at_once("auto", rows, length, self.device),
+            ranks=self._ranks,
+        )
+        self.model.train(was_training)
+        return result
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The model's state_dict, whole where processes hold pieces; all must ask together."""
+        return self._spread.whole_weights()
+
+    def whole_optimizer_state(self) -> NamedState:
+        """The optimiser's tensors by name, likewise."""
+        return whole_state(self.optimizers.state())
 
     def grow(self, depth: int, spec: GrowthSpec, number: int) -> None:
         """Replace the model by a deeper one and let the optimiser's state follow by name.
@@ -242,12 +278,21 @@ class Trainer:
             number: of the step before which this happens; seeds fresh layers and noise.
         """
         seed = derive_key(self._seed, "growth", number) >> 1  # torch seeds are signed
-        growth = grow_with_origins(self.model, depth, spec.operator, seed=seed)
-        state = grow_optimizer_state(self.optimizers.state(), growth, spec.optimizer_state)
+        growth = grow_with_origins(self._whole_model(), depth, spec.operator, seed=seed)
+        state = grow_optimizer_state(self.whole_optimizer_state(), growth, spec.optimizer_state)
         self._take(growth.model, state)
 
+    def _whole_model(self) -> "PreTrainedModel":
+        held: PreTrainedModel = self.model
+        if not self._spread.is_cut:
+            return held
+        weights = {name: tensor.cpu() for name, tensor in self.whole_weights().items()}
+        made = type(self._spread.model)(held.config)
+        made.load_state_dict(weights)
+        return made
+
     def flops(self, batch: Batch) -> int:
-        """FLOPs of a step on `batch`."""
+        """FLOPs of this process in a step on `batch`, its share of the rows."""
         rows, length = batch.input_ids.shape
         masked = batch.columns.size
         shape = (rows, length, masked)
@@ -256,6 +301,12 @@ class Trainer:
                 self.model, rows=rows, sequence_length=length, masked=masked
             )
         return self._flops[shape]
+
+
+def _held(parameter: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def rows_at_once(

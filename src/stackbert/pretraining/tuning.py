@@ -60,6 +60,7 @@ def settle(
     *,
     device: torch.device,
     seconds: float | None = None,
+    processes: int = 1,
 ) -> Settled:
     """Replace every "auto" that is worth a measurement on this machine.
 
@@ -69,6 +70,7 @@ def settle(
         plan: its batches.
         device: where it will run.
         seconds: the budget; by default estimated from the FLOPs.
+        processes: that share each step; one's share of it is measured.
 
     Raises:
         UserError: compilation is asked for and cannot be had here.
@@ -76,10 +78,12 @@ def settle(
     precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
     recipe = recipe.model_copy(update={"precision": precision})
     rate = matrix_rate(device, precision)
-    length = estimate(recipe, vocabulary, plan, rate) if seconds is None else seconds
+    length = seconds or estimate(recipe, vocabulary, plan, rate) / processes
+    # What is cut into pieces may not fit in one, so it is not measured in one.
+    whole = processes == 1 or recipe.engine == "ddp"
     notes: list[str] = []
-    if recipe.batch.micro_batch == "auto" and length >= TUNE_FROM:
-        recipe = _with_micro_batches(recipe, vocabulary, plan, device, notes)
+    if recipe.batch.micro_batch == "auto" and length >= TUNE_FROM and whole:
+        recipe = _with_micro_batches(recipe, vocabulary, plan, device, processes, notes)
     lacks = compiling_lacks(device)
     if recipe.compile is True and lacks:
         raise UserError(f"compile: {lacks}, or set compile to false.")
@@ -87,7 +91,8 @@ def settle(
         pays = (
             lacks is None
             and length >= COMPILE_FROM[device.type]
-            and _compiling_pays(recipe, vocabulary, plan, device, notes)
+            and whole
+            and _compiling_pays(recipe, vocabulary, plan, device, processes, notes)
         )
         recipe = recipe.model_copy(update={"compile": pays})
     return Settled(recipe, rate, tuple(notes))
@@ -125,6 +130,7 @@ def _with_micro_batches(
     vocabulary: Vocabulary,
     plan: BatchPlan,
     device: torch.device,
+    processes: int,
     notes: list[str],
 ) -> Recipe:
     found: dict[tuple[int, int, int, float], int | None] = {}
@@ -135,7 +141,7 @@ def _with_micro_batches(
         if shape not in found and stage.micro_batch is None:
             found[shape] = fastest_micro_batch(
                 trainer_at(recipe, index, vocabulary, device, compile=False),
-                plan.batch(recipe.boundaries[index]),
+                plan.batch(recipe.boundaries[index], 0, processes),
             )
             chosen = (
                 f"{found[shape]} rows" if found[shape] else "as usual, for no other can be tried"
@@ -221,10 +227,11 @@ def _compiling_pays(
     vocabulary: Vocabulary,
     plan: BatchPlan,
     device: torch.device,
+    processes: int,
     notes: list[str],
 ) -> bool:
     last = len(recipe.stages) - 1
-    batch = plan.batch(recipe.boundaries[last])
+    batch = plan.batch(recipe.boundaries[last], 0, processes)
     times = []
     for compile in (False, True):
         trainer = trainer_at(recipe, last, vocabulary, device, compile=compile)
