@@ -144,7 +144,10 @@ def plan(
         float | None,
         typer.Option(help="Share of a named device's peak, by default 0.4: assumed, not measured."),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="USD an hour.")] = None,
+    price: Annotated[float | None, typer.Option(help="USD an hour of a device.")] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="So many of a named device share every step.")
+    ] = 1,
 ) -> None:
     """Predict time, memory and money of a run, stacked and from scratch, before paying for it.
 
@@ -166,6 +169,7 @@ def plan(
         vocab_size=vocab_size,
         mfu=mfu,
         price=price,
+        devices=devices,
     )
     typer.echo(plan_table(planned))
 

@@ -23,23 +23,38 @@ class Device:
     rates: Mapping[Precision, float]
     """Matrix products, in FLOP/s: dense peaks of the data sheet, or as measured."""
     is_cpu: bool = False
+    within: float | None = None
+    """Bytes a second, each way, from a device to the others of its machine."""
+    between: float | None = None
+    """The same to other machines: the device's share of its machine's network."""
+
+    def link(self, devices: int) -> float:
+        """Bytes a second of the slowest link that so many devices have between them."""
+        if self.within is None or self.between is None:
+            raise ValueError(f"{self.name} has no links")
+        return self.within if devices <= NODE else min(self.within, self.between)
 
 
-def _gpu(name: str, gib: int, bf16: float, fp32: float) -> Device:
-    return Device(name, gib * GIB, {"bf16": bf16 * 1e12, "fp32": fp32 * 1e12})
+def _gpu(name: str, gib: int, *, bf16: float, fp32: float, within: float, between: float) -> Device:
+    rates: dict[Precision, float] = {"bf16": bf16 * 1e12, "fp32": fp32 * 1e12}
+    return Device(name, gib * GIB, rates, within=within * 1e9, between=between * 1e9)
 
 
+NODE = 8
+"""Devices of a machine."""
 DEVICES = (
-    _gpu("A100", 80, 312, 19.5),
-    _gpu("H100", 80, 989, 67),
-    _gpu("H200", 141, 989, 67),
-    _gpu("L4", 24, 121, 30.3),
-    _gpu("RTX 4090", 24, 165, 82.6),
+    _gpu("A100", 80, bf16=312, fp32=19.5, within=300, between=25),
+    _gpu("H100", 80, bf16=989, fp32=67, within=450, between=50),
+    _gpu("H200", 141, bf16=989, fp32=67, within=450, between=50),
+    _gpu("L4", 24, bf16=121, fp32=30.3, within=32, between=1.6),
+    _gpu("RTX 4090", 24, bf16=165, fp32=82.6, within=32, between=1.6),
     Device("cpu", 8 * GIB, {"fp32": 0.1e12}, is_cpu=True),
 )
 """Published dense peaks, without sparsity: bf16 with fp32 sums on tensor cores (the 80 GB A100, the
-SXM form of H100 and H200), and fp32 outside them, as torch multiplies fp32 by default. The CPU is
-no product but a round figure for two cores with AVX2: 2 × 16 multiply-adds at 1.6 GHz."""
+SXM form of H100 and H200), and fp32 outside them, as torch multiplies fp32 by default. Links in
+GB/s each way: NVLink or 16 lanes of PCIe 4 within a machine of eight; between machines one network
+card of 200 (A100) or 400 Gbit/s a device, for the two others one of 100 Gbit/s a machine. The CPU
+is no product but a round figure for two cores with AVX2: 2 × 16 multiply-adds at 1.6 GHz."""
 
 
 def find_device(name: str) -> Device:

@@ -4,7 +4,7 @@ torch's fake tensors go through the real model, loss and optimiser and have shap
 here repeats what a layer keeps for its backward pass, and every type of model comes out right.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +65,12 @@ class Footprint:
             optimizer=self.optimizer,
             activations=self.activations + round(rows * self.activations_a_row),
             logits=round(rows * self.logits_a_row),
+        )
+
+    def cut(self, devices: int) -> "Footprint":
+        """Of one of so many devices that hold weights, gradients and state in pieces (FSDP)."""
+        return replace(
+            self, parameters=self.parameters // devices, optimizer=self.optimizer // devices
         )
 
     def rows_within(self, memory: float) -> int:

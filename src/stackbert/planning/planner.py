@@ -11,6 +11,7 @@ import torch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.planning.devices import GIB, HERE, Device, find_device, this_machine
+from stackbert.planning.exchange import check_devices, exchange, exchange_notes
 from stackbert.planning.pace import measured, predicted
 from stackbert.planning.rehearsal import PAPER_VOCABULARY, stand_in_vocabulary
 from stackbert.planning.result import Plan, StagePlan
@@ -40,6 +41,7 @@ def plan(
     vocab_size: int | None = None,
     mfu: float | None = None,
     price: float | None = None,
+    devices: int = 1,
 ) -> Plan:
     """Predict time, FLOPs, memory and money of a run, and of the same run from scratch.
 
@@ -59,6 +61,8 @@ def plan(
         mfu: assumed share of the peak, for a named device. By default 0.4, which is a target and
             not a measurement: between the 0.35 we aim at for 12 × 768 and the 0.45 for 24 × 1024.
         price: USD an hour of the device.
+        devices: how many share every step, of a named kind, eight to a machine; see
+            docs/scaling.md for what is assumed.
 
     Returns:
         The plan, stage by stage.
@@ -92,9 +96,14 @@ def plan(
         loads = workloads(
             recipe, vocabulary, evaluation, precision=precision, is_cpu=machine.is_cpu
         )
+        check_devices(loads, named, devices)
+        if recipe.engine == "fsdp":
+            loads = tuple(
+                dataclasses.replace(load, footprint=load.footprint.cut(devices)) for load in loads
+            )
         if named is not None:
             mfu = ASSUMED_MFU if mfu is None else mfu
-            timing = predicted(loads, mfu * machine.rates[precision])
+            timing = predicted(loads, devices * mfu * machine.rates[precision])
         else:
             found = measured(
                 recipe,
@@ -107,9 +116,21 @@ def plan(
                 budget=seconds,
             )
             recipe, timing, notes = found.recipe, found.timing, found.notes
+    micro_batches = [
+        _micro_batch(recipe.resolved_stage(index).micro_batch, load, machine, devices)
+        for index, load in enumerate(loads)
+    ]
+    exchanges = [
+        exchange(load, machine, devices, micro_batch=rows, compute=compute, engine=recipe.engine)
+        for load, rows, compute in zip(loads, micro_batches, timing.step, strict=True)
+    ]
+    notes = (*notes, *exchange_notes(loads, exchanges, list(timing.step), devices))
+    waited = [each.waited for each in exchanges]
+    steps_taken = tuple(a + b for a, b in zip(timing.step, waited, strict=True))
+    timing = dataclasses.replace(timing, step=steps_taken)
     if seconds is not None:
         recipe = scaled_to(recipe, timing, seconds)
-    stages, scratch = _stages(recipe, loads, timing, machine)
+    stages, scratch = _stages(recipe, loads, timing, micro_batches, waited)
     return Plan(
         recipe=recipe,
         device=machine,
@@ -120,6 +141,7 @@ def plan(
         price=price,
         stages=stages,
         scratch=scratch,
+        devices=devices,
         notes=(*notes, *_memory_notes(stages, loads, machine)),
     )
 
@@ -171,13 +193,16 @@ def _precision(recipe: Recipe, named: Device | None, here: torch.device) -> Prec
 
 
 def _stages(
-    recipe: Recipe, loads: Sequence[Workload], timing: Timing, machine: Device
+    recipe: Recipe,
+    loads: Sequence[Workload],
+    timing: Timing,
+    micro_batches: Sequence[int],
+    waited: Sequence[float],
 ) -> tuple[tuple[StagePlan, ...], StagePlan]:
     """The stages of a run, and its like from scratch."""
 
     def staged(index: int, steps: int, evaluations: int) -> StagePlan:
-        load = loads[index]
-        micro_batch = _micro_batch(recipe.resolved_stage(index).micro_batch, load, machine)
+        load, micro_batch = loads[index], micro_batches[index]
         return StagePlan(
             depth=load.depth,
             steps=steps,
@@ -189,6 +214,7 @@ def _stages(
             step_seconds=timing.step[index],
             evaluations=evaluations,
             evaluation_seconds=timing.evaluations[index],
+            waiting_seconds=waited[index],
         )
 
     counts = evaluations_by_stage(recipe)
@@ -198,12 +224,15 @@ def _stages(
     return tuple(stages), staged(len(loads) - 1, recipe.total_steps, count)
 
 
-def _micro_batch(asked: int | Literal["auto"], load: Workload, machine: Device) -> int:
+def _micro_batch(
+    asked: int | Literal["auto"], load: Workload, machine: Device, devices: int
+) -> int:
+    rows = load.shape.rows // devices
     if isinstance(asked, int):
-        return min(load.shape.rows, asked)
+        return min(rows, asked)
     positions = POSITIONS_AT_ONCE["cpu" if machine.is_cpu else "cuda"]
     fitting = load.footprint.rows_within(_USABLE * machine.memory)
-    return max(1, min(load.shape.rows, positions // load.shape.sequence_length, fitting))
+    return max(1, min(rows, positions // load.shape.sequence_length, fitting))
 
 
 def _memory_notes(

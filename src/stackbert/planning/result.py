@@ -26,6 +26,8 @@ class StagePlan:
     evaluations: int
     evaluation_seconds: float
     """Of one evaluation."""
+    waiting_seconds: float = 0.0
+    """Of a step, within `step_seconds`: for the other devices' gradients."""
 
     @property
     def training_seconds(self) -> float:
@@ -62,10 +64,12 @@ class Plan:
     vocabulary_size: int
     vocabulary_source: str
     price: float | None
-    """USD an hour."""
+    """USD an hour of one device."""
     stages: tuple[StagePlan, ...]
     scratch: StagePlan
     """The last stage's depth and batches for as many steps as all stages have."""
+    devices: int
+    """That share every step."""
     notes: tuple[str, ...]
     """Sentences about what does not fit or was cut short."""
 
@@ -96,10 +100,12 @@ class Plan:
 
     @property
     def cost(self) -> float | None:
-        """USD of the stacked run; None without a price."""
-        return None if self.price is None else self.price * self.seconds / 3600.0
+        """USD of the stacked run, all devices; None without a price."""
+        return None if self.price is None else self.devices * self.price * self.seconds / 3600.0
 
     @property
     def scratch_cost(self) -> float | None:
-        """USD of the run from scratch; None without a price."""
-        return None if self.price is None else self.price * self.scratch.seconds / 3600.0
+        """USD of the run from scratch, all devices; None without a price."""
+        if self.price is None:
+            return None
+        return self.devices * self.price * self.scratch.seconds / 3600.0

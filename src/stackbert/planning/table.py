@@ -18,7 +18,7 @@ def plan_table(plan: Plan) -> str:
         how = "compiled, measured here" if plan.recipe.compile is True else "measured here"
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"Plan of {plan.recipe.name} on {plan.device.name}, {plan.precision}, {how}",
+        title=f"Plan of {plan.recipe.name} on {_machine(plan)}, {plan.precision}, {how}",
         title_justify="left",
         pad_edge=False,
     )
@@ -57,6 +57,10 @@ def plan_table(plan: Plan) -> str:
     return "\n".join([*(line.rstrip() for line in text.splitlines()), *_sentences(plan)])
 
 
+def _machine(plan: Plan) -> str:
+    return plan.device.name if plan.devices == 1 else f"{plan.devices:,} × {plan.device.name}"
+
+
 def _add(table: Table, name: str, stage: StagePlan, share: str) -> None:
     table.add_row(
         name,
@@ -78,9 +82,10 @@ def _sentences(plan: Plan) -> list[str]:
         f"Stacked {duration(plan.seconds)}, from scratch at depth {plan.scratch.depth} "
         f"{duration(plan.scratch.seconds)} for as many steps: stacking {saving}."
     ]
+    each = " and device" if plan.devices > 1 else ""
     if plan.cost is not None and plan.scratch_cost is not None:
         lines.append(
-            f"At {plan.price:,.2f} USD an hour: {plan.cost:,.2f} USD stacked, "
+            f"At {plan.price:,.2f} USD an hour{each}: {plan.cost:,.2f} USD stacked, "
             f"{plan.scratch_cost:,.2f} USD from scratch."
         )
     rate = plan.device.rates[plan.precision]
