@@ -1,6 +1,7 @@
 """Kill a training again and again, resume it each time, and compare it with one left alone.
 
     python benchmarks/kill_and_resume.py --kills 20
+    python benchmarks/kill_and_resume.py --kills 20 --ranks 2
 
 Every training is `python -m stackbert pretrain` in a process of its own, and every kill a SIGKILL.
 The kills are spread over the whole run: start-up, training steps, growth, the writing of a
@@ -8,12 +9,19 @@ checkpoint, the export of the model; within its phase each falls at a random mom
 exported model, the last checkpoint's weights and its optimiser's state are compared byte for byte
 with those of an undisturbed run, and the ledger line by line without what a clock said.
 
+With several ranks a kill hits one process, chosen at random, or all; those that are left must end
+by themselves and say why. Where one died before all had found each other, the others wait for it;
+torchrun would end them, and so does this. The undisturbed run is one process, so what is compared
+then are the ledger's lines, with losses within 1e-5: ranks add up in another order.
+
 Exit code 0 if all is equal, 1 if anything differs.
 """
 
 import argparse
 import json
+import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,7 +52,17 @@ SMALLER = (
     "precision=fp32",
 )
 """What makes `demo` a matter of seconds: its model, a third of its batch, few steps."""
+WITHOUT_CHANCE = ("model.hidden_dropout_prob=0", "optimizer.eps=1e-4", "optimizer.lr=1e-3")
+"""Ranks drop other units than one process does; and the first updates of AdamW are the signs of the
+gradients, which makes much of a rounding."""
 SHARES = {"start-up": 0.2, "step": 0.3, "growth": 0.15, "checkpoint": 0.25, "export": 0.1}
+TOLERANCE = 1e-5
+"""Nats by which losses of several ranks may differ from those of one process."""
+PATIENCE = 120.0
+"""Seconds after which a process that should end counts as stuck."""
+GRACE = 20.0
+"""Seconds that the processes which are left have to notice it."""
+LOST = "Another process of the run was lost"
 TIMED = {"seconds", "tokens_per_second", "mfu", "growth_seconds", "wall"}
 
 
@@ -68,18 +86,75 @@ class Kill:
     step: int
 
 
+class Training:
+    """The processes of a training: one, or one a rank."""
+
+    def __init__(self, command: list[str], log: Path, ranks: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self._processes = []
+        with log.open("wb") as file:
+            for rank in range(ranks):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+                more = common | own if ranks > 1 else {}
+                environment = os.environ | more
+                self._processes.append(
+                    subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+                )
+
+    @property
+    def running(self) -> bool:
+        """Whether no process has ended yet."""
+        return all(process.poll() is None for process in self._processes)
+
+    def kill(self, draw: random.Random) -> str:
+        """Kill one process or all; says which."""
+        if len(self._processes) == 1:
+            victims = [0]
+        else:
+            victims = draw.choice([[rank] for rank in range(len(self._processes))] + [self._all])
+        for rank in victims:
+            self._processes[rank].kill()
+        return "" if len(self._processes) == 1 else f" (rank {', '.join(map(str, victims))})"
+
+    @property
+    def _all(self) -> list[int]:
+        return list(range(len(self._processes)))
+
+    def wait(self) -> list[int]:
+        """Exit codes, once all have ended.
+
+        Raises:
+            subprocess.TimeoutExpired: one does not end.
+        """
+        return [process.wait(PATIENCE) for process in self._processes]
+
+    def end(self) -> bool:
+        """Whether those that are left end by themselves; if not, they are told to."""
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline:
+            if all(process.poll() is not None for process in self._processes):
+                return True
+            time.sleep(0.05)
+        for process in self._processes:
+            process.terminate()
+        return False
+
+
 class Run:
     """A run directory, read from outside while another process writes it."""
 
-    def __init__(self, folder: Path, command: list[str]) -> None:
+    def __init__(self, folder: Path, command: list[str], ranks: int = 1) -> None:
         self.folder = folder
+        self.ranks = ranks
         self._command = [*command, "--out", str(folder)]
         self._log = folder.with_name(folder.name + ".log")
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> Training:
         """Start the training, or go on with it."""
-        with self._log.open("wb") as log:
-            return subprocess.Popen(self._command, stdout=log, stderr=log)
+        return Training(self._command, self._log, self.ranks)
 
     @property
     def log(self) -> str:
@@ -138,7 +213,7 @@ class Run:
         return "step or evaluation"
 
     def result(self) -> dict[str, bytes]:
-        """The bytes of everything that must be equal."""
+        """The bytes of everything that must be equal after kills of a single process."""
         last = self.folder / "checkpoints" / f"step-{self.checkpoints()[-1]:08d}"
         ledger = [{k: v for k, v in row.items() if k not in TIMED} for row in self.rows()]
         return {
@@ -148,6 +223,24 @@ class Run:
             "ledger without its clock": json.dumps(ledger).encode(),
         }
 
+    def differences(self, alone: "Run") -> list[str]:
+        """What is not as in the undisturbed run."""
+        if self.ranks == 1:
+            got, expected = self.result(), alone.result()
+            return [what for what in expected if got[what] != expected[what]]
+        rows, others = self.rows(), alone.rows()
+        found = []
+        if [(r["kind"], r["step"]) for r in rows] != [(r["kind"], r["step"]) for r in others]:
+            found.append("the ledger's lines")
+        far = [
+            abs(row["loss"] - other["loss"])
+            for row, other in zip(rows, others, strict=False)
+            if "loss" in row and "loss" in other
+        ]
+        if max(far) > TOLERANCE:
+            found.append(f"the losses (by {max(far):.1e})")
+        return found
+
 
 def undisturbed(run: Run, recipe: sb.Recipe) -> Pace:
     """Train without a kill, and time it.
@@ -156,16 +249,16 @@ def undisturbed(run: Run, recipe: sb.Recipe) -> Pace:
         SystemExit: the training failed.
     """
     begun = time.monotonic()
-    process = run.start()
+    training = run.start()
     start_up = exporting = exported = 0.0
-    while process.poll() is None:
+    while training.running:
         now = time.monotonic() - begun
         start_up = start_up or (now if run.rows() else 0.0)
         exporting = exporting or (now if run.exporting() else 0.0)
         exported = exported or (now if run.finished() else 0.0)
         time.sleep(0.002)
     total = time.monotonic() - begun
-    if process.returncode:
+    if any(training.wait()):
         sys.exit(f"The undisturbed run failed:\n{run.log}")
     state = run.folder / "checkpoints" / f"step-{recipe.total_steps:08d}" / "state.json"
     seconds = json.loads(state.read_text(encoding="utf-8"))["seconds"]
@@ -196,8 +289,11 @@ def plan(kills: int, growths: tuple[int, ...], total: int, draw: random.Random) 
     return sorted(planned[:kills], key=lambda kill: kill.step)
 
 
-def strike(run: Run, kill: Kill, pace: Pace, draw: random.Random) -> float | None:
-    """Start the training and kill it; seconds from start to kill, None if it ended before."""
+def strike(run: Run, kill: Kill, pace: Pace, draw: random.Random) -> tuple[float, str] | None:
+    """Start the training and kill it; seconds from start to end and which process was hit.
+
+    None if the training ended before.
+    """
     conditions: dict[str, tuple[Callable[[], bool], float]] = {
         "start-up": (lambda: True, pace.start_up),
         "step": (lambda: run.at_work() and run.steps() >= kill.step, 2 * pace.step),
@@ -213,17 +309,23 @@ def strike(run: Run, kill: Kill, pace: Pace, draw: random.Random) -> float | Non
     }
     due, spread = conditions[kill.kind]
     begun = time.monotonic()
-    process = run.start()
+    training = run.start()
     while not due():
-        if process.poll() is not None:
+        if not training.running:
             break
         time.sleep(0.001)
     time.sleep(draw.uniform(0.0, spread))
-    killed = process.poll() is None
-    process.kill()
-    if process.wait() > 0:
-        sys.exit(f"A training failed:\n{run.log}")
-    return time.monotonic() - begun if killed else None
+    killed = training.running
+    victims = training.kill(draw)
+    if not training.end() and run.at_work():
+        sys.exit(f"A process was left and did not end:\n{run.log}")
+    codes = training.wait()
+    # A process that is left behind ends with 1 and a sentence; nothing else may fail.
+    if max(codes) > (1 if killed and run.ranks > 1 else 0) or "Traceback" in run.log:
+        sys.exit(f"A training failed (exit codes {codes}):\n{run.log}")
+    if max(codes) == 1 and LOST not in run.log:
+        sys.exit(f"A process was left without a sentence:\n{run.log}")
+    return (time.monotonic() - begun, victims) if killed else None
 
 
 def small_corpus(folder: Path) -> Path:
@@ -248,6 +350,7 @@ def arguments() -> argparse.Namespace:
         metavar="FIELD=VALUE",
         help=f"a field of the recipe, which is '{RECIPE}' made small",
     )
+    parser.add_argument("--ranks", type=int, default=1, help="processes of the killed trainings")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     return parser.parse_args()
 
@@ -260,7 +363,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kill-and-resume-") as name:
         folder = Path(name)
         corpus = given.corpus or small_corpus(folder)
-        overrides = [*SMALLER, *given.recipe_set]
+        overrides = [*SMALLER, *(WITHOUT_CHANCE if given.ranks > 1 else ()), *given.recipe_set]
         recipe = sb.load_recipe(RECIPE, overrides)
         command = [sys.executable, "-m", "stackbert", "pretrain", RECIPE, "--corpus", str(corpus)]
         for override in overrides:
@@ -268,7 +371,6 @@ def main() -> None:
 
         alone = Run(folder / "alone", command)
         pace = undisturbed(alone, recipe)
-        expected = alone.result()
         print(
             f"Undisturbed: {recipe.total_steps} steps, depths "
             f"{' → '.join(str(stage.depth) for stage in recipe.stages)}, {pace.total:.1f} s, of "
@@ -281,39 +383,41 @@ def main() -> None:
         rounds = 0
         while phases.total() < given.kills:
             rounds += 1
-            run = Run(folder / f"killed-{rounds}", command)
+            run = Run(folder / f"killed-{rounds}", command, given.ranks)
             left = given.kills - phases.total()
             for kill in plan(left, recipe.growth_steps, recipe.total_steps, draw):
-                seconds = strike(run, kill, pace, draw)
-                if seconds is None:
+                struck = strike(run, kill, pace, draw)
+                if struck is None:
                     continue
+                seconds, victims = struck
                 phase = run.phase(recipe.boundaries)
                 phases[phase] += 1
                 saved = run.checkpoints()
                 print(
                     f"{phases.total():>4}  {f'{kill.kind}, step {kill.step}':22} {seconds:6.2f}s  "
-                    f"{phase:22} {run.steps():>4}  {saved[-1] if saved else '-'}",
+                    f"{phase:22} {run.steps():>4}  {saved[-1] if saved else '-'}{victims}",
                     flush=True,
                 )
                 if run.finished():
                     break
-            if run.start().wait():
+            if any(run.start().wait()):
                 sys.exit(f"The run could not be resumed:\n{run.log}")
-            got = run.result()
-            differing += [
-                f"{what} of run {rounds}" for what in expected if got[what] != expected[what]
-            ]
+            differing += [f"{what} of run {rounds}" for what in run.differences(alone)]
         print("\nKills by the phase they fell into:")
         for phase, count in phases.most_common():
             print(f"  {count:>3}  {phase}")
-    compared = ", ".join(f"{what} ({len(data):,} bytes)" for what, data in expected.items())
+        sizes = {what: len(data) for what, data in alone.result().items()}
+    compared = ", ".join(f"{what} ({size:,} bytes)" for what, size in sizes.items())
+    if given.ranks > 1:
+        compared = f"the ledger's lines, losses within {TOLERANCE:g}"
     print(
         f"\n{phases.total()} kills in {rounds} run(s), {time.monotonic() - begun:.0f} s in all. "
         f"Compared: {compared}."
     )
     if differing:
         sys.exit(f"DIFFERENT from the undisturbed run: {', '.join(differing)}.")
-    print("Equal to the undisturbed run, byte for byte.")
+    how = "byte for byte" if given.ranks == 1 else f"losses within {TOLERANCE:g}"
+    print(f"Equal to the undisturbed run, {how}.")
 
 
 if __name__ == "__main__":

@@ -191,6 +191,9 @@ class Recipe(_Part):
     engine: Engine = "ddp"
     """How several processes share a model: ddp gives each a copy; fsdp (FSDP2) cuts weights,
     gradients and optimiser state into pieces, for models that do not fit. Nothing with one."""
+    skip_bad_steps: Annotated[int, Field(strict=True, ge=0)] = 0
+    """Steps of a run that may be left out because loss or gradient was not finite; one more stops
+    it. With 0 the first one does: it has a cause that is worth finding."""
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     log_every: PositiveInt = 10

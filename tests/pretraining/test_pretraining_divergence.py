@@ -4,11 +4,15 @@ import math
 
 import pytest
 import torch
-from pretraining_helpers import checkpoints, tiny_recipe
+from pretraining_helpers import TOTAL, Listening, checkpoints, tiny_recipe
 
 import stackbert as sb
+from stackbert.models import LossSums, create_model
+from stackbert.pretraining import engine
 from stackbert.pretraining.checkpoints import CheckpointStore, load_model, read_state
+from stackbert.pretraining.start import batch_plan
 from stackbert.pretraining.trainer import StepResult, Trainer
+from stackbert.vocabulary import load_vocabulary
 
 
 def test_a_rate_far_too_high_stops_naming_step_stage_and_causes(corpus, tmp_path) -> None:
@@ -134,3 +138,89 @@ def test_a_step_whose_loss_is_no_number_leaves_the_weights_alone(
     with pytest.raises(sb.RunError):
         sb.pretrain(tiny_recipe(), corpus=corpus, out=tmp_path)
     assert seen == [False, False, True]
+
+
+class BadRow:
+    """A loss that is no number whenever one certain row is among those that are passed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, batches, step: int, row: int) -> None:
+        true = engine.loss_sums
+        marked = torch.from_numpy(batches.batch(step).input_ids[row])
+
+        def spoiled(model, inputs, pieces):
+            sums = true(model, inputs, pieces)
+            if bool((inputs.input_ids_BS == marked).all(dim=1).any()):
+                return LossSums(sums.masked_lm * math.nan, sums.next_sentence)
+            return sums
+
+        monkeypatch.setattr(engine, "loss_sums", spoiled)
+
+
+@pytest.fixture
+def batches(corpus):
+    return batch_plan(tiny_recipe(), corpus, load_vocabulary(corpus))
+
+
+def test_the_row_whose_loss_is_no_number_is_named(corpus, batches, tmp_path, monkeypatch) -> None:
+    BadRow(monkeypatch, batches, step=4, row=2)
+    with pytest.raises(sb.RunError, match=r"at step 4 \(stage 1, depth 1\) \(row 3 of the step\)"):
+        sb.pretrain(tiny_recipe(), corpus=corpus, out=tmp_path)
+
+
+def test_as_many_bad_steps_are_skipped_as_the_recipe_allows(
+    corpus, batches, tmp_path, monkeypatch
+) -> None:
+    recipe = tiny_recipe(skip_bad_steps=1)
+    heard = Listening()
+    with monkeypatch.context() as patch:
+        BadRow(patch, batches, step=4, row=2)
+        sb.pretrain(recipe, corpus=corpus, out=tmp_path / "one", reporter=heard)
+        BadRow(patch, batches, step=8, row=0)
+        with pytest.raises(sb.RunError, match=r"at step 8 .*\(row 1 of the step\)"):
+            sb.pretrain(recipe, corpus=corpus, out=tmp_path / "two")
+        # The count goes on in a run that goes on.
+        with pytest.raises(sb.RunError, match="at step 8 "):
+            sb.pretrain(recipe, corpus=corpus, out=tmp_path / "two")
+    assert sum("step 4 was skipped" in line and "1 of at most 1" in line for line in heard.said)
+    rows = sb.read_ledger(tmp_path / "one")
+    (skipped,) = (row for row in rows if row["kind"] == "skipped")
+    assert (skipped["step"], skipped["loss"]) == (4, None)
+    assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, TOTAL + 1))
+    losses = {row["step"]: row["loss"] for row in rows if row["kind"] == "step"}
+    assert losses.pop(5) is None, "the only step of its window"
+    assert all(math.isfinite(loss) for loss in losses.values())
+
+
+def test_a_skipped_step_changes_nothing_and_its_gradient_is_forgotten(
+    corpus, batches, monkeypatch
+) -> None:
+    trainer = make_trainer(corpus)
+    for step in (0, 1):
+        trainer.step(step, batches.batch(step), 1.0)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    moments = {
+        n: {k: t.clone() for k, t in s.items()} for n, s in trainer.optimizers.state().items()
+    }
+    with monkeypatch.context() as patch:
+        BadRow(patch, batches, step=2, row=1)
+        assert not trainer.step(2, batches.batch(2), 1.0).finite
+    assert all(map(torch.equal, before, trainer.model.parameters()))
+    for name, state in trainer.optimizers.state().items():
+        assert all(torch.equal(tensor, moments[name][key]) for key, tensor in state.items())
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def make_trainer(corpus) -> Trainer:
+    recipe = tiny_recipe()
+    vocabulary = load_vocabulary(corpus)
+    model = create_model(
+        recipe.model, depth=1, vocabulary=vocabulary, sequence_length=16, next_sentence=False
+    )
+    return Trainer(
+        model,
+        recipe.optimizer,
+        device=torch.device("cpu"),
+        precision="fp32",
+        micro_batch=4,
+        seed=0,
+    )

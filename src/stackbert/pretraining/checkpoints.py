@@ -54,6 +54,8 @@ class RunState:
     """Fingerprint of the corpus."""
     window: dict[str, Any]
     """Sums since the ledger's last line, so that a resumed run writes the same next one."""
+    skipped: int = 0
+    """Steps left out because they were not finite."""
 
 
 def checkpoint_name(step: int) -> str:

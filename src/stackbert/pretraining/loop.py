@@ -7,7 +7,7 @@ due, batches come ready from `batches`, checkpoints are written beside the train
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from stackbert.batches import Batch, BatchPlan
@@ -18,6 +18,8 @@ from stackbert.pretraining.background import BackgroundWriter, snapshot, snapsho
 from stackbert.pretraining.budget import evaluation_interval
 from stackbert.pretraining.checkpoints import CheckpointStore, RunState, checkpoint_name
 from stackbert.pretraining.checkpoints import save_checkpoint as write_checkpoint
+from stackbert.pretraining.counters import Counters, LogWindow
+from stackbert.pretraining.divergence import blame, sentence
 from stackbert.pretraining.ledger import Ledger, Stopwatch
 from stackbert.pretraining.progress import Reporter
 from stackbert.pretraining.ranks import Ranks
@@ -26,30 +28,6 @@ from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import Tracker
 from stackbert.pretraining.trainer import StepResult, Trainer
 from stackbert.recipe import Recipe
-
-
-@dataclass
-class Counters:
-    """What grows from step to step, besides the weights."""
-
-    step: int = 0
-    tokens: int = 0
-    flops: int = 0
-    last_loss: float | None = None
-    """Of the evaluation at this very step, if there was one."""
-
-
-@dataclass
-class LogWindow:
-    """Sums since the last line of the ledger."""
-
-    started: float = 0.0
-    steps: int = 0
-    tokens: int = 0
-    """Of the steps that count as training: those that compiled are left out of the rates."""
-    flops: int = 0
-    masked_lm: float = 0.0
-    next_sentence: float = 0.0
 
 
 class TrainingLoop:
@@ -173,8 +151,9 @@ class TrainingLoop:
         with self._watch.measuring(kind, on_device=compiles):
             result = self._trainer.step(at.step, batch, factor)
         self._unread.append((stage, at.step, result))
-        if self._trainer.device.type == "cpu":  # the step has ended, so reading costs nothing
-            self._read_losses()
+        # On a CPU the step has ended, so reading costs nothing.
+        if self._trainer.device.type == "cpu" or self._recipe.skip_bad_steps:
+            self._read_losses(batch)
         flops = self._trainer.flops(batch) * self._ranks.count
         tokens = batch.input_ids.size * self._ranks.count
         at.step += 1
@@ -182,33 +161,59 @@ class TrainingLoop:
         at.flops += flops
         at.last_loss = None
         window = self._window
-        window.steps += 1
         if not compiles:
             window.tokens += tokens
             window.flops += flops
         if at.step % self._recipe.log_every == 0 or at.step in self._recipe.boundaries:
             self._log(stage, factor, result)
 
-    def _read_losses(self) -> None:
+    def _read_losses(self, batch: Batch | None = None) -> None:
         """Add the losses of the steps since the last reading to the window.
 
+        Args:
+            batch: of the last step, if its result has not changed the weights where it is bad.
+
         Raises:
-            RunError: one is not finite.
+            RunError: one is not finite, and no more may be skipped.
         """
         for stage, number, result in self._unread:
             if not result.finite:
-                raise RunError(self._not_finite("loss", stage, number))
+                where = "" if batch is None else blame(self._trainer, batch, self._ranks)
+                if self._at.skipped >= self._recipe.skip_bad_steps:
+                    raise self._not_finite("loss", stage, number, where)
+                self._skip(stage, number, result, where)
+                continue
+            self._window.steps += 1
             self._window.masked_lm += result.masked_lm
             self._window.next_sentence += result.next_sentence or 0.0
         self._unread.clear()
+
+    def _skip(self, stage: int, number: int, result: StepResult, where: str) -> None:
+        at, most = self._at, self._recipe.skip_bad_steps
+        at.skipped += 1
+        self._ledger.write(
+            "skipped",
+            step=number,
+            stage=stage,
+            depth=self._trainer.depth,
+            loss=result.loss,
+            gradient_norm=result.gradient_norm,
+            rows=where.strip(" ()"),
+        )
+        self._reporter.say(
+            f"step {number:,} was skipped: its loss or gradient is not finite{where}; "
+            f"{at.skipped} of at most {most}"
+        )
 
     def _log(self, stage: int, factor: float, result: StepResult) -> None:
         self._read_losses()
         at, window = self._at, self._window
         training = self._watch.read("training")
         seconds = training - window.started
-        masked = window.masked_lm / window.steps
-        pair = None if result.next_sentence is None else window.next_sentence / window.steps
+        # All steps of a window may have been skipped; the ledger then has null.
+        finite = window.steps or math.nan
+        masked = window.masked_lm / finite
+        pair = None if result.next_sentence is None else window.next_sentence / finite
         rate = factor * self._recipe.optimizer.lr
         tokens_per_second = window.tokens / seconds
         mfu = window.flops / seconds / self._matrix_rate
@@ -257,7 +262,7 @@ class TrainingLoop:
         with self._watch.measuring("evaluation"):
             result = self._trainer.evaluate(self._validation)
         if not math.isfinite(result.loss):
-            raise RunError(self._not_finite("validation loss", self._stage_done))
+            raise self._not_finite("validation loss", self._stage_done)
         at.last_loss = result.loss
         self._ledger.write(
             "evaluation",
@@ -329,7 +334,7 @@ class TrainingLoop:
         self._read_losses()
         at, trainer = self._at, self._trainer
         if not trainer.finite:  # a checkpoint to go back to must be worth going back to
-            raise RunError(self._not_finite("model", self._stage_done))
+            raise self._not_finite("model", self._stage_done)
         with self._watch.measuring("checkpoint"):
             self._writer.wait()
             model = trainer.model
@@ -349,6 +354,7 @@ class TrainingLoop:
                 last_loss=at.last_loss,
                 corpus=self._corpus.manifest.fingerprint,
                 window=asdict(self._window),
+                skipped=at.skipped,
             )
 
             def write() -> None:
@@ -370,25 +376,16 @@ class TrainingLoop:
         with self._watch.measuring("checkpoint"):
             self._writer.wait()
 
-    def _not_finite(self, what: str, stage: int, step: int | None = None) -> str:
-        step = self._at.step if step is None else step
+    def _not_finite(
+        self, what: str, stage: int, step: int | None = None, where: str = ""
+    ) -> RunError:
         lost = ""
         try:
             self._writer.wait()  # so that the last checkpoint is the last
         except OSError as error:
             lost = f"A later one could not be written ({error.strerror}). "
-        last = self._store.last()
-        kept = f"The last checkpoint is {last}. " if last else "No checkpoint was due yet. "
-        kept += lost
-        causes = "a learning rate too high for this model (optimizer.lr, optimizer.muon_lr)"
-        if step < self._recipe.schedule.warmup_steps * 2:
-            causes += ", a warm-up too short (schedule.warmup_steps)"
-        if any(0 <= step - grown < 500 for grown in self._recipe.growth_steps):
-            causes += ", the jump after a growth (schedule.rewarmup_steps)"
-        if self._recipe.optimizer.clip_norm is None:
-            causes += ", gradients that are not clipped (optimizer.clip_norm)"
-        return (
-            f"The {what} is not finite at step {step:,} (stage {stage + 1}, depth "
-            f"{self._trainer.depth}), so the run was stopped. {kept}Likely causes: "
-            f"{causes}. Change one and start a new run."
+        step = self._at.step if step is None else step
+        kept = self._store.last()
+        return RunError(
+            sentence(self._recipe, what, step, stage, where=where, kept=kept, lost=lost)
         )

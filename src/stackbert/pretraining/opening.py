@@ -21,9 +21,10 @@ from stackbert.pretraining.checkpoints import (
     load_model,
     load_optimizer_state,
 )
+from stackbert.pretraining.counters import Counters, LogWindow
 from stackbert.pretraining.evaluation import evaluation_batch
 from stackbert.pretraining.ledger import LEDGER, Ledger, SilentLedger, Stopwatch
-from stackbert.pretraining.loop import Counters, LogWindow, TrainingLoop
+from stackbert.pretraining.loop import TrainingLoop
 from stackbert.pretraining.machine import working_precision
 from stackbert.pretraining.progress import Reporter
 from stackbert.pretraining.ranks import Ranks
@@ -66,7 +67,7 @@ def open_loop(
     else:
         folder = store.folder / checkpoint_name(saved.step)
         model, state = _restored(folder, recipe, vocabulary, saved.depth, ranks)
-        counters = Counters(saved.step, saved.tokens, saved.flops, saved.last_loss)
+        counters = Counters(saved.step, saved.tokens, saved.flops, saved.last_loss, saved.skipped)
         window = LogWindow(**saved.window)
         keep = saved.ledger_bytes
         watch.carry_over(saved.seconds)
@@ -81,6 +82,7 @@ def open_loop(
         seed=recipe.seed,
         state=state,
         compile=recipe.compile is True,
+        careful=recipe.skip_bad_steps > 0,
         ranks=ranks,
         engine=recipe.engine,
     )

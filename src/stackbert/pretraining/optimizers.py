@@ -163,6 +163,11 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
             optimizer.step()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients, as a step does after it has used them."""
+        for optimizer, _ in self._all:
             optimizer.zero_grad(set_to_none=True)
 
     def groups(self) -> list[list[str]]:

@@ -19,8 +19,10 @@ from torch import Tensor
 from stackbert.errors import Interrupted, RunError, StackBertError, UserError
 
 _PATIENCE = datetime.timedelta(hours=2)
-"""How long a process waits for the others. What the first does alone, such as measuring
+"""How long a process waits for the first one's word. What the first does alone, such as measuring
 micro-batches, is minutes; a process that died is noticed at once."""
+_JOINING = datetime.timedelta(minutes=10)
+"""How long a process waits for the others to start, and for their gradients."""
 _LOST = re.compile(
     r"connection (closed|reset|refused|was)|connectFullMesh|broken pipe|timed out|timeout|"
     r"remote process|unhandled system error|communicator was aborted|socket",
@@ -168,7 +170,7 @@ def joined_ranks() -> Iterator[Ranks]:
     if ours:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with _explaining_lost():
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group(backend, timeout=_JOINING)
     words = dist.new_group(backend="gloo", timeout=_PATIENCE)
     ranks = Ranks(dist.get_rank(), count, words)
     try:

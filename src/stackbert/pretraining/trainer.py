@@ -93,6 +93,8 @@ class Trainer:
         state: the optimiser's, of a run that goes on.
         compile: torch.compile what `encoder.compiled` names. Types that `encode` leaves to their
             own forward pass are not compiled.
+        careful: look at every step before it changes the weights, also on a GPU, where looking
+            waits for the device.
         ranks: the processes that train together; each does the rows that it is given.
         engine: how several share the model.
     """
@@ -108,6 +110,7 @@ class Trainer:
         seed: int,
         state: NamedState | None = None,
         compile: bool = False,
+        careful: bool = False,
         ranks: Ranks = ALONE,
         engine: Engine = "ddp",
     ) -> None:
@@ -116,6 +119,7 @@ class Trainer:
         self.micro_batch = micro_batch
         self._optimizer_spec = optimizer
         self._seed = seed
+        self._looks = careful or device.type == "cpu"
         self._ranks = ranks
         self._engine: Engine = engine
         self._compile = compile and narrows(model)
@@ -182,8 +186,8 @@ class Trainer:
             factor: share of the peak learning rates.
 
         Returns:
-            Losses and gradient norm. If they are not finite the weights are not worth keeping; on
-            a CPU, where looking costs nothing, they were left as they were.
+            Losses and gradient norm. If they are not finite, the weights are not worth keeping; on
+            a CPU, where looking costs nothing, or if `careful`, they were left as they were.
         """
         mine, length = batch.input_ids.shape
         seed = derive_key(self._seed, "dropout", number)
@@ -205,7 +209,9 @@ class Trainer:
         result = StepResult(
             torch.cat([sums, whole(norm)[None]]), masked, None if batch.is_random is None else rows
         )
-        if self.device.type != "cpu" or result.finite:
+        if self._looks and not result.finite:
+            self.optimizers.forget_gradients()
+        else:
             clip = self._optimizer_spec.clip_norm
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
@@ -214,6 +220,24 @@ class Trainer:
             self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._last_step.record()
         return result
+
+    def bad_rows(self, batch: Batch) -> list[int]:
+        """Rows of a batch whose loss alone is not finite, with the weights as they are.
+
+        Of a model that is cut into pieces none: all processes would have to ask.
+        """
+        if self.is_cut:
+            return []
+        inputs = to_device(batch, self.device)
+        bad = []
+        for row in range(len(batch.input_ids)):
+            with torch.autocast(
+                self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
+            ):
+                sums = self._spread.losses(inputs.rows(row, row + 1))
+            if not bool(sums.isfinite().all()):
+                bad.append(row)
+        return bad
 
     def backward(self, inputs: Inputs, masked: int, rows: int, *, last: bool = True) -> Tensor:
         """Add the gradients of some rows of a step to the model's.
