@@ -20,12 +20,17 @@ SHORTER = {
     'budget="30m"': "steps=6",
     "seeds=3, jobs=2": 'seeds=1, budget="6steps"',
     "vocab_size=8192": "vocab_size=192, validation=0.2",
+    'out="finetuned")': 'out="finetuned", seeds=2, settings=["max_steps=2", "precision=fp32"])',
+    'out="along")': 'out="along", seeds=1, settings=["max_steps=2", "precision=fp32"])',
 }
 TOPICS = ("river", "harbour", "mountain", "library", "railway", "market", "garden", "bridge")
 ARTICLES = "\n\n".join(
     f"The {topic} of town {n} was opened in {1800 + n}. People came from {n} villages to see it.\n"
     f"A second {topic} followed {n} years later. It was larger and cost more."
     for n, topic in enumerate(TOPICS * 8)
+)
+REVIEWS = "review,stars\n" + "".join(
+    f'"The {topic}, seen {n} times",{1 + n % 2}\n' for n, topic in enumerate(TOPICS * 4)
 )
 
 
@@ -43,6 +48,7 @@ def test_python_blocks_run(page, block, tmp_path, monkeypatch):
     monkeypatch.setattr("stackbert.comparison.calibration.ROUNDS", 1)
     (tmp_path / "my_articles").mkdir()
     (tmp_path / "my_articles" / "articles.txt").write_text(ARTICLES, encoding="utf-8")
+    (tmp_path / "reviews.csv").write_text(REVIEWS, encoding="utf-8")
     for printed, shorter in SHORTER.items():
         block = block.replace(printed, shorter)
     exec(compile(block, page, "exec"), {"__name__": "__main__"})

@@ -8,8 +8,12 @@ from stackbert.planning.table import plan_table
 # At 128 tokens a row; 24 layers would be the same arithmetic, only slower to count.
 RECIPE = sb.load_recipe(
     "bert-base",
-    ["batch.sequences=1024", "stages=[{depth: 3, steps: 9}, {depth: 6, steps: 9}]"]
-    + ["schedule.warmup_steps=2", "batch.micro_batch=64"],
+    [
+        "batch.sequences=1024",
+        "stages=[{depth: 3, steps: 9}, {depth: 6, steps: 9}]",
+        "schedule.warmup_steps=2",
+        "batch.micro_batch=64",
+    ],
 )
 
 

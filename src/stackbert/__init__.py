@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from stackbert.corpus.build import build_corpus
     from stackbert.corpus.store import Corpus, open_corpus
     from stackbert.errors import Interrupted, RunError, StackBertError, UserError
+    from stackbert.finetuning.folder import Contender
+    from stackbert.finetuning.gather import OwnData
+    from stackbert.finetuning.results import (
+        Difference,
+        FinetuneResults,
+        Measure,
+        Score,
+        read_finetune,
+    )
+    from stackbert.finetuning.study import finetune
     from stackbert.growth.folder import grow_folder
     from stackbert.growth.model import grow
     from stackbert.planning.planner import plan
@@ -51,6 +61,14 @@ _HOMES = {
     "RunError": "errors",
     "StackBertError": "errors",
     "UserError": "errors",
+    "Contender": "finetuning.folder",
+    "OwnData": "finetuning.gather",
+    "Difference": "finetuning.results",
+    "FinetuneResults": "finetuning.results",
+    "Measure": "finetuning.results",
+    "Score": "finetuning.results",
+    "read_finetune": "finetuning.results",
+    "finetune": "finetuning.study",
     "grow": "growth.model",
     "grow_folder": "growth.folder",
     "Plan": "planning.result",
@@ -67,13 +85,19 @@ _HOMES = {
 
 __all__ = [
     "AttentionResult",
+    "Contender",
     "Corpus",
+    "Difference",
+    "FinetuneResults",
     "Interrupted",
+    "Measure",
+    "OwnData",
     "Plan",
     "Recipe",
     "Results",
     "RunError",
     "RunResult",
+    "Score",
     "StackBertError",
     "StagePlan",
     "Switch",
@@ -82,6 +106,7 @@ __all__ = [
     "build_corpus",
     "compare",
     "compare_switches",
+    "finetune",
     "grow",
     "grow_folder",
     "judge",
@@ -90,6 +115,7 @@ __all__ = [
     "open_corpus",
     "plan",
     "pretrain",
+    "read_finetune",
     "read_ledger",
     "read_results",
     "report",

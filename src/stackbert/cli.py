@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from stackbert.finetuning.command import finetune
+
 app = typer.Typer(
     name="stackbert",
     help="Pre-train BERT-like encoders for less: train a shallow model, stack it, train on.",
@@ -394,6 +396,10 @@ def attention(
         Path | None,
         typer.Option(help="A second model of the same tokenizer, shallower or deeper, or a run."),
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Of a run: another run, whose growths are held beside its own."),
+    ] = None,
     max_length: Annotated[
         int, typer.Option(min=2, help="Tokens of a sentence; longer ones are cut.")
     ] = 128,
@@ -401,7 +407,8 @@ def attention(
 ) -> None:
     """Measure where each head of an encoder looks, and how alike its layers are.
 
-    Of a run directory, also what each growth did to the maps.
+    Of a run directory, also what each growth did to the maps; --beside, given once for each run,
+    holds other ways of growing beside it. 'stackbert report' takes the folder, too.
 
     Example: stackbert attention run --text articles.txt --out attention
     """
@@ -409,6 +416,7 @@ def attention(
     from stackbert.attention.measure import measure_attention
     from stackbert.attention.page import attention_page, write_attention_page
     from stackbert.attention.statements import statements
+    from stackbert.attention.stored import ATTENTION, write_examples
     from stackbert.attention.table import layer_table
     from stackbert.files import explaining_os_errors
 
@@ -421,15 +429,20 @@ def attention(
         max_length=max_length,
         seed=seed,
         compare=compare,
+        beside=beside or (),
         say=lambda what: typer.echo(f"measuring {what} …", err=True),
     )
-    result.write(out / "attention.json")
+    result.write(out / ATTENTION)
     typer.echo(layer_table(result))
     for sentence in statements(result):
         typer.echo(sentence)
-    examples = collect_examples(model, text, result, sentences)
+    examples = collect_examples(model, text, result, sentences, beside or ())
+    write_examples(examples, out)
     page = write_attention_page(attention_page(result, examples), out)
     typer.echo(f"The page is {page}; its figures are in {out / 'figures'}.")
+
+
+app.command()(finetune)
 
 
 @app.command()
@@ -447,14 +460,18 @@ def recipes() -> None:
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run directories, or the folder of one comparison.")
+        list[Path],
+        typer.Argument(
+            help="Run directories, or the folder of one comparison or fine-tuning; beside them or "
+            "alone, one of attention."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
     figures: Annotated[
         Path | None, typer.Option(help="A folder for the figures as SVG and PNG as well.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML file of a run, of several, or of a comparison.
+    """Write one self-contained HTML file of a run, of several, of a comparison or fine-tuning.
 
     Example: stackbert report run --out report.html --figures figures
     """

@@ -11,16 +11,9 @@ import vl_convert
 from stackbert.attention.examples import choose_sentences, small_sentence
 from stackbert.attention.explorer import explorer_figure, fitting
 from stackbert.attention.figures import likeness_figure, overview_figure, profile_figure
-from stackbert.attention.heatmaps import (
-    SHADES,
-    GrowthMaps,
-    default_heads,
-    growth_figure,
-    growth_heads,
-    heads_figure,
-)
+from stackbert.attention.heatmaps import SHADES, default_heads, heads_figure
 from stackbert.attention.maps import attention_maps
-from stackbert.attention.measure import measure_attention
+from stackbert.attention.moments import GrowthMaps, growth_figure, growth_heads
 from stackbert.attention.result import (
     CLASSES,
     RADIUS,
@@ -66,11 +59,6 @@ def rgb(shade: str) -> str:
 def maps(make_model, tokenizer, sentences) -> list[SentenceMaps]:
     found = attention_maps(make_model(depth=3), tokenizer, sentences, max_length=32)
     return sorted(found, key=lambda each: each.index)
-
-
-@pytest.fixture
-def result(make_model, tokenizer, sentences):
-    return measure_attention(make_model(depth=3), text=sentences, tokenizer=tokenizer)
 
 
 def test_heat_maps_hold_the_maps(maps):
@@ -205,61 +193,120 @@ def test_the_likeness_figure_has_every_two_layers(result):
 
 @pytest.fixture
 def growths(make_model, tokenizer, sentences) -> list[GrowthMaps]:
+    """Two growths of one shallow model that put the copies of its layers elsewhere."""
     shallow = make_model(depth=2)
     models = {"shallow": shallow, "grown": grow(shallow, 4), "next": make_model(depth=4)}
     moments = {
         name: next(attention_maps(model, tokenizer, sentences[4:5]))
         for name, model in models.items()
     }
-    return [GrowthMaps(name, moments, np.array([0, 1, 0, 1])) for name in ("stack", "identity")]
+    places = {"stack": [0, 1, 0, 1], "interleave": [0, 0, 1, 1]}
+    return [GrowthMaps(name, moments, np.array(at), "same") for name, at in places.items()]
 
 
-def test_growth_is_drawn_moment_by_moment_with_the_heads_source_first(growths):
-    spec = growth_figure(growths, [(3, 1), (2, 0)])
-    rows = spec["datasets"]["maps"]
-    assert len(rows) == 2 * 3 * 2
-    size = len(growths[0].moments["shallow"].tokens)
-    expected = [
-        (run, moment, at)
-        for run in ("stack", "identity")
-        for moment, places in (
-            ("shallow", [(1, 1), (0, 0)]),
-            ("grown", [(3, 1), (2, 0)]),
-            ("next", [(3, 1), (2, 0)]),
-        )
-        for at in places
+def drawn_maps(spec) -> list[tuple[str, str, str, list[int]]]:
+    """(title of the block, moment, head, weights) of each map of a growth's figure."""
+    titles = [block["title"]["text"] for block in spec["vconcat"]]
+    names = [block.get("data", spec.get("data"))["name"] for block in spec["vconcat"]]
+    assert names == list(spec["datasets"])
+    return [
+        (title, row["moment"], row["drawn"], row["weights"])
+        for title, rows in zip(titles, spec["datasets"].values(), strict=True)
+        for row in rows
     ]
-    for row, (run, moment, at) in zip(rows, expected, strict=True):
-        assert row["moment"].startswith(f"{run}\n")
-        weights = np.array(row["weights"]).reshape(size, size) / 1000
-        assert weights == pytest.approx(growths[0].moments[moment].maps[at], abs=0.0005001)
+
+
+def expected_maps(growth: GrowthMaps, moments: dict[str, list[tuple[int, int]]]):
+    labels = {"grown": "right after growing", "next": "end of next stage"}
+    return [
+        (
+            labels.get(moment, moment),
+            f"layer {layer + 1}, head {head + 1}",
+            np.rint(growth.moments[moment].maps[layer, head].ravel() * 1000).tolist(),
+        )
+        for moment, places in moments.items()
+        for layer, head in places
+    ]
+
+
+def test_growth_is_drawn_run_by_run_with_the_heads_source_first(growths):
+    growths[1] = replace(growths[1], weights="others")
+    heads = [(1, 1), (0, 0)]
+    spec = growth_figure(growths, heads)
+    stacked, interleaved = [(3, 1), (2, 0)], [(3, 1), (1, 0)]
+    assert drawn_maps(spec) == [
+        (growth.name, *each)
+        for growth, places in zip(growths, (stacked, interleaved), strict=True)
+        for each in expected_maps(growth, {"shallow": heads, "grown": places, "next": places})
+    ]
     svg = draw(spec)
+    size = len(growths[0].moments["shallow"].tokens)
     assert [len(cells) for cells in cell_groups(svg)] == [size * size] * 12
     labels = texts(svg)
-    assert {"layer 4, head 2", "layer 3, head 1"} <= set(labels)
-    assert any("right after growing" in label for label in labels)
-    assert any("identity" in label for label in labels)
+    assert labels.count("layer 4, head 2") == 2
+    assert {"layer 3, head 1", "layer 2, head 1", "stack", "interleave"} <= set(labels)
+    assert labels.count("shallow") == labels.count("right after growing") == 2
+    assert labels.count("attention") == 1, "one legend"
+
+
+def test_a_shallow_model_that_all_grew_from_is_drawn_once(growths):
+    heads = [(1, 1), (0, 0)]
+    first, *rest = expected_maps(growths[0], {"shallow": heads})
+    drawn = drawn_maps(growth_figure(growths, heads))
+    assert [each[1:] for each in drawn[:2]] == [first, *rest]
+    assert [(title, moment) for title, moment, *_ in drawn[2::2]] == [
+        (growth.name, moment)
+        for growth in growths
+        for moment in ("right after growing", "end of next stage")
+    ]
+    alone = drawn_maps(growth_figure(growths[:1], heads))
+    assert {title for title, *_ in alone} == {"stack"}
+    assert len(alone) == 6
+
+
+def test_three_runs_beside_each_other_are_as_wide_as_a_page_and_can_be_read(growths):
+    runs = [replace(growths[0], name=name, weights=name) for name in ("a", "b", "c")]
+    svg = draw(growth_figure(runs, [(0, 0), (0, 1), (1, 0), (1, 1)]))
+    assert float(svg.get("width")) < 920
+    sizes = [
+        float(each.get("font-size").removesuffix("px"))
+        for each in svg.iter(f"{SVG}text")
+        if "".join(each.itertext()) in growths[0].moments["shallow"].tokens
+    ]
+    assert min(sizes) >= 7
+    keys = len(growths[0].moments["shallow"].tokens) * 4 * 3
+    queries = len(growths[0].moments["shallow"].tokens) * 9
+    assert len(sizes) == keys + queries, "each run has its keys below it"
 
 
 def test_growth_of_two_sentences_is_refused(growths, maps):
     moments = dict(growths[0].moments) | {"next": maps[1]}
     with pytest.raises(ValueError, match="different sentences"):
-        growth_figure([replace(growths[0], moments=moments)], [(3, 1)])
+        growth_figure([replace(growths[0], moments=moments)], [(1, 1)])
 
 
-def test_heads_of_a_growth_are_those_of_the_shallow_model_in_the_new_layers(result):
-    random = np.random.default_rng(2)
-    near, first = random.random((2, 2, 3))
-    measures = measures_with(result.measures, near, first)
+def growth_of(measures, origins, **fields) -> GrowthAttention:
     none = np.zeros(4, dtype=bool)
     nearest = np.zeros((4, 3, 2), dtype=int)
     moments = tuple(
-        Moment(name, 0, measures, origins, none, np.zeros((4, 3)), nearest)
-        for name, origins in (("shallow", np.arange(2)), ("grown", np.array([0, 1, 0, 1])))
+        Moment(name, 0, measures, at, none, np.zeros((4, 3)), nearest)
+        for name, at in (("shallow", np.arange(2)), ("grown", np.array(origins)))
     )
-    growth = GrowthAttention("stack", 8, 2, 4, moments, np.full((4, 3), "kept"), 1 / 6)
-    sources = default_heads(measures, 4)
-    assert growth_heads(growth) == [(layer + 2, head) for layer, head in sources]
+    given = {"run": "stack", "operator": "stack", "step": 8, "source_depth": 2, "depth": 4}
+    given |= {"moments": moments, "outcome": np.full((4, 3), "kept"), "chance": 1 / 6}
+    return GrowthAttention(**given | {"weights": "x"} | fields)
+
+
+def test_heads_of_a_growth_are_chosen_in_the_first_shallow_model(result):
+    random = np.random.default_rng(2)
+    one, other = (measures_with(result.measures, *random.random((2, 2, 3))) for _ in range(2))
+    first, second = growth_of(one, [0, 1, 0, 1]), growth_of(other, [0, 0, 1, 1])
+    assert growth_heads([first]) == default_heads(one, 4)
+    assert growth_heads([first, second]) == default_heads(one, 4) != default_heads(other, 4)
+    # Of 2 to 3 layers there is no second copy of the upper one.
+    partly = growth_of(one, [0, 1, 0])
+    bottom = [head for head in default_heads(one, 4) if head[0] == 0]
+    assert growth_heads([first, partly]) == bottom
 
 
 def test_the_explorer_holds_every_map_of_its_sentences(maps, result):
@@ -288,7 +335,7 @@ def test_the_explorer_leaves_out_what_would_make_the_page_large(maps):
 def test_all_figures_can_be_drawn_on_black(maps, growths, result):
     for spec in (
         heads_figure(maps[0], [(0, 0)]),
-        growth_figure(growths, [(3, 0)]),
+        growth_figure(growths, [(1, 0)]),
         explorer_figure(maps, result.measures),
         overview_figure(result.measures),
         profile_figure(result.measures),

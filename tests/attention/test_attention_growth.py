@@ -1,13 +1,11 @@
 """Growth: the moments are the run's own models, and what is copied, fresh, kept is told right."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import stackbert as sb
 from stackbert.attention.growth import (
     grown_again,
     moment_models,
@@ -24,46 +22,12 @@ from stackbert.attention.result import Moment
 from stackbert.errors import UserError
 from stackbert.growth.operators import get_operator
 from stackbert.pretraining.trainer import Trainer
-from stackbert.recipe_files import parse_recipe
 
-RECIPE = {
-    "name": "tiny",
-    "model": {
-        "type": "megatron-bert",
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "initializer_range": 0.2,
-    },
-    "stages": [{"depth": 1, "steps": 4}, {"depth": 2, "steps": 4}, {"depth": 4, "steps": 4}],
-    "batch": {"sequences": 4, "sequence_length": 32, "micro_batch": 4},
-    "optimizer": {"lr": 5e-3},
-    "precision": "fp32",
-    "compile": False,
-    "evaluation": {"sequences": 4},
-    "seed": 3,
-}
 SENTENCES = (
     "The river runs from the mountains in the north to the sea in the south of the country.",
     "The economy depends on agriculture, on fishing and on the export of minerals and wood.",
     "Most of the people live in the capital and in the towns along the coast of the island.",
 )
-
-
-@pytest.fixture(scope="module")
-def make_run(factbook_corpus, tmp_path_factory):
-    """Runs of 1, 2, 4 layers by an operator; each is made once."""
-    made = {}
-
-    def make(operator: str) -> Path:
-        if operator not in made:
-            raw = copy.deepcopy(RECIPE) | {"growth": {"operator": operator}}
-            made[operator] = tmp_path_factory.mktemp("runs") / operator
-            recipe = parse_recipe(raw, "tiny.yaml")
-            sb.pretrain(recipe, corpus=factbook_corpus, out=made[operator])
-        return made[operator]
-
-    return make
 
 
 def growths_of(run: Path, steps=None):
@@ -213,7 +177,7 @@ def test_a_run_is_measured_with_its_growths_and_says_so(make_run):
     from stackbert.attention.statements import growth_statements, statements
 
     result = measure_attention(make_run("stack"), text=SENTENCES)
-    assert result.model.name == "stack"
+    assert result.model.name == "stack-run"
     assert [growth.step for growth in result.growths] == [4, 8]
     assert result.growths[0].moment("final").measures.first == pytest.approx(result.measures.first)
     assert statements(result)[2:] == tuple(

@@ -2,13 +2,11 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from stackbert.__main__ import main
 from stackbert.attention.measure import measure_attention
 from stackbert.attention.result import AttentionResult, Contrast, read_result
 from stackbert.attention.statements import (
@@ -156,19 +154,6 @@ def test_a_model_without_a_tokenizer_is_refused(make_model, text):
 def test_an_empty_list_of_sentences_is_refused(make_model, tokenizer):
     with pytest.raises(UserError, match="empty"):
         measure_attention(make_model(), text=[], tokenizer=tokenizer)
-
-
-@pytest.fixture
-def stackbert(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stackbert", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def test_the_command_writes_the_result_and_says_it(stackbert, make_model, save, text, tmp_path):

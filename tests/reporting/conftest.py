@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import stackbert as sb
+from browser_helpers import browser, visit  # noqa: F401 (fixtures)
 
 SMALL = [
     "model.hidden_size=32",

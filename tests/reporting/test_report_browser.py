@@ -1,84 +1,24 @@
 """The report in a real browser: it draws, switches, answers the pointer, and asks for nothing."""
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
 import stackbert as sb
+from browser_helpers import Visit
 from stackbert.reporting.content import Curve, Curves, Figure, Point
 from stackbert.reporting.content import Page as Report
 from stackbert.reporting.page import render
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = os.environ.get("STACKBERT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), "")
-    if not found:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on PATH, STACKBERT_CHROMIUM unset")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
-        yield browser
-        browser.close()
-
-
-class Visit:
-    """A page that is open, with everything that it said and asked for."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.dialogs: list[str] = []
-        page.on("console", self._heard)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("dialog", self._asked)
-
-    def _heard(self, message) -> None:
-        if message.type in ("error", "warning"):
-            self.errors.append(message.text)
-
-    def _asked(self, dialog) -> None:
-        self.dialogs.append(dialog.message)
-        dialog.dismiss()
-
-    def open(self, path: Path) -> Page:
-        self.page.goto(path.as_uri())
-        self.page.wait_for_function(
-            "() => [...document.querySelectorAll('.chart')].every(c => c.querySelector('svg'))"
-        )
-        return self.page
-
-    def x_titles(self) -> list[str]:
-        """The titles of the x axes, as a screen reader would read them."""
-        labels = self.page.locator("[aria-label^='X-axis titled']").evaluate_all(
-            "found => found.map(axis => axis.getAttribute('aria-label'))"
-        )
-        return [re.match("X-axis titled '([^']*)'", label).group(1) for label in labels]
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
-    context = browser.new_context(viewport={"width": 1100, "height": 900})
-    context.set_default_timeout(20_000)
-    yield Visit(context.new_page())
-    context.close()
+def x_titles(page: Page) -> list[str]:
+    """The titles of the x axes, as a screen reader would read them."""
+    labels = page.locator("[aria-label^='X-axis titled']").evaluate_all(
+        "found => found.map(axis => axis.getAttribute('aria-label'))"
+    )
+    return [re.match("X-axis titled '([^']*)'", label).group(1) for label in labels]
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +39,11 @@ def test_the_report_draws_itself_and_asks_for_nothing(visit, report):
 
 def test_the_switch_changes_the_axis(visit, report):
     page = visit.open(report)
-    assert visit.x_titles() == ["seconds of training"]
+    assert x_titles(page) == ["seconds of training"]
     for name, title in (("FLOPs", "FLOPs"), ("tokens", "tokens"), ("steps", "steps")):
         page.get_by_label(name, exact=True).check()
         page.wait_for_selector(f"[aria-label^=\"X-axis titled '{title}'\"]")
-        assert visit.x_titles() == [title]
+        assert x_titles(page) == [title]
         assert page.locator("input:checked").count() == 1
         assert page.locator(".chart svg").count() == 1
     assert visit.errors == []

@@ -14,7 +14,7 @@ import pytest
 import stackbert as sb
 from stackbert.__main__ import main
 from stackbert.reporting.charts import loss_curves, loss_range
-from stackbert.reporting.content import AXES, Curve, Curves, Figure, Page, Point, Table
+from stackbert.reporting.content import AXES, Curve, Curves, Figure, Page, Point, Table, Text
 from stackbert.reporting.figures import save_figures
 from stackbert.reporting.page import render
 from stackbert.reporting.runs import run_page
@@ -74,6 +74,7 @@ def test_no_text_can_break_out_of_its_place():
             Figure(HOSTILE, {"mark": "point", "data": {"values": [{"x": HOSTILE}]}}, HOSTILE),
             Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), HOSTILE),
             Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), HOSTILE, folded=True),
+            Text(HOSTILE, (HOSTILE,)),
         ),
         {HOSTILE: HOSTILE},
     )
@@ -85,6 +86,8 @@ def test_no_text_can_break_out_of_its_place():
     assert elements.texts["title"] == [HOSTILE]
     assert elements.texts["td"] == [HOSTILE] * 2
     assert elements.texts["dd"] == [HOSTILE]
+    assert elements.texts["h2"] == [HOSTILE] * 4
+    assert elements.texts["p"].count(HOSTILE) == 2 + 2 + 1
     assert not any(name.startswith("on") for _, given in elements.found for name in given)
     data = json.loads(elements.texts["script"][0])
     assert data["figures"][0]["datasets"]["points"][0]["group"] == HOSTILE
@@ -279,6 +282,7 @@ def test_figures_are_saved_as_svg_and_png(run, tmp_path):
         *(part for part in run_page([run]).parts if isinstance(part, Curves)),
         Figure("Of one name", point),
         Figure("Of one name", point, "with <a note>"),
+        Figure("To choose in", point, still=False),
     )
     saved = save_figures(page, tmp_path / "figures")
     names = ["loss-time", "loss-steps", "of-one-name", "of-one-name-2"]
@@ -326,7 +330,7 @@ def test_what_cannot_be_reported_is_a_sentence(stackbert, run, tmp_path):
     out = tmp_path / "report.html"
     for folders, expected in (
         ([tmp_path / "nowhere"], r"no folder \S*nowhere"),
-        ([empty], "neither a run directory .* nor a comparison"),
+        ([empty], "neither a run directory .* nor a comparison .* nor one of attention"),
         ([run, comparison], "a comparison is reported alone"),
         ([run, empty], "empty is neither"),
     ):

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stackbert.attention.heatmaps import MOMENTS, GrowthMaps
-from stackbert.attention.maps import attention_maps, encode_sentences
+from stackbert.attention.moments import MOMENTS, GrowthMaps
 from stackbert.attention.result import AttentionResult, GrowthAttention, SentenceMaps
 
 COUNT = 8
@@ -27,7 +26,8 @@ class Examples:
     sentences: tuple[SentenceMaps, ...]
     """Of the model measured."""
     growths: tuple[GrowthMaps, ...] = ()
-    """Of the small one of them, at each growth of `AttentionResult.growths`."""
+    """Of the small one of them, at each growth of `AttentionResult.growths`, in their order; or
+    none, and no growth is drawn."""
 
     @property
     def small(self) -> SentenceMaps:
@@ -45,6 +45,8 @@ def choose_sentences(
 
     If there are fewer, the first of the longer ones follow; they are cut when they are drawn.
     """
+    from stackbert.attention.maps import encode_sentences
+
     lengths = [len(ids) for ids in encode_sentences(tokenizer, sentences, longest + 1)]
     order = sorted(range(len(sentences)), key=lambda place: lengths[place] > longest)
     return [sentences[place] for place in order[:count]]
@@ -59,7 +61,11 @@ def small_sentence(lengths: Sequence[int]) -> int:
 
 
 def collect_examples(
-    model: str | Path, text: str | Path, result: AttentionResult, sentences: int
+    model: str | Path,
+    text: str | Path,
+    result: AttentionResult,
+    sentences: int,
+    beside: Sequence[str | Path] = (),
 ) -> Examples:
     """The maps of a few of the sentences that a result was measured on.
 
@@ -69,11 +75,14 @@ def collect_examples(
         text: the text that was measured on.
         result: what was found; says seed and length.
         sentences: as many as were asked for in measuring, so that the sample is the same.
+        beside: the runs that were measured beside `model`.
 
     Raises:
         UserError: as `measure_attention`.
     """
     from stackbert.attention.loading import open_subject
+    from stackbert.attention.maps import attention_maps
+    from stackbert.attention.runs import open_runs
     from stackbert.attention.sentences import sample_sentences
 
     subject = open_subject(model)
@@ -87,8 +96,10 @@ def collect_examples(
     )
     del subject
     small = chosen[maps[small_sentence([len(each.tokens) for each in maps])].index]
+    runs = open_runs(model, beside)
     growths = (
-        growth_maps(model, growth, small, tokenizer, max_length=length) for growth in result.growths
+        growth_maps(runs[growth.run], growth, small, tokenizer, max_length=length)
+        for growth in result.growths
     )
     return Examples(tuple(maps), tuple(growths))
 
@@ -100,7 +111,6 @@ def growth_maps(
     tokenizer: Any,  # noqa: ANN401
     *,
     max_length: int = LONGEST,
-    name: str | None = None,
 ) -> GrowthMaps:
     """The maps of one sentence at the moments of a run's growth.
 
@@ -110,12 +120,12 @@ def growth_maps(
         sentence: to look at.
         tokenizer: the run's.
         max_length: tokens of it at most.
-        name: how the run is called in the figure; by default by its operator.
 
     Raises:
         UserError: a checkpoint of the run is missing or damaged.
     """
     from stackbert.attention.growth import FINAL, moment_models
+    from stackbert.attention.maps import attention_maps
 
     models = moment_models(Path(run), growth.step)
     models.setdefault("next", models[FINAL])  # the last stage ends with the final model
@@ -123,4 +133,4 @@ def growth_maps(
         moment: next(attention_maps(models[moment], tokenizer, [sentence], max_length=max_length))
         for moment in MOMENTS
     }
-    return GrowthMaps(name or growth.operator, moments, growth.moment("grown").origins)
+    return GrowthMaps(growth.label, moments, growth.moment("grown").origins, growth.weights)

@@ -1,7 +1,8 @@
-"""The map of any head on any of some sentences, chosen with the pointer.
+"""The map of any head on any of some sentences, chosen with the pointer or the keyboard.
 
 Three views that hang together: a list of sentences, a grid of all heads, and the map of what is
-chosen in both. A click chooses; a click beside the cells chooses nothing new.
+chosen in both. A click chooses; a click beside the cells chooses nothing new. A list to select from
+stands for each of sentence, layer and head, for the keyboard; whatever chose last counts.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ _CELL = 18
 _LINE = 24
 """Pixels of a sentence's line."""
 _WIDTH = 840
+_OPTION = 60
+"""Characters of a sentence in the list to select from."""
 
 
 def explorer_figure(
@@ -44,27 +47,31 @@ def explorer_figure(
     if not examples:
         raise ValueError("an explorer needs a sentence")
     held = fitting(examples)
-    sentence = _choice("chosen_sentence", ["sentence"], {"sentence": 1})
-    head = _choice("chosen_head", ["layer", "head"], {"layer": start[0] + 1, "head": start[1] + 1})
-    lines = _lines(sentence, len(held))
-    chosen = alt.when(head)
+    texts = [" ".join(each.tokens) for each in held]
+    choices = [
+        _choice(
+            "sentence", 1, len(held), [_option(nth, text) for nth, text in enumerate(texts, 1)]
+        ),
+        _choice("layer", start[0] + 1, measures.depth),
+        _choice("head", start[1] + 1, measures.heads),
+    ]
+    lines = _lines(len(held))
+    chosen = alt.when(_is_shown("layer", "head"))
     grid = head_grid(alt.Chart(alt.NamedData(name="heads"), title="Heads: click one"))
     grid = grid.encode(
         opacity=chosen.then(alt.value(1.0)).otherwise(alt.value(0.55)),
         stroke=chosen.then(alt.value(GREY)).otherwise(alt.value("transparent")),
         strokeWidth=alt.value(2.5),
-    ).add_params(head)
+    )
     grid = grid.properties(width=_CELL * measures.heads, height=_CELL * measures.depth)
     title = alt.Title(
         text=alt.expr(
-            "'Layer ' + chosen_head.layer[0] + ', head ' + chosen_head.head[0]"
-            " + ' on sentence ' + chosen_sentence.sentence[0]"
+            "'Layer ' + shown_layer + ', head ' + shown_head + ' on sentence ' + shown_sentence"
         )
     )
     shown = (
         alt.Chart(alt.NamedData(name="maps"), title=title)
-        .transform_filter(sentence)
-        .transform_filter(head)
+        .transform_filter(_is_shown("sentence", "layer", "head"))
         .transform_lookup(
             lookup="sentence",
             from_=alt.LookupData(
@@ -75,13 +82,14 @@ def explorer_figure(
     longest = max(len(each.tokens) for each in held)
     shown = cells(shown, by=["sentence", "layer", "head"], side=_MAP, tokens=longest)
     below = alt.HConcatChart(hconcat=[grid, shown], spacing=24)
-    drawn = alt.VConcatChart(vconcat=[lines, below], spacing=18)
+    drawn = alt.VConcatChart(vconcat=[lines, below], spacing=18, params=choices)
+    drawn.usermeta = {"choices": ["sentence", "layer", "head"]}
     return complete(
         drawn.resolve_scale(color="independent"),
         {
             "sentences": [
-                {"sentence": nth, "text": " ".join(each.tokens), "tokens": list(each.tokens)}
-                for nth, each in enumerate(held, 1)
+                {"sentence": nth, "text": text, "tokens": list(each.tokens)}
+                for nth, (text, each) in enumerate(zip(texts, held, strict=True), 1)
             ],
             "heads": head_rows(measures),
             "maps": [
@@ -111,26 +119,35 @@ def fitting(examples: Sequence[SentenceMaps], weights: int = WEIGHTS) -> list[Se
     return held
 
 
-def _lines(sentence: alt.Parameter, count: int) -> alt.LayerChart:
+def _lines(count: int) -> alt.LayerChart:
     """The sentences below each other, the chosen one marked."""
     base = alt.Chart(alt.NamedData(name="sentences")).encode(y=alt.Y("sentence:O", axis=None))
-    shade = alt.when(sentence).then(alt.value(0.3)).otherwise(alt.value(0.1))
+    shade = alt.when(_is_shown("sentence")).then(alt.value(0.3)).otherwise(alt.value(0.1))
     bars = base.mark_rect(color=PALETTE[5], cursor="pointer").encode(opacity=shade)
     words = base.mark_text(
         align="left", color=GREY, fontSize=12, limit=_WIDTH - 16, cursor="pointer"
     ).encode(x=alt.value(8), text=alt.Text("text:N"))
-    layered: alt.LayerChart = alt.LayerChart(layer=[bars.add_params(sentence), words])
+    layered: alt.LayerChart = alt.LayerChart(layer=[bars, words])
     return layered.properties(width=_WIDTH, height=_LINE * count, title="Sentences: click one")
 
 
-def _choice(name: str, fields: list[str], start: dict[str, int]) -> alt.Parameter:
-    """Exactly one at any time: a click on an axis or beside the cells leaves it as it is."""
-    return alt.selection_point(
-        name=name,
-        fields=fields,
-        value=[start],
-        on="rect:click",
-        clear=False,
-        toggle=False,
-        empty=False,
+def _choice(
+    field: str, start: int, count: int, labels: list[str] | None = None
+) -> alt.TopLevelParameter:
+    """Which of 1 to `count` is shown. Its list sets it, and the page's script at a click."""
+    numbers = list(range(1, count + 1))
+    bind = alt.BindRadioSelect(
+        input="select",
+        options=numbers,
+        labels=labels or [str(number) for number in numbers],
+        name=field.capitalize(),
     )
+    return alt.VariableParameter(name=f"shown_{field}", value=start, bind=bind)
+
+
+def _is_shown(*fields: str) -> str:
+    return " && ".join(f"datum.{field} == shown_{field}" for field in fields)
+
+
+def _option(nth: int, text: str) -> str:
+    return f"{nth}: {text if len(text) <= _OPTION else text[: _OPTION - 1] + '…'}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stackbert.attention.likeness import divergences
-from stackbert.attention.loading import final_model, load_model
+from stackbert.attention.loading import final_model, load_model, weights_digest
 from stackbert.attention.observe import Material, Observed, observe
 from stackbert.attention.result import F64, I64, Flags, GrowthAttention, Moment, Names
 from stackbert.errors import UserError
@@ -32,7 +32,7 @@ SHALLOW, GROWN, NEXT, FINAL = "shallow", "grown", "next", "final"
 
 
 def observe_growths(
-    run: Path, material: Material, steps: Sequence[int] | None = None
+    run: Path, material: Material, steps: Sequence[int] | None = None, *, name: str | None = None
 ) -> tuple[GrowthAttention, ...]:
     """Measure the growths of a finished run.
 
@@ -40,6 +40,7 @@ def observe_growths(
         run: a run directory with the checkpoint of each stage's last step.
         material: the sentences, tokenised by the run's tokenizer.
         steps: the growths to look at, by the step before which they happened; all by default.
+        name: what the run is called; by default by its operator.
 
     Returns:
         One `GrowthAttention` for each growth, in their order; none if the run never grew.
@@ -57,7 +58,18 @@ def observe_growths(
     if not wanted:
         return ()
     final = observe(load_model(final_model(run)), FINAL, material)
-    return tuple(_observe_growth(run, recipe, step, material, final) for step in wanted)
+    called = name or recipe.growth.operator
+    return tuple(_observe_growth(run, called, recipe, step, material, final) for step in wanted)
+
+
+def check_checkpoints(run: Path) -> None:
+    """Refuse a run whose growths cannot be looked at.
+
+    Raises:
+        UserError: it is no run directory, or lacks the checkpoint before one of its growths.
+    """
+    for step in run_recipe(run).growth_steps:
+        _checkpoint(run, step)
 
 
 def run_recipe(run: Path) -> Recipe:
@@ -107,10 +119,11 @@ def moment_models(run: Path, step: int) -> "dict[str, PreTrainedModel]":
 
 
 def _observe_growth(
-    run: Path, recipe: Recipe, step: int, material: Material, final: Observed
+    run: Path, name: str, recipe: Recipe, step: int, material: Material, final: Observed
 ) -> GrowthAttention:
     shallow, growth = grown_again(run, recipe, step)
     source_depth, depth = shallow.config.num_hidden_layers, len(growth.depth_map)
+    weights = weights_digest(shallow)
     before = observe(shallow, SHALLOW, material)
     seen = {GROWN: (step, observe(growth.model, GROWN, material))}
     del shallow
@@ -124,13 +137,14 @@ def _observe_growth(
         seen[NEXT] = (recipe.total_steps, final)
     origins, fresh = origins_of(operator, source_depth)
     moments = [_moment(SHALLOW, step, before, before, np.arange(source_depth))]
-    for name, (at, observed) in seen.items():
+    for moment, (at, observed) in seen.items():
         layers, is_fresh = origins, fresh
-        if name == FINAL:
+        if moment == FINAL:
             layers, is_fresh = _through_later_growths(recipe, step, origins, fresh)
-        moments.append(_moment(name, at, observed, before, layers, is_fresh))
+        moments.append(_moment(moment, at, observed, before, layers, is_fresh))
     grown, later = moments[1], moments[2]
     return GrowthAttention(
+        run=name,
         operator=recipe.growth.operator,
         step=step,
         source_depth=source_depth,
@@ -138,6 +152,7 @@ def _observe_growth(
         moments=tuple(moments),
         outcome=outcomes(grown, later),
         chance=1 / (source_depth * before.measures.heads),
+        weights=weights,
     )
 
 

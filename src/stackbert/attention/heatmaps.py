@@ -5,22 +5,13 @@ it is drawn: with a row for each weight the data would be ten times as long.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 import numpy as np
 
 from stackbert.attention.classes import LOCAL_WINDOW
-from stackbert.attention.result import (
-    F32,
-    I64,
-    WINDOWS,
-    GrowthAttention,
-    Measures,
-    Names,
-    SentenceMaps,
-)
+from stackbert.attention.result import F32, WINDOWS, Measures, Names, SentenceMaps
 from stackbert.reporting.charts import GREY, Rows
 
 Head = tuple[int, int]
@@ -30,24 +21,6 @@ SHADES = ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
 STOPS = (0.0, 0.0625, 0.25, 0.5625, 1.0)
 """Weights of the shades: the squares of 0 to 1 in quarters. With even steps all weights of a head
 that looks at ten tokens would be white."""
-MOMENTS = {
-    "shallow": "shallow",
-    "grown": "right after growing",
-    "next": "end of next stage",
-}
-"""The moments of a growth that are drawn, in their order, as a reader sees them."""
-
-
-@dataclass(frozen=True)
-class GrowthMaps:
-    """The maps of one sentence at the moments of a growth."""
-
-    name: str
-    """Of the run, or of its operator."""
-    moments: Mapping[str, SentenceMaps]
-    """By the names of `MOMENTS`."""
-    origins: I64
-    """(L,): `Moment.origins` right after growing."""
 
 
 def default_heads(measures: Measures, n: int = 6) -> list[Head]:
@@ -86,21 +59,8 @@ def default_heads(measures: Measures, n: int = 6) -> list[Head]:
     return chosen
 
 
-def growth_heads(growth: GrowthAttention, n: int = 4) -> list[Head]:
-    """Heads of a growth's new layers to draw: those at the place of the shallow model's own.
-
-    `default_heads` chooses heads of the shallow model; of each, the highest new layer that copies
-    its layer (or that stacking would have made a copy of it) is shown. The choice depends on the
-    shallow model alone, so runs that share it show the same heads.
-    """
-    origins = growth.moment("grown").origins
-    places = {int(origins[layer]): layer for layer in growth.new_layers}
-    sources = default_heads(growth.moment("shallow").measures, n)
-    return [(places[layer], head) for layer, head in sources if layer in places]
-
-
 def packed(weights: F32) -> list[int]:
-    """(S, S) to S·S whole thousandths, row by row."""
+    """(S, S) to S·S whole thousandths, row by row; likewise of more dimensions."""
     thousandths: list[int] = np.rint(weights * 1000).astype(np.int64).ravel().tolist()
     return thousandths
 
@@ -134,63 +94,11 @@ def heads_figure(
         {"panel": panel, "tokens": list(sentence.tokens), "weights": packed(sentence.maps[head])}
         for panel, head in zip(panels, heads, strict=True)
     ]
-    chart = cells(_maps(), by=["panel"], side=228, tokens=len(sentence.tokens))
-    facet = alt.Facet("panel:N", title=None, sort=panels, header=_header(labelFontSize=12))
-    drawn = chart.facet(facet=facet, columns=columns, spacing=14)
-    return complete(drawn, {"maps": rows})
-
-
-def growth_figure(growths: Sequence[GrowthMaps], heads: Sequence[Head]) -> dict[str, Any]:
-    """The paper's Fig. 4: heads of the upper layers before growing, right after it, and later.
-
-    A row for each moment of each run, a column for each head. In the rows of the shallow model
-    the head's source is drawn: the same head of the layer that was copied.
-
-    Args:
-        growths: of one run, or of several that grew from the same depth, on the same sentence.
-        heads: of the grown models.
-
-    Returns:
-        A Vega-Lite specification, complete with its data.
-
-    Raises:
-        ValueError: the maps are of different sentences.
-    """
-    tokens = {maps.tokens for growth in growths for maps in growth.moments.values()}
-    if len(tokens) != 1:
-        raise ValueError("the maps to be drawn beside each other are of different sentences")
-    (shown,) = tokens
-    panels = [head_label(head) for head in heads]
-    rows = []
-    for growth in growths:
-        for name, label in MOMENTS.items():
-            for panel, (layer, head) in zip(panels, heads, strict=True):
-                at = int(growth.origins[layer]) if name == "shallow" else layer
-                rows.append(
-                    {
-                        "moment": f"{growth.name}\n{label}",
-                        "panel": panel,
-                        "drawn": head_label((at, head)),
-                        "tokens": list(shown),
-                        "weights": packed(growth.moments[name].maps[at, head]),
-                    }
-                )
-    moments = list(dict.fromkeys(str(row["moment"]) for row in rows))
     chart = cells(
-        _maps(), by=["moment", "panel"], side=168, tokens=len(shown), extra=[("drawn", "of")]
+        alt.Chart(alt.NamedData(name="maps")), by=["panel"], side=228, tokens=len(sentence.tokens)
     )
-    drawn = chart.facet(
-        row=alt.Row(
-            "moment:N",
-            title=None,
-            sort=moments,
-            header=_header(labelExpr="split(datum.label, '\\n')", labelFontSize=12),
-        ),
-        column=alt.Column(
-            "panel:N", title=None, sort=panels, header=_header(labelFontSize=12, labelOrient="top")
-        ),
-        spacing=8,
-    )
+    facet = alt.Facet("panel:N", title=None, sort=panels, header=header(labelFontSize=12))
+    drawn = chart.facet(facet=facet, columns=columns, spacing=14)
     return complete(drawn, {"maps": rows})
 
 
@@ -200,6 +108,7 @@ def cells(
     by: Sequence[str],
     side: int,
     tokens: int,
+    titles: bool = True,
     extra: Sequence[tuple[str, str]] = (),
 ) -> alt.Chart:
     """The map of each packed row of `chart`'s data: a cell a weight, a label a token.
@@ -209,6 +118,7 @@ def cells(
         by: the fields that tell one map from another.
         side: pixels.
         tokens: of the longest sentence drawn, for the size of the labels.
+        titles: whether "query" and "key" stand at the axes.
         extra: further fields that the pointer shows, with their names.
     """
     size = min(11.0, max(5.0, 0.9 * side / max(1, tokens)))
@@ -216,7 +126,7 @@ def cells(
     def axis(title: str) -> alt.Axis:
         # A place is put before each token, since a sentence has some tokens twice.
         return alt.Axis(
-            title=title,
+            title=title if titles else None,
             labelExpr="substring(datum.label, 3)",
             labelFontSize=size,
             labelLimit=84,
@@ -276,10 +186,6 @@ def complete(
     return spec
 
 
-def _maps() -> alt.Chart:
-    return alt.Chart(alt.NamedData(name="maps"))
-
-
-def _header(**given: Any) -> alt.Header:  # noqa: ANN401 (altair's own properties)
-    # The headings of views are not among what a page's style gives a colour.
+def header(**given: Any) -> alt.Header:  # noqa: ANN401 (altair's own properties)
+    """The headings of views, which are not among what a page's style gives a colour."""
     return alt.Header(labelColor=GREY, labelPadding=4, **given)

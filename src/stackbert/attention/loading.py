@@ -1,6 +1,7 @@
 """Opening what is to be measured: a folder, a run's final model, or a model as it is."""
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +135,19 @@ def load_model(folder: Path) -> "PreTrainedModel":
     loaded: Any = load_checkpoint(inspect_checkpoint(folder))
     model: PreTrainedModel = loaded.float()
     return model
+
+
+def weights_digest(model: "PreTrainedModel") -> str:
+    """SHA-256 of a model's tensors by their names, those of its head left out.
+
+    Maps depend on nothing else, so models of one digest have the same maps.
+    """
+    digest = hashlib.sha256()
+    base: Any = model.base_model
+    for name, tensor in sorted(base.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).numpy())
+    return digest.hexdigest()
 
 
 def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401

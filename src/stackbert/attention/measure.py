@@ -9,7 +9,13 @@ from stackbert.attention.likeness import SENTENCES, likeness, shallow_and_deep, 
 from stackbert.attention.loading import Subject, check_same_tokenizer, open_subject
 from stackbert.attention.maps import BATCH_TOKENS, longest_sentence
 from stackbert.attention.observe import Material, Observed, observe
-from stackbert.attention.result import AttentionResult, Comparison, ModelInfo, Untrained
+from stackbert.attention.result import (
+    AttentionResult,
+    Comparison,
+    GrowthAttention,
+    ModelInfo,
+    Untrained,
+)
 from stackbert.attention.sentences import sample_sentences
 from stackbert.errors import UserError
 
@@ -26,6 +32,7 @@ def measure_attention(
     max_length: int = 128,
     seed: int = 0,
     compare: "str | Path | PreTrainedModel | None" = None,
+    beside: Sequence[str | Path] = (),
     batch_tokens: int = BATCH_TOKENS,
     say: Callable[[str], None] = lambda _: None,
 ) -> AttentionResult:
@@ -46,22 +53,27 @@ def measure_attention(
             the model allows.
         seed: of the sample, of the rows kept for likeness and of the untrained model.
         compare: a second model of the same tokenizer, shallower or deeper, to hold beside it.
+        beside: further run directories of the same tokenizer, if `model` is one: what their
+            growths did to the maps, on the same sentences, as other growth operators do it.
         batch_tokens: tokens of a forward pass; memory grows with it.
         say: told what is being done.
 
     Returns:
         Measures by layer and head, likeness of the layers, the same of an untrained model of the
-        same config, of the second model and of each growth of a run.
+        same config, of the second model and of each growth of the runs.
 
     Raises:
         UserError: the model cannot be opened or gives no attention weights, the text has no long
-            sentences, or the two models have different tokenizers.
+            sentences, the models have different tokenizers, or there are runs beside something
+            that is no run or never grew.
     """
     from stackbert.attention.growth import observe_growths
-    from stackbert.pretraining.rundir import is_run
+    from stackbert.attention.runs import common_length, open_runs
 
+    runs = open_runs(model, beside)
     subject = open_subject(model, tokenizer)
     other = _open_other(subject, compare)
+    max_length = common_length(list(runs.values())[1:], subject.tokenizer, max_length)
     material = _material(
         [subject, *([other] if other else [])], text, sentences, max_length, seed, batch_tokens
     )
@@ -90,10 +102,11 @@ def measure_attention(
         say(f"{many} through {other.info.name} ({other.info.depth} layers)")
         result = replace(result, other=_compare(info, observed, other, fresh, material))
         del other
-    if isinstance(model, str | Path) and is_run(Path(model)):
-        say("the run's growths")
-        result = replace(result, growths=observe_growths(Path(model), material))
-    return result
+    growths: list[GrowthAttention] = []
+    for name, folder in runs.items():
+        say("the run's growths" if len(runs) == 1 else f"the growths of {name} ({folder})")
+        growths += observe_growths(folder, material, name=name)
+    return replace(result, growths=tuple(growths))
 
 
 def _is_list(text: str | Path | Sequence[str]) -> bool:

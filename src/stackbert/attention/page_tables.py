@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from stackbert.attention.beside import growth_groups
 from stackbert.attention.classes import LOCAL_WINDOW, PAPERS, paper_share
-from stackbert.attention.heatmaps import MOMENTS
+from stackbert.attention.moments import MOMENTS
 from stackbert.attention.result import (
     WINDOWS,
     AttentionResult,
@@ -106,8 +107,11 @@ def likeness_table(result: AttentionResult) -> Table | None:
 
 
 def growths_table(growths: Sequence[GrowthAttention]) -> Table | None:
-    """What happened to the heads of the new layers, moment by moment; None without growths."""
-    rows = [row for growth in growths for row in _moments(growth)]
+    """What happened to the heads of the new layers, moment by moment; None without growths.
+
+    Growths of several runs that can be held beside each other stand below each other.
+    """
+    rows = [row for group in growth_groups(growths) for growth in group for row in _moments(growth)]
     if not rows:
         return None
     return Table(
@@ -136,7 +140,7 @@ def growths_table(growths: Sequence[GrowthAttention]) -> Table | None:
 
 def _moments(growth: GrowthAttention) -> list[tuple[str, ...]]:
     rows = []
-    change = f"{growth.source_depth} → {growth.depth}, {growth.operator}"
+    change = f"{growth.source_depth} → {growth.depth}, {growth.label}"
     for name, label in MOMENTS.items():
         moment = growth.moment(name)
         shallow, later = name == "shallow", name == "next"

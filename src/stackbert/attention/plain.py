@@ -1,10 +1,15 @@
 """Frozen dataclasses with numpy arrays to plain JSON values and back."""
 
+import json
 import types
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from stackbert.errors import UserError
+from stackbert.files import explaining_os_errors
 
 DIGITS = 6
 """Decimals kept: far below what a measurement over some hundred sentences can tell apart."""
@@ -55,4 +60,21 @@ def _field(hint: Any, value: Any) -> Any:  # noqa: ANN401
         return dict(value)
     if isinstance(hint, type) and is_dataclass(hint):
         return from_plain(hint, value)
+    kinds = (int, float) if hint is float else (hint,)
+    if not isinstance(value, kinds):
+        raise TypeError(f"{type(value).__name__} in place of {hint.__name__}")
     return value
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """The value that a JSON file holds.
+
+    Raises:
+        UserError: the file is missing, cannot be read or is not JSON.
+    """
+    with explaining_os_errors(f"reading {path}"):
+        content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except ValueError as error:  # also of bytes that are no text
+        raise UserError(f"{path} is not JSON: {error}.") from error

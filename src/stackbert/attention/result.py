@@ -4,7 +4,6 @@ Shape letters: L layers (0 at the bottom), H heads of each, S tokens of a senten
 D relative positions. A map's rows are queries and its columns keys; every row sums to 1.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from stackbert.attention.plain import from_plain, to_plain
+from stackbert.attention.plain import from_plain, read_json, to_plain
 from stackbert.errors import UserError
 from stackbert.files import explaining_os_errors, write_json_atomically
 
@@ -22,7 +21,8 @@ I64 = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]
 Flags = npt.NDArray[np.bool_]
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no names of runs."""
 WINDOWS = (1, 2, 4, 8)
 """Positions on either side of the query that count as near it."""
 RADIUS = 16
@@ -223,6 +223,8 @@ class Moment:
 class GrowthAttention:
     """What one growth of a run, and training on, did to the maps."""
 
+    run: str
+    """Name of the run; `stackbert.attention.beside.run_names` has the rule."""
     operator: str
     step: int
     source_depth: int
@@ -236,12 +238,18 @@ class GrowthAttention:
     not at the end; "fresh" for heads that copy none."""
     chance: float
     """Share of heads that would be nearest to their source by chance."""
+    weights: str
+    """SHA-256 of the shallow model's tensors: growths of one started from the same weights."""
+
+    @property
+    def label(self) -> str:
+        """The run's name, and its operator where that is another word."""
+        return self.run if self.run == self.operator else f"{self.run} ({self.operator})"
 
     @property
     def new_layers(self) -> list[int]:
         """Layers of the grown model that are fresh, or a further copy of a layer copied below."""
-        origins = self.moment("grown").origins.tolist()
-        return [layer for layer, origin in enumerate(origins) if origin in origins[:layer]]
+        return new_layers(self.moment("grown").origins)
 
     def moment(self, name: str) -> Moment:
         """The moment of that name; "final" is the last, whatever its name.
@@ -255,6 +263,12 @@ class GrowthAttention:
         if name == "final":
             return self.moments[-1]
         raise KeyError(name)
+
+
+def new_layers(origins: I64) -> list[int]:
+    """Places of the layers whose origin is that of a layer below, too."""
+    places: list[int] = origins.tolist()
+    return [layer for layer, origin in enumerate(places) if origin in places[:layer]]
 
 
 @dataclass(frozen=True)
@@ -274,6 +288,7 @@ class AttentionResult:
     untrained: Untrained
     other: Comparison | None = None
     growths: tuple[GrowthAttention, ...] = ()
+    """Of the run measured, in their order, then of each run beside it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: numbers rounded to six decimals, arrays as lists of lists."""
@@ -282,18 +297,24 @@ class AttentionResult:
         return {"format": FORMAT, "settings": settings, **plain}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
+    def from_json(cls, value: dict[str, Any], source: str = "This") -> Self:
         """What `to_json` gave, as a result again.
+
+        Args:
+            value: what `to_json` gave.
+            source: what an error calls it.
 
         Raises:
             UserError: it is something else.
         """
         try:
             if value["format"] != FORMAT:
-                raise UserError("The attention result is of another version of StackBERT.")
+                raise UserError(f"{source} is of another version of StackBERT; measure again.")
             return from_plain(cls, value)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"This is no attention result ({error!r}).") from error
+            raise UserError(
+                f"{source} is no result of stackbert attention, or a damaged one ({error!r})."
+            ) from error
 
     def write(self, path: Path) -> None:
         """Write the JSON form, whole or not at all.
@@ -311,10 +332,4 @@ def read_result(path: str | Path) -> AttentionResult:
     Raises:
         UserError: the file is missing or something else.
     """
-    path = Path(path)
-    with explaining_os_errors(f"reading {path}"):
-        text = path.read_text(encoding="utf-8")
-    try:
-        return AttentionResult.from_json(json.loads(text))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
+    return AttentionResult.from_json(read_json(Path(path)), str(path))

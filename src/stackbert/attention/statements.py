@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from stackbert.attention.beside import beside_statement, growth_groups
 from stackbert.attention.classes import LOCAL_WINDOW, PAPERS, paper_share
 from stackbert.attention.result import (
     CLASSES,
@@ -23,14 +24,18 @@ def statements(result: AttentionResult) -> tuple[str, ...]:
     """The three claims of Gong et al. (2019), section 3, on this model and text.
 
     Returns:
-        A sentence or two for each claim that the result has numbers for, then for each growth.
+        A sentence or two for each claim that the result has numbers for, then for each growth,
+        and one that compares the growths of several runs from and to the same depth.
     """
     lines = [patterns_statement(result)]
     if result.contrast is not None:
         lines.append(top_and_bottom_statement(result.contrast))
     if result.other is not None:
         lines.append(shallow_and_deep_statement(result, result.other))
-    lines += [line for growth in result.growths for line in growth_statements(growth)]
+    for group in growth_groups(result.growths):
+        lines += [line for growth in group for line in growth_statements(growth)]
+        if len(group) > 1:
+            lines.append(beside_statement(group))
     return tuple(lines)
 
 
@@ -124,7 +129,7 @@ def growth_statements(growth: GrowthAttention) -> tuple[str, ...]:
     first = [f"{moment.measures.first[new].mean():.2f}" for moment in (grown, later)]
     shallow = f"{growth.moment('shallow').measures.first.mean():.2f}"
     lines = [
-        f"Growth by {growth.operator}, {growth.source_depth} to {growth.depth} layers at step "
+        f"Growth by {growth.label}, {growth.source_depth} to {growth.depth} layers at step "
         f"{growth.step:,}: the new layers' heads differ from those that stacking copies there "
         f"by {differ[0]} right after growing and {differ[1]} at the end of the next stage; their "
         f"mass on the first token is {first[0]}, then {first[1]} (the shallow model's: {shallow}). "
@@ -136,10 +141,11 @@ def growth_statements(growth: GrowthAttention) -> tuple[str, ...]:
     if copied.size:
         counts = {name: int((copied == name).sum()) for name in ("kept", "regained", "changed")}
         lines.append(
-            f"Of the {copied.size} heads copied into new layers, {counts['kept']} keep their "
-            f"pattern throughout (of all heads of the shallow model their source is the most "
-            f"similar), {counts['regained']} lose and regain it, {counts['changed']} change; by "
-            f"chance {growth.chance:.0%} would be nearest to their source."
+            f"Of the {copied.size} heads that {growth.label} copies into new layers, "
+            f"{counts['kept']} keep their pattern throughout (of all heads of the shallow model "
+            f"their source is the most similar), {counts['regained']} lose and regain it, "
+            f"{counts['changed']} change; by chance {growth.chance:.0%} would be nearest to their "
+            "source."
         )
     return tuple(lines)
 

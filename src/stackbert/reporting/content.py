@@ -69,6 +69,8 @@ class Figure:
     title: str
     spec: dict[str, Any]
     note: str = ""
+    still: bool = True
+    """Whether it is a picture as it stands; one to choose in is drawn in the page alone."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,23 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Sentences under a heading of their own."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+Part = Curves | Figure | Table | Text
+
+
+@dataclass(frozen=True)
 class Page:
     """A whole report, in the order in which it is read."""
 
     title: str
     verdict: tuple[str, ...]
     """Sentences; the first is set large."""
-    parts: tuple[Curves | Figure | Table, ...]
+    parts: tuple[Part, ...]
     facts: dict[str, str] = field(default_factory=dict)
     """The foot: versions, hardware, corpus, command, date."""

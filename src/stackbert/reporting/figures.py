@@ -18,10 +18,10 @@ _LINE = 120
 
 
 def save_figures(page: Page, folder: Path) -> list[Path]:
-    """Draw every figure of `page` into `folder`, each as SVG and as PNG of twice the size.
+    """Draw the figures of `page` into `folder`, each as SVG and as PNG of twice the size.
 
     Args:
-        page: loss curves are drawn over time and over steps.
+        page: loss curves are drawn over time and over steps; figures to choose in are left out.
         folder: made if need be. Files are named after the figures' titles; those of an earlier
             call are replaced.
 
@@ -56,7 +56,7 @@ def _drawings(page: Page) -> list[tuple[str, dict[str, Any]]]:
                 if axis in AXES:
                     spec = _titled(loss_curves(part, axis), part.title, note)
                     drawings.append((f"{slug(part.title)}-{_SUFFIX[axis]}", spec))
-        elif isinstance(part, Figure):
+        elif isinstance(part, Figure) and part.still:
             drawings.append((slug(part.title), _titled(part.spec, part.title, part.note)))
     return drawings
 

@@ -9,6 +9,19 @@
     return words ? words.join("-") : "figure";
   };
 
+  // In a figure with choices, a click on a mark chooses what its row of data names; one beside the
+  // marks leaves everything as it was. The figure has a list to select from for each choice, too.
+  const choose = (view, choices) => {
+    if (!choices.length) return;
+    view.addEventListener("click", (event, item) => {
+      for (const field of choices) {
+        const value = item?.datum?.[field];
+        if (value !== undefined) view.signal(`shown_${field}`, value);
+      }
+      view.runAsync();
+    });
+  };
+
   const prepare = (element) => {
     const { title, specs, datasets } = figures[Number(element.dataset.figure)];
     const chart = element.querySelector(".chart");
@@ -17,7 +30,7 @@
     let queue = Promise.resolve();
 
     const axis = () => {
-      const chosen = element.querySelector("input[type=radio]:checked");
+      const chosen = element.querySelector(".switch input:checked");
       return chosen ? chosen.value : "";
     };
 
@@ -35,6 +48,7 @@
           config: styles[theme],
           tooltip: { theme },
         });
+        choose(drawn.view, spec.usermeta?.choices ?? []);
         save.hidden = false;
       } catch (error) {
         drawn = null;
@@ -48,7 +62,9 @@
       queue = queue.then(draw);
     };
 
-    element.addEventListener("change", redraw);
+    // The switch alone: a figure's own inputs change what it shows without drawing it anew.
+    const axes = element.querySelector(".switch");
+    if (axes) axes.addEventListener("change", redraw);
     dark.addEventListener("change", redraw);
     save.addEventListener("click", async (event) => {
       const kind = event.target.dataset.kind;

@@ -22,7 +22,7 @@ from markupsafe import Markup
 import stackbert
 from stackbert.files import explaining_os_errors, write_text_atomically
 from stackbert.reporting.charts import clipping_note, fitted, loss_curves, style
-from stackbert.reporting.content import Axis, Curves, Figure, Page, Table
+from stackbert.reporting.content import Axis, Curves, Figure, Page, Table, Text
 
 _HERE = Path(__file__).parent
 _SWITCH: dict[Axis, str] = {
@@ -37,14 +37,15 @@ _NUMBER = re.compile(r"[<>≤≥~±+−-]?\s?\d[^→]*|[–—-]?")
 
 @dataclass(frozen=True)
 class _Part:
-    """A figure or a table as the template wants it."""
+    """A figure, a table or some text as the template wants it."""
 
     title: str
     note: str
     axes: dict[Axis, str] | None = None
     """Of a switch: the axis' names by their keys."""
     figure: int | None = None
-    """The place among the figures' data; None for a table."""
+    """The place among the figures' data; None for the others."""
+    sentences: tuple[str, ...] = ()
     table: Table | None = None
     numeric: tuple[bool, ...] = ()
     """Whether a column holds numbers."""
@@ -69,6 +70,9 @@ def render(page: Page) -> str:
     for part in page.parts:
         if isinstance(part, Table):
             parts.append(_Part(part.title, part.note, table=part, numeric=_numeric(part)))
+            continue
+        if isinstance(part, Text):
+            parts.append(_Part(part.title, "", sentences=part.sentences))
             continue
         if isinstance(part, Curves):
             note = " ".join(filter(None, (part.note, clipping_note(part))))

@@ -1,0 +1,162 @@
+"""Tiny encoders, and made data in the official layouts that they learn in a few steps."""
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForMaskedLM,
+)
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = ("good", "bad", "yes", "no", *(f"w{number}" for number in range(87)))
+KINDS = {
+    "bert": (BertForMaskedLM, BertConfig, {}),
+    "roberta": (RobertaForMaskedLM, RobertaConfig, {"type_vocab_size": 1}),
+    "roberta-prelayernorm": (
+        RobertaPreLayerNormForMaskedLM,
+        RobertaPreLayerNormConfig,
+        {"type_vocab_size": 1},
+    ),
+    "megatron-bert": (MegatronBertForMaskedLM, MegatronBertConfig, {}),
+    "modernbert": (
+        ModernBertForMaskedLM,
+        ModernBertConfig,
+        {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
+    ),
+}
+FAST = (
+    "precision=fp32",
+    "learning_rate=0.003",
+    "batch=8",
+    "max_length=32",
+    "dropout=0.1",
+)
+"""Settings in which the models below learn the data below."""
+
+
+def quick_collection() -> Iterator[None]:
+    """As a fixture: what is there by now is not looked through again by every Trainer.
+
+    Each of them collects garbage, which takes half a second where torch and transformers are
+    loaded: more than these models' training.
+    """
+    transformers.Trainer  # noqa: B018 (loads it, and all that it needs)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: at for at, word in enumerate([*SPECIAL, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)))
+
+
+def build(kind: str = "bert", seed: int = 0, **fields):
+    model_class, config_class, extra = KINDS[kind]
+    config = config_class(
+        **{
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 66,
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            **extra,
+            **fields,
+        }
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return model_class(config)
+
+
+def save(folder: Path, model=None, tokenizer=None) -> Path:
+    (model or build()).save_pretrained(folder)
+    (tokenizer or make_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def sentence(number: int, length: int) -> str:
+    """Words of no meaning, the same for the same numbers."""
+    return " ".join(WORDS[4 + (7 * number + 11 * at) % 87] for at in range(length))
+
+
+def sst2(folder: Path, train: int = 64, dev: int = 24) -> Path:
+    """GLUE's SST-2: a sentence is positive where "good" stands in it."""
+    task = folder / "SST-2"
+    task.mkdir(parents=True)
+    for name, count, first in (("train", train, 0), ("dev", dev, 1000)):
+        rows = ["sentence\tlabel"]
+        for number in range(first, first + count):
+            label = (number // 2 + number) % 2
+            word = "good" if label else "bad"
+            rows.append(f"{word} {sentence(number, 2 + number % 9)}\t{label}")
+        (task / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    rows = ["index\tsentence", *(f"{n}\tgood {sentence(n, 5)}" for n in range(4))]
+    (task / "test.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def rte(folder: Path, train: int = 48, dev: int = 16) -> Path:
+    """GLUE's RTE, of pairs; nothing in them tells the classes apart."""
+    task = folder / "RTE"
+    task.mkdir(parents=True)
+    for name, count, first in (("train", train, 0), ("dev", dev, 1000)):
+        rows = ["index\tsentence1\tsentence2\tlabel"]
+        for number in range(first, first + count):
+            label = "entailment" if number % 3 else "not_entailment"
+            rows.append(
+                f"{number - first}\t{sentence(number, 5)}\t{sentence(number + 7, 3)}\t{label}"
+            )
+        (task / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def squad(folder: Path, *, version: str = "v1.1", train: int = 40, dev: int = 16) -> Path:
+    """SQuAD's JSON: the answer is the "good" or "bad" in it; in v2.0 a third have none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count, first in (("train", train, 0), ("dev", dev, 500)):
+        paragraphs = []
+        for number in range(first, first + count):
+            words = sentence(number, 14 + number % 7).split()
+            impossible = version == "v2.0" and number % 3 == 0
+            answer = "good" if number % 2 else "bad"
+            if not impossible:
+                words[number % len(words)] = answer
+            context = " ".join(words)
+            answers = [{"text": answer, "answer_start": context.find(answer)}]
+            answers = [] if impossible else answers
+            question = {"id": f"q{number}", "question": "yes w1 w2", "answers": answers}
+            if version == "v2.0":
+                question["is_impossible"] = impossible
+            paragraphs.append({"context": context, "qas": [question]})
+        data = {"version": version, "data": [{"title": "made", "paragraphs": paragraphs}]}
+        (folder / f"{name}-{version}.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
