@@ -1,5 +1,6 @@
 """A comparison as a page: verdict first, then curves, figures, tables."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,10 +92,11 @@ def bands(run: Run) -> tuple[Band, ...]:
     at: dict[float, Point] = {}
     for point in run.points:
         at.setdefault(point.steps, point)
-    ends = [at[step] for step in run.recipe.boundaries if step in at]
+    ends = itertools.pairwise(run.recipe.boundaries)
     return tuple(
-        Band(wording.layers(stage.depth), start, end)
-        for stage, start, end in zip(run.recipe.stages, ends, ends[1:], strict=False)
+        Band(wording.layers(stage.depth), at[first], at[end])
+        for stage, (first, end) in zip(run.recipe.stages, ends, strict=True)
+        if first in at and end in at
     )
 
 
