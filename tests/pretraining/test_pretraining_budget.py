@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pretraining_helpers import At, Crash, Listening, crash, tiny_recipe
 
 import stackbert as sb
-from stackbert.pretraining import run as run_module
+from stackbert.pretraining import start as start_module
 from stackbert.pretraining.budget import (
     EVALUATIONS,
     Timing,
@@ -163,7 +163,7 @@ def test_a_real_budget_scales_the_stages_and_is_measured_once(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("it measured again")
 
-    monkeypatch.setattr(run_module, "measure", forbidden)
+    monkeypatch.setattr(start_module, "measure", forbidden)
     result = sb.pretrain(recipe, corpus=corpus, out=tmp_path, budget="2s")
     assert result.summary.steps == total
     assert time.perf_counter() - started < 60, "a budget of two seconds"
@@ -173,7 +173,7 @@ def test_a_real_budget_scales_the_stages_and_is_measured_once(
 
 
 def test_too_short_a_budget_is_a_sentence_and_leaves_no_run(corpus, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(run_module, "measure", lambda *_, **__: Timing((1.0, 2.0, 4.0), 0.5))
+    monkeypatch.setattr(start_module, "measure", lambda *_, **__: Timing((1.0, 2.0, 4.0), 0.5))
     with pytest.raises(sb.UserError, match=r"The budget of 2 s is too short: .* takes 2\.33 s"):
         sb.pretrain(tiny_recipe(), corpus=corpus, out=tmp_path, budget="2s")
     assert not (tmp_path / "run.json").exists()

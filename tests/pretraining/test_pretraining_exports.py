@@ -74,9 +74,9 @@ def saved(corpus, tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     seen: dict[str, torch.Tensor] = {}
     true, true_save = run_module.save_model, TrainingLoop._save
 
-    def exporting(model, folder, *rest):
+    def exporting(model, folder, *rest, **named):
         seen[str(folder).removesuffix(".partial")] = logits_of(model)
-        true(model, folder, *rest)
+        true(model, folder, *rest, **named)
 
     def saving(loop):  # written on another thread, while the model trains on
         name = checkpoint_name(loop._at.step)

@@ -140,8 +140,8 @@ def test_a_finished_run_called_again_returns_at_once(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("stackbert.pretraining.run.create_model", forbidden)
-    monkeypatch.setattr("stackbert.pretraining.run.load_model", forbidden)
+    monkeypatch.setattr("stackbert.pretraining.opening.create_model", forbidden)
+    monkeypatch.setattr("stackbert.pretraining.opening.load_model", forbidden)
     listening = Listening()
     result = sb.pretrain(RECIPE, corpus=corpus, out=run, reporter=listening)
     assert result.model_folder == run / "model"
