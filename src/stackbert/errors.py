@@ -3,11 +3,34 @@
 A message is a sentence for the user: what is wrong, where, and what to do about it.
 """
 
+import re
+
+LONGEST = 2000
+"""Characters of a message: a screenful. What makes one longer is a name or value of the user's."""
+_LINE_END = re.compile(r"\s*[\r\n]\s*")
+
+
+def shown(text: str) -> str:
+    """Text that may hold anything, as one line that a terminal can be given.
+
+    What a terminal would obey or could not show (control characters, direction marks, halves of
+    characters) is spelled out; of a very long text the middle is left out.
+    """
+    line = _LINE_END.sub(" ", text.strip())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 4 :]}"
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
 
 class StackBertError(Exception):
     """Base of every error that is shown to the user as a sentence, never as a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(message))
 
 
 class UserError(StackBertError):

@@ -104,7 +104,27 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json_atomically(path: Path, value: Any) -> None:  # noqa: ANN401 (JSON is any value)
     """Write `value` as indented JSON, whole or not at all."""
-    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # A file name in another encoding stands in Python with halves of characters, which only
+        # JSON's own spelling can carry.
+        text = json.dumps(value, indent=2)
+    write_text_atomically(path, text + "\n")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` can only be an entry of the folder it is looked up in, never outside it."""
+    return name not in ("", ".", "..") and not {"/", "\0"} & set(name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all in it; of a link the link, never what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ YAML in, frozen pydantic models inside, YAML out. Nothing here needs torch.
 """
 
 import itertools
+import math
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -41,6 +42,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _is_finite(value: Any) -> bool:  # noqa: ANN401 (plain YAML values)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 class ModelSpec(_Part):
     """Which transformers model; any further field goes to its config (checked against it)."""
 
@@ -56,6 +65,8 @@ class ModelSpec(_Part):
         for name in self.model_extra or {}:
             if name in _SET_ELSEWHERE:
                 raise ValueError(f"{name} is set by {_SET_ELSEWHERE[name]}; leave it out here")
+        if not _is_finite(self.model_extra):
+            raise ValueError("a number among its further fields is not finite")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "

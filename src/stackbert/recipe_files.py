@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,9 @@ from stackbert.recipe import Recipe
 
 _MOST_VALUES = 10_000
 """In a recipe file; more come only of aliases of aliases of aliases."""
+_MOST_CHARACTERS = 1 << 18
+"""Of a recipe file: a hundred times the longest that comes along. It takes seconds to parse."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def shipped_recipes() -> dict[str, Recipe]:
@@ -42,7 +46,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         3
     """
     text, where = _recipe_text(name)
-    raw = _parse_yaml(text, where)
+    raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise UserError(f"{where} is not a recipe: it must be a mapping of fields to values.")
     for override in overrides:
@@ -75,13 +79,46 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 (plain YAML values)
     Raises:
         UserError: it cannot be read, is not YAML, or gives a field twice.
     """
+    return parse_yaml(_text_of(path), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401 (plain YAML values)
+    """What a YAML text of the user's holds.
+
+    Args:
+        text: the text.
+        where: named at the head of the error.
+
+    Raises:
+        UserError: it is not YAML, gives a field twice, or holds what no recipe does: objects,
+            halves of characters, more values than anybody writes.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise UserError(f"{where} is longer than {_MOST_CHARACTERS:,} characters, so no recipe.")
     try:
-        text = path.read_text(encoding="utf-8")
+        return _unshared(yaml.load(text, Loader=_OnceOnly), itertools.count(1))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise UserError(f"{where}{line} is not YAML: {problem}.") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply for a recipe.") from error
+    # PyYAML lets these through where a value does not fit its tag, as in 2020-13-45 or !!bool x.
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read: {error}.") from error
+    except (LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"{where} has a value that does not fit its '!!' tag.") from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_MOST_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file in UTF-8.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    return _parse_yaml(text, str(path))
 
 
 def differing_fields(a: Recipe, b: Recipe) -> list[str]:
@@ -117,32 +154,13 @@ def _recipe_text(name: str | Path) -> tuple[str, str]:
     path = Path(name)
     try:
         if path.is_file():
-            return path.read_text(encoding="utf-8"), str(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8, so not a recipe.") from error
+            return _text_of(path), str(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     raise UserError(
         f"There is no recipe '{name}': neither a file nor one of {', '.join(known)}"
         f"{_did_you_mean(str(name), known)}."
     )
-
-
-def _parse_yaml(text: str, where: str) -> Any:  # noqa: ANN401 (plain YAML values)
-    try:
-        return _unshared(yaml.load(text, Loader=_OnceOnly), itertools.count(1))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UserError(f"{where}{line} is not YAML: {problem}.") from error
-    except RecursionError as error:
-        raise UserError(f"{where} is nested too deeply for a recipe.") from error
-    # PyYAML lets these through where a value does not fit its tag, as in 2020-13-45 or !!bool x.
-    except ValueError as error:
-        raise UserError(f"{where} cannot be read: {error}.") from error
-    except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{where} has a value that does not fit its '!!' tag.") from error
 
 
 class _OnceOnly(yaml.SafeLoader):
@@ -160,17 +178,29 @@ class _OnceOnly(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """As PyYAML's, but not without end: a merge of merges of merges multiplies its fields."""
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a merge makes more than {_MOST_VALUES:,} fields", node.start_mark
+            )
+
 
 def _unshared(value: Any, count: Iterator[int]) -> Any:  # noqa: ANN401 (plain YAML values)
     """A copy without aliases: no part is in two places, and none contains itself."""
     if next(count) > _MOST_VALUES:
         raise ValueError(f"its aliases make more than {_MOST_VALUES:,} values of it")
     if isinstance(value, dict):
-        return {key: _unshared(item, count) for key, item in value.items()}
+        return {_unshared(key, count): _unshared(item, count) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_unshared(item, count) for item in value]
     if isinstance(value, int) and value.bit_length() > 64:
         raise ValueError("it holds an integer of more than 64 bits")
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise ValueError("it holds half a character (a surrogate)")
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(f"it holds a {type(value).__name__}, put it in quotation marks")
     return value
 
 
@@ -178,7 +208,7 @@ def _apply_override(raw: dict[Any, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: write it as field=value, for example seed=1.")
-    value = _parse_yaml(text, f"The value of --set {path}")
+    value = parse_yaml(text, f"The value of --set {path}")
     *parents, last = path.split(".")
     node: Any = raw
     for key in parents:
@@ -197,7 +227,7 @@ def _child(node: Any, key: str, override: str) -> Any:  # noqa: ANN401 (plain YA
         if node.get(key) is None:
             node[key] = {}
         return node[key]
-    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+    if isinstance(node, list) and key.isdecimal() and len(key) < 9 and int(key) < len(node):
         return node[int(key)]
     if isinstance(node, list):
         raise UserError(f"--set {override}: '{key}' is not a place from 0 to {len(node) - 1}.")
@@ -207,8 +237,9 @@ def _child(node: Any, key: str, override: str) -> Any:  # noqa: ANN401 (plain YA
 def _problem(raw: Any, item: Any) -> str:  # noqa: ANN401 (plain YAML values, pydantic's details)
     place = [str(part) for part in item["loc"]]
     # Where several types are allowed, pydantic appends their names to the place.
-    while place and ("[" in place[-1] or place[-1] in ("constrained-int", "literal", "bool")):
-        place.pop()
+    if item["type"] != "extra_forbidden":  # whose last part is the user's own word
+        while place and ("[" in place[-1] or place[-1] in ("constrained-int", "literal", "bool")):
+            place.pop()
     field = ".".join(place)
     if item["type"] == "extra_forbidden":
         known = _known_fields(place[:-1])

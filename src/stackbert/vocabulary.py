@@ -36,8 +36,8 @@ def load_vocabulary(corpus: Corpus) -> Vocabulary:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The tokenizer in {folder} cannot be opened: {error}") from error
+    except Exception as error:  # transformers and tokenizers raise whatever they meet
+        raise UserError(f"The tokenizer in {folder} cannot be opened: {error}.") from error
     ids = {
         "pad": tokenizer.pad_token_id,
         "cls": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else _bos(tokenizer),

@@ -55,7 +55,7 @@ def test_a_users_own_task_has_berts_usual_settings():
         ("learning_rate=fast", "learning_rate: input should be a valid number"),
         ("learning_rate=-1", "learning_rate"),
         ("batch", "write it as field=value"),
-        ("batch=[", "cannot be read"),
+        ("batch=[", "is not YAML"),
         ("mnli.epochs=3", "no task 'mnli'"),
         ("precision=fp16", "precision"),
     ],

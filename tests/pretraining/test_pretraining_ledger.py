@@ -269,9 +269,9 @@ def test_a_ledger_shorter_than_its_checkpoint_is_refused(corpus, tmp_path: Path)
 
 def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / LEDGER)
-    ledger.write("step", loss=float("nan"), mfu=float("inf"), step=3)
+    ledger.write("test", loss=float("nan"), mfu=float("inf"), step=3)
     ledger.sync()
     size = ledger.size
     ledger.close()
     assert size == (tmp_path / LEDGER).stat().st_size
-    assert sb.read_ledger(tmp_path) == [{"kind": "step", "loss": None, "mfu": None, "step": 3}]
+    assert sb.read_ledger(tmp_path) == [{"kind": "test", "loss": None, "mfu": None, "step": 3}]

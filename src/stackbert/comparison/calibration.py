@@ -20,6 +20,7 @@ from stackbert.comparison.processes import environment
 from stackbert.errors import RunError, StackBertError, UserError
 from stackbert.recipe import Recipe, ScheduleSpec, Stage
 from stackbert.recipe_files import parse_recipe
+from stackbert.stored import stored
 
 ROUNDS = 3
 """Processes one after the other, on each of the places that run side by side."""
@@ -56,8 +57,7 @@ class Settings:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "Settings":
         """From `to_json`'s values."""
-        rows = tuple((StepKind(**kind), size) for kind, size in raw["micro_batches"])
-        return cls(raw["precision"], raw["compile"], rows)
+        return stored(cls, raw)
 
 
 def settle_kinds(

@@ -16,6 +16,7 @@ from stackbert.errors import UserError
 from stackbert.pretraining.budget import parse_duration
 from stackbert.recipe import Recipe
 from stackbert.reporting.wording import duration, si
+from stackbert.stored import stored
 
 Unit = Literal["seconds", "flops", "steps"]
 _ROUNDING = 1e-9
@@ -129,11 +130,7 @@ class Reference:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Self:
         """From `to_json`'s values."""
-        steps = tuple(
-            StepCost(StepKind(**row["kind"]), row["seconds"], tuple(row["readings"]), row["flops"])
-            for row in raw["steps"]
-        )
-        return cls(steps, tuple(GrowthCost(**row) for row in raw["growths"]))
+        return stored(cls, raw)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """comparison.json: what was asked, what was measured for it, and which runs belong to it."""
 
-import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +11,12 @@ from stackbert.errors import UserError
 from stackbert.files import write_json_atomically
 from stackbert.recipe import Recipe
 from stackbert.recipe_files import differing_fields, parse_recipe
+from stackbert.stored import parse_json, stored
 
 FORMAT = 1
 COMPARISON = "comparison.json"
 Kind = Literal["variants", "switches"]
+_KEY = re.compile("[0-9a-f]{12}")
 _PLAIN = ("kind", "corpus", "budget", "jobs", "then")
 """Fields of a question that are JSON as they are."""
 
@@ -114,38 +116,36 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / COMPARISON
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
+        raw = parse_json(path.read_bytes())
+        if raw.pop("format") != FORMAT:
             raise UserError(f"{path} is of another version of StackBERT.")
         asked = raw["question"]
-        question = Question(
-            **{
-                **asked,
-                "recipe": parse_recipe(asked["recipe"], str(path)),
-                "rates": tuple(asked["rates"]),
-            }
-        )
-        return Record(
-            question=question,
-            corpus_folder=raw["corpus_folder"],
-            entropy=raw["entropy"],
-            machine=raw["machine"],
-            threads=raw["threads"],
-            settings=Settings.from_json(raw["settings"]),
-            reference=Reference.from_json(raw["reference"]),
-            budget=Budget(**raw["budget"]),
-            rate=raw["rate"],
-            tried=tuple(Tried(**tried) for tried in raw["tried"]),
-            entries=tuple(Entry(**entry) for entry in raw["entries"]),
-            recipes=raw["recipes"],
-        )
+        raw["question"] = {**asked, "recipe": parse_recipe(asked["recipe"], str(path))}
+        record = stored(Record, raw)
+        _check(record)
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not a comparison: it has no {COMPARISON}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Start the comparison in another folder; finished runs "
             "can be moved there."
         ) from error
+    return record
+
+
+def _check(record: Record) -> None:
+    """See that a record of the right types means something.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for name, number in (("threads", record.threads), ("budget.amount", record.budget.amount)):
+        if number <= 0:
+            raise ValueError(f"{name} is not above zero")
+    for entry in record.entries:
+        # It becomes a part of a folder's name.
+        if not _KEY.fullmatch(entry.key):
+            raise ValueError(f"the key {entry.key!r} is not of twelve hexadecimal digits")
 
 
 def is_comparison(folder: Path) -> bool:

@@ -1,4 +1,8 @@
-"""Reading through gzip, xz, bzip2 and zstd, with an error for data that is cut short."""
+"""Reading through gzip, xz, bzip2 and zstd, with an error for data that is cut short or foreign.
+
+The standard library's files of xz and bzip2 end without a word where a second stream behind the
+first is damaged, and its text would be missing; so their streams are gone through here.
+"""
 
 import bz2
 import gzip
@@ -6,12 +10,17 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import IO, Any
 
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
 """What reading damaged data raises; an `OSError` of that kind has no error number."""
 _READ = 1 << 20
+_BITE = 1 << 12
+"""Bytes that are decompressed at once: zstd makes up to 32,768 times as many of them."""
+_MOST_MEMORY = 1 << 29
+"""Of an xz stream, whose header says what it needs: xz itself makes none of more than 65 MiB."""
 
 
 def decompressed(stream: io.BufferedReader, compression: str) -> IO[bytes]:
@@ -24,24 +33,41 @@ def decompressed(stream: io.BufferedReader, compression: str) -> IO[bytes]:
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=stream), _READ)
     if compression == ".xz":
-        return io.BufferedReader(lzma.LZMAFile(stream), _READ)
+        new = partial(lzma.LZMADecompressor, memlimit=_MOST_MEMORY)
+        return io.BufferedReader(_Frames(stream, new, lzma.LZMAError, padding=b"\0"), _READ)
     if compression == ".bz2":
-        return io.BufferedReader(bz2.BZ2File(stream), _READ)
+        return io.BufferedReader(_Frames(stream, bz2.BZ2Decompressor, OSError), _READ)
     if compression == ".zst":
-        return io.BufferedReader(_Zstandard(stream), _READ)
+        import zstandard
+
+        frame = zstandard.ZstdDecompressor().decompressobj
+        return io.BufferedReader(_Frames(stream, frame, zstandard.ZstdError), _READ)
     return stream
 
 
-class _Zstandard(io.RawIOBase):
-    """Decompresses zstd frames; unlike zstandard's own reader it reports a truncated one."""
+class _Frames(io.RawIOBase):
+    """Decompresses streams (frames), one behind the other, to the last.
 
-    def __init__(self, source: IO[bytes]) -> None:
-        import zstandard
+    Args:
+        source: the file as stored.
+        new: makes what decompresses one of them.
+        error: what that raises.
+        padding: bytes that may fill up the space behind a stream.
+    """
 
-        self._new: Callable[[], Any] = zstandard.ZstdDecompressor().decompressobj
-        self._error: type[Exception] = zstandard.ZstdError
+    def __init__(
+        self,
+        source: IO[bytes],
+        new: Callable[[], Any],
+        error: type[Exception],
+        padding: bytes = b"",
+    ) -> None:
+        self._new = new
+        self._error = error
         self._source = source
+        self._padding = padding
         self._frame: Any = None
+        self._ended = False
         self._input = b""
         self._output = b""
 
@@ -50,21 +76,33 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401
         while not self._output:
-            # Small reads: zstd may make a thousandfold of them.
-            data = self._input or self._source.read(1 << 14)
-            self._input = b""
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            self._frame = self._frame or self._new()
-            try:
-                self._output = self._frame.decompress(data)
-            except self._error as error:
-                raise EOFError(str(error)) from None
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
+            # zstd takes all that it is given; the others keep what does not fit into the output.
+            if getattr(self._frame, "needs_input", True):
+                data = self._input or self._source.read(_BITE)
+                self._input = b""
+                if not data:
+                    if self._frame is not None:
+                        raise EOFError("the last stream in it has no end")
+                    return 0
+                if self._frame is None and self._ended:
+                    data = data.lstrip(self._padding) if self._padding else data
+                    if not data:
+                        continue
+            else:
+                data = b""
+            self._output = self._decompress(data)
         count = min(len(buffer), len(self._output))
         buffer[:count] = self._output[:count]
         self._output = self._output[count:]
         return count
+
+    def _decompress(self, data: bytes) -> bytes:
+        self._frame = self._frame or self._new()
+        bounded = hasattr(self._frame, "needs_input")
+        try:
+            output: bytes = self._frame.decompress(data, *((_READ,) if bounded else ()))
+        except self._error as error:
+            raise EOFError(str(error)) from None
+        if self._frame.eof:
+            self._input, self._frame, self._ended = self._frame.unused_data, None, True
+        return output

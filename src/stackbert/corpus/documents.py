@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stackbert.corpus.readers import Input
 from stackbert.corpus.store import Source
-from stackbert.errors import UserError
+from stackbert.errors import UserError, shown
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase ("reading", "learning", "tokenising"), the bytes of the sources read so far
@@ -91,7 +91,8 @@ class Documents:
     def sources(self) -> tuple[Source, ...]:
         """What the manifest says of the inputs."""
         return tuple(
-            Source(name=one.name, bytes=one.size, documents=found)
+            # A file name in another encoding goes into JSON, model cards and pages as it is shown.
+            Source(name=shown(one.name), bytes=one.size, documents=found)
             for one, found in zip(self._inputs, self.found, strict=True)
         )
 

@@ -11,128 +11,51 @@ A split is the concatenation of its shards. A document or sentence may run on in
 """
 
 import bisect
-import hashlib
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stackbert.corpus.manifest import (
+    FORMAT,
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    Shard,
+    Source,
+    Split,
+    SplitName,
+    shard_files,
+)
+from stackbert.corpus.mapped import MappedFile, allow_files, map_file
 from stackbert.errors import UserError
 from stackbert.files import sha256_of
 from stackbert.randomness import I64
+from stackbert.stored import parse_json
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer"
-SplitName = Literal["train", "validation"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "TOKENIZER",
+    "Corpus",
+    "Manifest",
+    "Offsets",
+    "Shard",
+    "Source",
+    "Split",
+    "SplitName",
+    "TokenIds",
+    "TokenStream",
+    "open_corpus",
+    "shard_files",
+    "unigram_entropy",
+]
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 """uint16 where the vocabulary fits, else uint32."""
 Offsets = npt.NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file (or data set) the text came from."""
-
-    name: str
-    """The path or data set name as the user gave it."""
-    bytes: int
-    """Size of the file as stored (compressed, if it was); of the text, for a data set."""
-    documents: int
-    """Documents found in it, duplicates included."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard of a split; the three file names follow from its number."""
-
-    number: int
-    tokens: int
-    documents: int
-    """Documents that start in this shard."""
-    sentences: int
-    sha256: dict[str, str]
-    """Checksum of each of the shard's files, by file name."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """One half of a corpus: what is trained on, or what is held out."""
-
-    tokens: int
-    """All ids of the stream, separators included."""
-    documents: int
-    sentences: int
-    words: int
-    """White-space separated words of the text."""
-    unigram_entropy: float
-    """Entropy in nats of this split's token frequencies, separators left out: the loss of a model
-    that knows frequencies and nothing else."""
-    shards: tuple[Shard, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Everything about a corpus but its tokens; stored as manifest.json."""
-
-    format: int
-    stackbert_version: str
-    sources: tuple[Source, ...]
-    duplicate_documents: int
-    empty_documents: int
-    validation_fraction: float
-    vocab_size: int
-    """Rows a model's embedding needs: the tokenizer's size rounded up to a multiple of 64."""
-    tokenizer_size: int
-    separator_id: int
-    lowercase: bool | None
-    """None if the tokenizer was brought along."""
-    dtype: Literal["uint16", "uint32"]
-    tokenizer_sha256: str
-    """Of tokenizer.json."""
-    train: Split
-    validation: Split
-
-    @property
-    def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that differ when the tokens or the tokenizer differ."""
-        content = [self.tokenizer_sha256] + [
-            digest
-            for split in (self.train, self.validation)
-            for shard in split.shards
-            for _, digest in sorted(shard.sha256.items())
-        ]
-        return hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for json.dumps; `Manifest.from_json` reads them back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Manifest":
-        """The manifest from plain values.
-
-        Raises:
-            KeyError, TypeError: a field is missing, unknown or of the wrong kind.
-        """
-
-        def split(raw: dict[str, Any]) -> Split:
-            shards = tuple(Shard(**shard) for shard in raw["shards"])
-            return Split(**{**raw, "shards": shards})
-
-        sources = tuple(Source(**source) for source in value["sources"])
-        both = {name: split(value[name]) for name in ("train", "validation")}
-        return cls(**{**value, "sources": sources, **both})
-
-
-def shard_files(number: int) -> dict[str, str]:
-    """File names of shard `number`, by what they hold."""
-    return {part: f"{part}-{number:05d}.npy" for part in ("tokens", "documents", "sentences")}
 
 
 class TokenStream:
@@ -144,21 +67,24 @@ class TokenStream:
         starts = np.cumsum([0] + [shard.tokens for shard in split.shards])
         self._bounds = starts
         self._starts: list[int] = starts.tolist()
-        self._tokens = [self._open(shard, "tokens") for shard in split.shards]
+        self._files = [self._open(shard, "tokens") for shard in split.shards]
+        self._tokens = [file.array for file in self._files]
 
-    def _open(self, shard: Shard, part: str) -> npt.NDArray[Any]:
+    def _open(self, shard: Shard, part: str) -> MappedFile:
         path = self._folder / shard_files(shard.number)[part]
         try:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            mapped = map_file(path, ("u2", "u4") if part == "tokens" else ("i8",))
         except (OSError, ValueError) as error:
-            raise UserError(f"The corpus file {path} cannot be read: {error}") from error
-        array: npt.NDArray[Any] = np.asarray(mapped)  # a plain view: memmap's own slicing is slow
-        if len(array) != getattr(shard, part):
             raise UserError(
-                f"The corpus file {path} holds {len(array):,} entries where the manifest says "
-                f"{getattr(shard, part):,}. The corpus is damaged: build it again."
+                f"The corpus file {path} cannot be read ({error}). The corpus is damaged: build it "
+                "again."
+            ) from error
+        if len(mapped.array) != getattr(shard, part):
+            raise UserError(
+                f"The corpus file {path} holds {len(mapped.array):,} entries where the manifest "
+                f"says {getattr(shard, part):,}. The corpus is damaged: build it again."
             )
-        return array
+        return mapped
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -176,9 +102,11 @@ class TokenStream:
         first = bisect.bisect_right(self._starts, start, hi=len(self._tokens)) - 1
         base = self._starts[first]
         if end <= self._starts[first + 1]:
+            self._files[first].check_length()
             return self._tokens[first][start - base : end - base]
         parts = []
         while start < end:
+            self._files[first].check_length()
             base, stop = self._starts[first], min(end, self._starts[first + 1])
             parts.append(self._tokens[first][start - base : stop - base])
             start, first = stop, first + 1
@@ -191,6 +119,8 @@ class TokenStream:
             IndexError: a range reaches outside the split.
         """
         shards, low, high, _ = self._in_shards(starts, lengths)
+        for shard in np.unique(shards):
+            self._files[shard].check_length()
         places = zip(shards.tolist(), low.tolist(), high.tolist(), strict=True)
         tokens = self._tokens
         parts = [tokens[shard][start:end] for shard, start, end in places]
@@ -215,7 +145,7 @@ class TokenStream:
 
     def _global_offsets(self, part: str) -> Offsets:
         """All of a part's offsets, from shard-local to split-wide."""
-        local = [self._open(shard, part) for shard in self._split.shards]
+        local = [self._open(shard, part).array for shard in self._split.shards]
         return np.concatenate(
             [a.astype(np.int64) + base for a, base in zip(local, self._starts, strict=False)]
             or [np.empty(0, np.int64)]
@@ -244,6 +174,7 @@ class TokenStream:
         places, done = np.array(edges)[:, order], 0
         for shard, count in sorted(Counter(shards.tolist()).items()):
             here = places[:, done : done + count]
+            self._sentence_files[shard].check_length()
             here[:] = self._sentences[shard].searchsorted(here)
             done += count
         shards, counts = shards[order], places[1] - places[0]
@@ -256,8 +187,21 @@ class TokenStream:
         )
 
     @cached_property
-    def _sentences(self) -> list[Offsets]:
+    def _sentence_files(self) -> list[MappedFile]:
         return [self._open(shard, "sentences") for shard in self._split.shards]
+
+    @cached_property
+    def _sentences(self) -> list[Offsets]:
+        return [file.array for file in self._sentence_files]
+
+    def check_unchanged(self) -> None:
+        """See that nobody wrote into the files that are read here.
+
+        Raises:
+            UserError: somebody did; it names the file.
+        """
+        for file in [*self._files, *self.__dict__.get("_sentence_files", ())]:
+            file.check_unchanged()
 
 
 class Corpus:
@@ -267,33 +211,55 @@ class Corpus:
         self.folder = folder
         self.manifest = manifest
         self.tokenizer_folder = folder / TOKENIZER
+        allow_files(2 * (len(manifest.train.shards) + len(manifest.validation.shards)))
         self.train = TokenStream(folder / "train", manifest.train)
         self.validation = TokenStream(folder / "validation", manifest.validation)
 
-    def verify(self) -> None:
-        """Read every shard and compare its checksum with the manifest's.
+    def verify(self, share: int = 0, of: int = 1) -> None:
+        """Read every shard and compare its checksum with the manifest's; some 1 s a gigabyte.
+
+        Args:
+            share: of several processes that do it together, the place of this one.
+            of: how many they are.
 
         Raises:
             UserError: naming the first file that is missing or differs.
         """
-        for name in ("train", "validation"):
-            split: Split = getattr(self.manifest, name)
-            for shard in split.shards:
-                for file, expected in shard.sha256.items():
-                    path = self.folder / name / file
-                    if not path.is_file() or sha256_of(path) != expected:
-                        raise UserError(
-                            f"The corpus file {path} is missing or damaged (its checksum differs "
-                            "from the manifest's). Build the corpus again."
-                        )
+        sides = {"train": self.manifest.train, "validation": self.manifest.validation}
+        files = [
+            (self.folder / name / file, expected)
+            for name, split in sides.items()
+            for shard in split.shards
+            for file, expected in shard.sha256.items()
+        ]
+        for path, expected in files[share::of]:
+            _check_sum(path, expected)
+
+    def check_unchanged(self) -> None:
+        """See that nobody wrote into the shards since they were opened, by their size and time.
+
+        Raises:
+            UserError: somebody did; it names the file.
+        """
+        self.train.check_unchanged()
+        self.validation.check_unchanged()
+
+
+def _check_sum(path: Path, expected: str) -> None:
+    if not path.is_file() or sha256_of(path) != expected:
+        raise UserError(
+            f"The corpus file {path} is missing or damaged (its checksum differs from the "
+            "manifest's). Build the corpus again."
+        )
 
 
 def open_corpus(folder: str | Path) -> Corpus:
     """Open a corpus that `build_corpus` made.
 
     Raises:
-        UserError: there is no corpus, its manifest is damaged, of another format version, or a
-            shard is missing or has the wrong length. Checksums are left to `Corpus.verify`.
+        UserError: there is no corpus, its manifest is damaged, of another format version, a shard
+            is missing or has the wrong length, or the tokenizer is not the one it was built with.
+            The shards' checksums are left to `Corpus.verify`.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -303,16 +269,34 @@ def open_corpus(folder: str | Path) -> Corpus:
             f"'stackbert corpus {folder} --text YOUR_FILES'."
         )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_bytes())
         if raw.get("format") != FORMAT:
             raise UserError(
                 f"{path} has format {raw.get('format')!r}, this version of StackBERT reads format "
                 f"{FORMAT}. Build the corpus again."
             )
         manifest = Manifest.from_json(raw)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}). Build the corpus again.") from error
+    _check_tokenizer(folder / TOKENIZER, manifest)
     return Corpus(folder, manifest)
+
+
+def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
+    """That its ids are the shards' ids, and that its files are files.
+
+    They are copied into every model that is made; a link would put what it leads to in there.
+
+    Raises:
+        UserError: it is another tokenizer, or a file of it is a link.
+    """
+    _check_sum(folder / "tokenizer.json", manifest.tokenizer_sha256)
+    links = sorted(path for path in folder.iterdir() if path.is_symlink())
+    if links:
+        raise UserError(
+            f"The corpus file {links[0]} is a symbolic link to {links[0].resolve()}. Its files are "
+            "copied into models, so put the file itself there."
+        )
 
 
 def unigram_entropy(counts: npt.NDArray[np.int64]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stackbert.errors import UserError
+from stackbert.stored import parse_json
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEFAULT_VOCAB_SIZE = 32_768
@@ -247,6 +248,7 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
         raise UserError(f"The tokenizer {file} cannot be read: {error}.") from error
     except Exception as error:  # tokenizers raises plain Exception for whatever it cannot parse
         raise UserError(f"{file} is not a tokenizers file: {error}.") from error
+    _try_out(tokenizer, file)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if path.is_dir():
         config |= _json_object(path / "special_tokens_map.json")
@@ -280,6 +282,22 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     return CorpusTokenizer(tokenizer, separator[0], size, config, None, path, tuple(others))
 
 
+def _try_out(tokenizer: Any, file: Path) -> None:  # noqa: ANN401
+    """Have a tokenizer encode a little: parts of one that do not fit each other show only then.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        for special in (False, True):
+            tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂", add_special_tokens=special)
+    except BaseException as error:
+        # A plain Exception again, or that of the Rust below it, which is no Exception at all.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"The tokenizer {file} cannot encode text: {error}.") from error
+
+
 def _id_of(tokenizer: Any, token: Any) -> tuple[int] | None:  # noqa: ANN401
     """A token's id, wrapped so that id 0 is true; None if there is no such token."""
     name = token.get("content") if isinstance(token, dict) else token
@@ -291,7 +309,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
     return value if isinstance(value, dict) else {}

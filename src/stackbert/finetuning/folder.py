@@ -1,14 +1,14 @@
 """finetune.json: what was asked of which models, and how an earlier call's is gone on with."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stackbert.errors import UserError
-from stackbert.files import write_json_atomically
+from stackbert.files import is_plain_name, write_json_atomically
 from stackbert.finetuning.fingerprints import key_of
 from stackbert.finetuning.settings import FinetuneSettings, parse_settings
+from stackbert.stored import parse_json, stored
 
 FORMAT = 1
 FINETUNE = "finetune.json"
@@ -121,39 +121,45 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / FINETUNE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
+        raw = parse_json(path.read_bytes())
+        if raw.pop("format") != FORMAT:
             raise UserError(f"{path} is of another version of StackBERT.")
-        tasks = {
-            name: TaskRecord(
-                **{
-                    **task,
-                    "settings": parse_settings(task["settings"], str(path)),
-                    "metrics": tuple(task["metrics"]),
-                    "notes": tuple(task["notes"]),
-                }
-            )
-            for name, task in raw["tasks"].items()
-        }
-        contenders = tuple(
-            Contender(each["name"], tuple(map(_member, each["members"])))
-            for each in raw["contenders"]
-        )
-        return Record(raw["kind"], contenders, tasks, raw["missing"], raw["machine"])
+        for task in raw["tasks"].values():
+            task["settings"] = parse_settings(task["settings"], str(path))
+        record = stored(Record, raw)
+        _check(record)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is no folder that 'stackbert finetune' wrote: it has no {FINETUNE}."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Fine-tune into another folder; results that are there "
             "can be copied to it."
         ) from error
+    return record
 
 
-def _member(raw: dict[str, Any]) -> Member:
-    progress = raw["progress"]
-    return Member(**{**raw, "progress": None if progress is None else Progress(**progress)})
+def _check(record: Record) -> None:
+    """See that a record of the right types fits together.
+
+    Raises:
+        ValueError: it does not.
+    """
+    # Both become parts of paths below the folder.
+    for name in (*record.tasks, *(member.key for member in record.members)):
+        if not is_plain_name(name):
+            raise ValueError(f"{name!r} is no name of a file")
+    if not all(contender.members for contender in record.contenders):
+        raise ValueError("a contender has no members")
+    for name, task in record.tasks.items():
+        lacking = sorted({"train", *task.guess} - task.fingerprints.keys())
+        lacking += sorted(task.guess.keys() - task.sizes.keys())
+        if task.name != name or lacking or task.seeds < 1 or not task.metrics:
+            raise ValueError(f"the task '{name}' lacks its name, seeds, metrics or {lacking}")
+        for split, scores in task.guess.items():
+            if "dev" not in task.guess or not scores.keys() & set(task.metrics):
+                raise ValueError(f"the task '{name}' has no guess of {split}")
 
 
 def check_may_begin(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from stackbert.errors import UserError
 from stackbert.files import write_json_atomically, write_text_atomically
 from stackbert.finetuning.folder import FORMAT, RESULTS, Member
+from stackbert.stored import parse_json, stored
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ def read_result(path: Path) -> Result | None:
         UserError: it is damaged.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_bytes())
         if raw.pop("format") != FORMAT:
             raise UserError(f"{path} is of another version of StackBERT.")
-        return Result(**{**raw, "losses": tuple(raw["losses"]), "notes": tuple(raw["notes"])})
+        return stored(Result, raw)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it and fine-tune again; the other results stay."
         ) from error
@@ -84,11 +85,11 @@ def read_predictions(path: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     beside = path.with_suffix(".jsonl")
     try:
-        with beside.open(encoding="utf-8") as file:
+        with beside.open("rb") as file:
             for line in file:
-                row = json.loads(line)
-                found.setdefault(row.pop("split"), []).append(row)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+                row = parse_json(line)
+                found.setdefault(stored(str, row.pop("split")), []).append(row)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{beside} is missing or damaged. Remove {path.name} and fine-tune again."
         ) from error

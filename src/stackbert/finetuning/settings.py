@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stackbert.errors import UserError
+from stackbert.recipe_files import parse_yaml
 
 SQUAD = "squad"
 SQUAD_V2 = "squad-v2"
@@ -156,11 +156,7 @@ def _parsed(override: str) -> tuple[str | None, str, Any]:
     if not equals or not path:
         raise UserError(f"--set {override}: write it as field=value, for example epochs=4.")
     task, dot, field = path.rpartition(".")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value cannot be read.") from error
-    return (task if dot else None), field, value
+    return (task if dot else None), field, parse_yaml(text, f"The value of --set {path}")
 
 
 def _problem(item: Any) -> str:  # noqa: ANN401 (pydantic's details)

@@ -119,6 +119,8 @@ def _parsed(path: Path) -> _File:
         ) from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be SQuAD's JSON.") from None
+    except ValueError as error:  # a number of more digits than Python takes
+        raise UserError(f"{path} is not SQuAD's JSON: {error}.") from None
     try:
         return _File.model_validate(value)
     except ValidationError as error:

@@ -5,7 +5,6 @@ unpickled), code from the folder is never run, the network is never asked, and a
 missing, left over or of another shape stops the work by its name.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +13,21 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stackbert.errors import UserError
 from stackbert.growth.layers import takes_pooler_switch
+from stackbert.growth.source import (
+    Contents,
+    check_size,
+    contents,
+    load_config,
+    read_config,
+    reason,
+    weight_files,
+)
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _FLOATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -59,39 +65,21 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         UserError: it is no such folder, is damaged, or needs code that transformers lacks.
     """
-    fields = _read_config(folder)
-    model_class = _model_class(fields, folder)
-    dtype = _stored_dtype(_weight_files(folder))
-    return Checkpoint(folder, model_class, _config(model_class, folder), dtype)
-
-
-def _read_config(source: Path) -> dict[str, Any]:
-    if not source.is_dir():
+    if not folder.is_dir():
         raise UserError(
-            f"{source} is not a folder. Give the path of a checkpoint folder; names on the "
+            f"{folder} is not a folder. Give the path of a checkpoint folder; names on the "
             "Hugging Face Hub are not looked up (download the model first)."
         )
-    path = source / "config.json"
-    if not path.is_file():
-        raise UserError(f"{source} has no config.json, so it is not a Hugging Face checkpoint.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return fields
+    model_class = _model_class(read_config(folder), folder)
+    found = contents(weight_files(folder))
+    dtype = _stored_dtype(found)
+    config = load_config(model_class, folder)
+    check_size(model_class, config, folder, found)
+    return Checkpoint(folder, model_class, config, dtype)
 
 
 def _model_class(fields: dict[str, Any], source: Path) -> type[PreTrainedModel]:
     path = source / "config.json"
-    if "auto_map" in fields:
-        raise UserError(
-            f"{path} asks for code of its own (auto_map). StackBERT never runs code from a "
-            "checkpoint; only the architectures of transformers can be grown."
-        )
-    if "quantization_config" in fields:
-        raise UserError(f"{path} says that the weights are quantised; growth needs plain ones.")
     architectures = fields.get("architectures")
     if not (isinstance(architectures, list) and architectures):
         raise UserError(
@@ -108,64 +96,18 @@ def _model_class(fields: dict[str, Any], source: Path) -> type[PreTrainedModel]:
     return found
 
 
-def _config(model_class: type[PreTrainedModel], source: Path) -> PretrainedConfig:
-    config_class: Any = model_class.config_class
-    try:
-        config: PretrainedConfig = config_class.from_pretrained(str(source), local_files_only=True)
-    except Exception as error:
-        # Config classes check their fields each in its own way; the user needs the reason.
-        raise UserError(
-            f"{source / 'config.json'} does not fit {model_class.__name__}: {error}"
-        ) from error
-    return config
-
-
-def _weight_files(source: Path) -> list[Path]:
-    if (source / _SINGLE).is_file():
-        return [source / _SINGLE]
-    index = source / _INDEX
-    if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-            raise UserError(f"{index} is damaged: {error}.") from error
-        missing = [name for name in names if not (source / name).is_file()]
-        if missing:
-            raise UserError(f"{source} lacks the weight files {', '.join(missing)} of its index.")
-        return [source / name for name in names]
-    pickled = sorted(path.name for path in source.glob("*.bin"))
-    if pickled:
-        raise UserError(
-            f"{source} holds its weights only as {', '.join(pickled)}: pickle, which can run code "
-            "when it is read. Save the model again with transformers (safetensors) first."
-        )
-    raise UserError(f"{source} has no weights: neither {_SINGLE} nor {_INDEX}.")
-
-
-def _stored_dtype(files: list[Path]) -> torch.dtype:
+def _stored_dtype(found: Contents) -> torch.dtype:
     """The dtype of the weights on disk, which may not be what the config says.
 
     Mixed ones are loaded in the narrowest dtype that holds them all without loss.
     """
     dtype: torch.dtype | None = None
-    for path in files:
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (a safetensors file is not iterable)
-                    tensor = file.get_slice(name)
-                    found = _FLOATS.get(tensor.get_dtype())
-                    if found is not None:
-                        dtype = found if dtype is None else torch.promote_types(dtype, found)
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}). Download or save the checkpoint again."
-            ) from error
+    for name in sorted(found.dtypes & _FLOATS.keys()):
+        dtype = _FLOATS[name] if dtype is None else torch.promote_types(dtype, _FLOATS[name])
     if dtype is None:
         raise UserError(
-            f"{files[0]} holds no tensors of {', '.join(sorted(_FLOATS))}; growth needs plain "
-            "weights."
+            f"{found.files[0]} holds no tensors of {', '.join(sorted(_FLOATS))}; growth needs "
+            "plain weights."
         )
     return dtype
 
@@ -235,9 +177,9 @@ def _try_load(
                 ignore_mismatched_sizes=True,
                 **options,
             )
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(
-            f"transformers cannot load {source} as {model_class.__name__}: {error}"
+            f"transformers cannot load {source} as {model_class.__name__}: {reason(error)}."
         ) from error
     missing = sorted(info["missing_keys"])
     unexpected = sorted(k for k in info["unexpected_keys"] if not k.endswith("position_ids"))

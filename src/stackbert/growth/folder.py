@@ -1,15 +1,16 @@
 """Grow the model in one Hugging Face checkpoint folder into another folder."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from stackbert.files import explaining_os_errors, folder_made_whole
+from stackbert.errors import UserError
+from stackbert.files import explaining_os_errors, folder_made_whole, is_plain_name
 from stackbert.growth.checkpoint import inspect_checkpoint, load_checkpoint, quiet_transformers
 from stackbert.growth.layers import depth_key
 from stackbert.growth.model import grow_with_origins
 from stackbert.growth.operators import Operator, get_operator
+from stackbert.stored import parse_json
 
 # Not copied along: weights in any format, code, and what describes the source's training.
 _NOT_COPIED = (
@@ -121,6 +122,8 @@ def _copy_along(source: Path, target: Path) -> tuple[str, ...]:
     paths = [path for path in sorted(source.iterdir()) if path.is_file() and _goes_along(path)]
     for folder in _sentence_transformer_folders(source):
         paths += [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in paths:
+        _check_link(path, source)
     copied = []
     for path in paths:
         name = path.relative_to(source)
@@ -128,6 +131,22 @@ def _copy_along(source: Path, target: Path) -> tuple[str, ...]:
         shutil.copyfile(path, target / name)
         copied.append(str(name))
     return tuple(copied)
+
+
+def _check_link(path: Path, source: Path) -> None:
+    """Refuse a link that would bring a file from elsewhere into the copy.
+
+    The Hugging Face cache keeps files in a folder `blobs` beside those of the snapshots.
+
+    Raises:
+        UserError: it is one.
+    """
+    places = (source.resolve(), source.resolve().parent.parent / "blobs")
+    if not any(path.resolve().is_relative_to(place) for place in places):
+        raise UserError(
+            f"{path} is a symbolic link to {path.resolve()}, outside the checkpoint. Put the file "
+            "itself there, or remove the link."
+        )
 
 
 def _goes_along(path: Path) -> bool:
@@ -142,10 +161,8 @@ def _goes_along(path: Path) -> bool:
 def _sentence_transformer_folders(source: Path) -> list[Path]:
     """Folders listed in modules.json: the pooling beside the model, not the model itself."""
     try:
-        modules = json.loads((source / "modules.json").read_text(encoding="utf-8"))
+        modules = parse_json((source / "modules.json").read_bytes())
         names = [str(module["path"]) for module in modules]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    # A name is a plain child of the folder; anything else could point out of it.
-    plain = [name for name in names if name and Path(name).name == name and name != ".."]
-    return [source / name for name in plain if (source / name).is_dir()]
+    return [source / name for name in names if is_plain_name(name) and (source / name).is_dir()]

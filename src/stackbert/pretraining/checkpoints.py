@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from stackbert.errors import UserError
-from stackbert.files import folder_made_whole, sha256_of, write_json_atomically
+from stackbert.errors import UserError, shown
+from stackbert.files import (
+    folder_made_whole,
+    is_plain_name,
+    remove,
+    sha256_of,
+    write_json_atomically,
+)
+from stackbert.pretraining.counters import LogWindow
+from stackbert.stored import parse_json, stored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,6 +190,9 @@ def disk_errors_as_os_errors() -> Iterator[None]:
 class DamagedCheckpointError(Exception):
     """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message))
+
 
 def read_state(folder: Path) -> RunState:
     """Read a checkpoint's counters after comparing every file with its checksum.
@@ -191,16 +202,18 @@ def read_state(folder: Path) -> RunState:
     """
     path = folder / STATE
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raw: dict[str, Any] = parse_json(path.read_bytes())
         own: str = raw.pop("own_sha256")
         if own != _digest(raw):
             raise DamagedCheckpointError(f"{path} differs from its checksum")
         if raw.pop("format") != FORMAT:
             raise DamagedCheckpointError(f"{path} is of another version of StackBERT")
         sums: dict[str, str] = raw.pop("sha256")
-        state = RunState(**raw)
+        state = _checked(stored(RunState, raw, partial=True))
         for name, expected in sums.items():
-            if sha256_of(folder / Path(name).name) != expected:
+            if not is_plain_name(name):
+                raise ValueError(f"it names {name!r}, which is no file of its folder")
+            if sha256_of(folder / name) != expected:
                 raise DamagedCheckpointError(f"{folder / name} differs from its checksum")
     except OSError as error:
         raise DamagedCheckpointError(f"{error.filename} cannot be read") from error
@@ -209,23 +222,47 @@ def read_state(folder: Path) -> RunState:
     return state
 
 
+def _checked(state: RunState) -> RunState:
+    counts = (state.step, state.depth, state.tokens, state.flops, state.ledger_bytes, state.skipped)
+    if min(counts) < 0 or state.depth == 0 or min(state.seconds.values(), default=0.0) < 0.0:
+        raise ValueError("a count or a time in it is below zero")
+    stored(LogWindow, state.window, partial=True)
+    return state
+
+
 def load_model(folder: Path, model_class: type["PreTrainedModel"]) -> "PreTrainedModel":
     """The model of a checkpoint, in fp32, in training mode; every tensor must be there.
 
     Raises:
-        DamagedCheckpointError: a tensor is missing, unknown, or of another shape.
+        DamagedCheckpointError: a tensor is missing, unknown, or of another shape; or the config
+            describes another model, or asks for more than one of transformers.
     """
     import torch
 
+    from stackbert.growth.source import (
+        check_size,
+        contents,
+        load_config,
+        read_config,
+        weight_files,
+    )
+
     try:
+        read_config(folder)
+        config = load_config(model_class, folder)
+        check_size(model_class, config, folder, contents(weight_files(folder)))
         with quiet_transformers():
             loaded: Any = model_class.from_pretrained(
                 folder,
                 local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # reported, and refused below by name
                 output_loading_info=True,
             )
+    except UserError as error:
+        raise DamagedCheckpointError(str(error).rstrip(".")) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DamagedCheckpointError(f"{folder} cannot be opened ({error})") from error
     trained: PreTrainedModel = loaded[0]
@@ -277,10 +314,7 @@ class CheckpointStore:
     def tidy(self) -> None:
         """Remove what a killed process left half-written."""
         for path in [*self.folder.glob("*.partial"), *self.folder.glob(".*.lock")]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove(path)
 
     def newest(self) -> tuple[tuple[Path, RunState] | None, list[str]]:
         """The newest checkpoint that is whole, and what was wrong with those passed over.
@@ -305,7 +339,7 @@ class CheckpointStore:
             for bad in damaged:
                 aside = bad.with_name(bad.name + ".damaged")
                 if aside.exists():
-                    shutil.rmtree(aside)
+                    remove(aside)
                 bad.rename(aside)
             return (path, state), problems
         if problems:
@@ -323,7 +357,7 @@ class CheckpointStore:
                 # Renamed first: a kill in the middle must not leave half a checkpoint.
                 doomed = path.with_name(path.name + ".partial")
                 path.rename(doomed)
-                shutil.rmtree(doomed)
+                remove(doomed)
 
     def last(self) -> Path | None:
         """The newest checkpoint by name, for messages."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stackbert.errors import UserError
+from stackbert.pretraining.rundir import identity, vanished
+from stackbert.stored import parse_json, stored
 
 LEDGER = "metrics.jsonl"
 WORK = (
@@ -28,6 +30,20 @@ compilation as a whole. Start-up is what comes before the first step or evaluati
 every process of the run."""
 
 
+_NEEDED = {
+    "step": ("step", "tokens", "flops", "seconds", "loss"),
+    "evaluation": ("step", "tokens", "flops", "seconds", "loss", "masked_lm"),
+    "growth": (
+        *("step", "seconds", "growth_seconds", "source_depth", "target_depth"),
+        *("loss_before", "loss_after", "operator", "optimizer_state"),
+    ),
+    "time": ("step", "seconds", "wall"),
+    "end": ("step", "seconds", "wall"),
+}
+"""What those who read a line of a kind rely on; there may be more in it, and other kinds."""
+_LOSSES = ("loss", "masked_lm", "loss_before", "loss_after")
+
+
 class Ledger:
     """Appends lines to metrics.jsonl; every line goes to the operating system at once."""
 
@@ -37,6 +53,11 @@ class Ledger:
         A resumed run does the steps behind its checkpoint again, and writes their lines again.
         """
         self.path = path
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link to {path.resolve()}. A run writes into its own folder "
+                "alone; put the file itself there."
+            )
         with path.open("ab") as file:
             if file.tell() < keep_bytes:
                 raise UserError(
@@ -47,13 +68,24 @@ class Ledger:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 (JSON values)
-        """Append one line. A number that is not finite becomes null, so the file stays JSON."""
+        """Append one line. A number that is not finite becomes null, so the file stays JSON.
+
+        Raises:
+            RunError: the file is not there any more, or another is in its place.
+        """
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in fields.items()
         }
+        self._check_place()
         self._file.write(json.dumps({"kind": kind, **clean}) + "\n")
         self._file.flush()
+
+    def _check_place(self) -> None:
+        # The system would let us write into a file that nobody can open any more, for days.
+        status = os.fstat(self._file.fileno())
+        if identity(self.path) != (status.st_dev, status.st_ino):
+            raise vanished(self.path.parent)
 
     @property
     def size(self) -> int:
@@ -61,7 +93,12 @@ class Ledger:
         return os.fstat(self._file.fileno()).st_size
 
     def sync(self) -> None:
-        """Bring every line to the disk."""
+        """Bring every line to the disk.
+
+        Raises:
+            RunError: as in `write`.
+        """
+        self._check_place()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -103,19 +140,43 @@ def read_ledger(run: str | Path) -> list[dict[str, Any]]:
     path = Path(run) / LEDGER
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {LEDGER}.")
-    lines = path.read_bytes().splitlines(keepends=True)
+    *lines, last = path.read_bytes().split(b"\n")
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate((*lines, last) if last else lines, start=1):
         try:
-            row = json.loads(line.decode("utf-8"))
-            if not isinstance(row, dict) or "kind" not in row:
-                raise ValueError("it is no object with a kind")
+            row = parse_json(line)
+            _check(row)
         except ValueError as error:
-            if number == len(lines) and not line.endswith(b"\n"):
+            if number > len(lines):
                 break
             raise UserError(f"{path}, line {number} is damaged: {error}.") from error
         rows.append(row)
     return rows
+
+
+def _check(row: Any) -> None:  # noqa: ANN401 (JSON is any value)
+    """See that a line has what its kind needs.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        raise ValueError("it is no object with a kind")
+    for name in _NEEDED.get(row["kind"], ()):
+        if name not in row:
+            raise ValueError(f"it has no {name}")
+        value = row[name]
+        if name in ("operator", "optimizer_state"):
+            stored(str, value)
+        elif name == "wall":
+            stored(dict[str, float], value)
+        elif name in _LOSSES:
+            if value is not None:
+                stored(float, value)
+        else:
+            stored(float if name.endswith("seconds") else int, value)
+            if value < 0:
+                raise ValueError(f"{name} is below zero")
 
 
 class Stopwatch:

@@ -1,14 +1,14 @@
 """The run directory: what was asked, what was made of it, and whether a run may go on there."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stackbert.errors import UserError
+from stackbert.errors import RunError, UserError
 from stackbert.files import write_json_atomically, write_text_atomically
 from stackbert.recipe import Recipe
 from stackbert.recipe_files import differing_fields, load_recipe, parse_recipe
+from stackbert.stored import parse_json, stored
 
 FORMAT = 1
 RUN = "run.json"
@@ -71,16 +71,18 @@ def read_record(run: Path) -> tuple[Recipe, RunRecord]:
     """
     path = run / RUN
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
+        raw = parse_json(path.read_bytes())
+        if raw.pop("format") != FORMAT:
             raise UserError(f"{path} is of another version of StackBERT.")
+        recipe = parse_recipe(raw.pop("recipe"), str(path))
         asked = raw["request"]
-        request = Request(**{**asked, "recipe": parse_recipe(asked["recipe"], str(path))})
-        record = RunRecord(request, raw["corpus_folder"], raw["machine"], raw["matrix_rate"])
-        recipe = parse_recipe(raw["recipe"], str(path))
+        raw["request"] = {**asked, "recipe": parse_recipe(asked["recipe"], str(path))}
+        record = stored(RunRecord, raw)
+        if not (record.matrix_rate > 0.0 and stored(int, record.machine.get("processes", 1)) > 0):
+            raise ValueError("matrix_rate or machine.processes is not above zero")
     except FileNotFoundError as error:
         raise UserError(f"{run} is not a run directory: it has no {RUN}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Start a new run in another folder."
         ) from error
@@ -97,6 +99,24 @@ def read_record(run: Path) -> tuple[Recipe, RunRecord]:
 def is_run(run: Path) -> bool:
     """Whether a run was begun in this folder."""
     return (run / RUN).is_file()
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file or folder from another of its name; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def vanished(run: Path) -> RunError:
+    """What to say when a run directory is not there any more, or another is in its place."""
+    return RunError(
+        f"{run} was removed, renamed or replaced while it was being trained, so the run was "
+        "stopped. If it has another name now, give --out that name, or put it back, and run the "
+        "same command again: the run goes on from its last checkpoint."
+    )
 
 
 def check_may_begin(run: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stackbert.errors import UserError
-from stackbert.pretraining.ledger import read_ledger
+from stackbert.pretraining.ledger import LEDGER, read_ledger
 from stackbert.pretraining.rundir import read_record
 
 
@@ -82,6 +82,10 @@ def summarise(run: str | Path) -> RunSummary:
             break
         start, stop = evaluations[first], evaluations[end]
         seconds, flops = stop["seconds"] - start["seconds"], stop["flops"] - start["flops"]
+        if seconds <= 0.0:
+            raise UserError(
+                f"{run / LEDGER} is damaged: steps {first} to {end} took {seconds:g} seconds."
+            )
         stages.append(
             StageSummary(
                 depth=stage.depth,

@@ -31,6 +31,7 @@ _SWITCH: dict[Axis, str] = {
     "tokens": "tokens",
     "steps": "steps",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[<>≤≥~±+−-]?\s?\d[^→]*|[–—-]?")
 """A cell that begins as a number does, or is empty; "2 → 4" is none."""
 
@@ -91,7 +92,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(
+    html = environment.get_template("page.html.j2").render(
         page=page,
         parts=parts,
         css=Markup(_own("page.css")),
@@ -100,6 +101,8 @@ def render(page: Page) -> str:
         policy=_policy(scripts),
         version=stackbert.__version__,
     )
+    # Of a folder's name in another encoding, which Python spells with halves of characters.
+    return _SURROGATE.sub("\ufffd", html)
 
 
 def _figure_data(part: Curves | Figure) -> dict[str, Any]:
