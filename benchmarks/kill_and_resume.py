@@ -60,8 +60,8 @@ TOLERANCE = 1e-5
 """Nats by which losses of several ranks may differ from those of one process."""
 PATIENCE = 120.0
 """Seconds after which a process that should end counts as stuck."""
-GRACE = 20.0
-"""Seconds that the processes which are left have to notice it."""
+GRACE = 60.0
+"""Seconds that the processes which are left have to notice it, on a busy machine."""
 LOST = "Another process of the run was lost"
 TIMED = {"seconds", "tokens_per_second", "mfu", "growth_seconds", "wall"}
 
@@ -310,11 +310,11 @@ def strike(run: Run, kill: Kill, pace: Pace, draw: random.Random) -> tuple[float
     due, spread = conditions[kill.kind]
     begun = time.monotonic()
     training = run.start()
-    while not due():
-        if not training.running:
-            break
+    while training.running and not due():
         time.sleep(0.001)
-    time.sleep(draw.uniform(0.0, spread))
+    deadline = time.monotonic() + draw.uniform(0.0, spread)
+    while training.running and time.monotonic() < deadline:
+        time.sleep(0.0002)
     killed = training.running
     victims = training.kill(draw)
     if not training.end() and run.at_work():
