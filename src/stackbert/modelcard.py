@@ -14,7 +14,7 @@ def write_model_card(
     folder: Path,
     recipe: Recipe,
     manifest: Manifest,
-    summary: RunSummary,
+    summary: RunSummary | None,
     machine: dict[str, Any],
 ) -> None:
     """Write README.md: how to use the model, how it was trained, on what.
@@ -23,7 +23,7 @@ def write_model_card(
         folder: of the exported model.
         recipe: as run.
         manifest: of the corpus.
-        summary: the stages and losses.
+        summary: the stages and losses; None if the run's ledger cannot be read.
         machine: versions and hardware.
     """
     (folder / "README.md").write_text(
@@ -32,7 +32,7 @@ def write_model_card(
 
 
 def model_card(
-    recipe: Recipe, manifest: Manifest, summary: RunSummary, machine: dict[str, Any]
+    recipe: Recipe, manifest: Manifest, summary: RunSummary | None, machine: dict[str, Any]
 ) -> str:
     """The card's text; arguments as in `write_model_card`."""
     header = {
@@ -47,14 +47,6 @@ def model_card(
     )
     if len(manifest.sources) > 20:
         sources += f"\n- … and {len(manifest.sources) - 20:,} more"
-    stages = "\n".join(
-        f"| {s.depth} | {s.steps:,} | {s.tokens:,} | {s.seconds:,.0f} | "
-        f"{_number(s.loss_grown)} | {_number(s.loss)} |"
-        for s in summary.stages
-    )
-    objective = f"masked LM at a mask rate of {recipe.evaluation.mask_rate}"
-    if recipe.objective.next_sentence:
-        objective += ", plus next sentence"
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
@@ -73,11 +65,7 @@ print(fill(f"The capital is the {{fill.tokenizer.mask_token}} of the country."))
 
 ## Training
 
-| depth | steps | tokens | seconds | validation loss after growth | at the end |
-|---|---|---|---|---|---|
-{stages}
-
-Final validation loss: {_number(summary.loss)} nats ({objective}).
+{_losses(recipe, summary) if summary else "The ledger of the run, with its losses, is damaged."}
 The entropy of the validation text's token frequencies is {held_out.unigram_entropy:.3f} nats.
 
 Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
@@ -96,6 +84,22 @@ Vocabulary: {manifest.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.f
 {recipe.to_yaml().strip()}
 ```
 """
+
+
+def _losses(recipe: Recipe, summary: RunSummary) -> str:
+    stages = "\n".join(
+        f"| {s.depth} | {s.steps:,} | {s.tokens:,} | {s.seconds:,.0f} | "
+        f"{_number(s.loss_grown)} | {_number(s.loss)} |"
+        for s in summary.stages
+    )
+    objective = f"masked LM at a mask rate of {recipe.evaluation.mask_rate}"
+    if recipe.objective.next_sentence:
+        objective += ", plus next sentence"
+    return f"""| depth | steps | tokens | seconds | validation loss after growth | at the end |
+|---|---|---|---|---|---|
+{stages}
+
+Final validation loss: {_number(summary.loss)} nats ({objective})."""
 
 
 def _number(value: float | None) -> str:

@@ -159,6 +159,7 @@ def start_ranks(arguments: Sequence[object], folder: Path, count: int) -> "list[
         port = free.getsockname()[1]
     common = {
         "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",

@@ -333,7 +333,9 @@ class TrainingLoop:
     def _save(self) -> None:
         self._read_losses()
         at, trainer = self._at, self._trainer
-        if not trainer.finite:  # a checkpoint to go back to must be worth going back to
+        # A checkpoint to go back to must be worth going back to.
+        self._ranks.all_pass(self._corpus.check_unchanged)
+        if not trainer.finite:
             raise self._not_finite("model", self._stage_done)
         with self._watch.measuring("checkpoint"):
             self._writer.wait()

@@ -56,6 +56,16 @@ class Ranks:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
+    @property
+    def on_machine(self) -> tuple[int, int]:
+        """This process's place among those of its machine, and their number, as torchrun says.
+
+        (0, 1) where nobody says.
+        """
+        if self.count == 1 or "LOCAL_WORLD_SIZE" not in os.environ:
+            return 0, 1
+        return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+
     def largest(self, value: int) -> int:
         """The largest of all processes' values, in each of them."""
         if self.count == 1:
@@ -65,6 +75,24 @@ class Ranks:
         box = torch.tensor([value])
         dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._words)
         return int(box)
+
+    def all_pass(self, check: Callable[[], None]) -> None:
+        """Call `check` in each process; if one of them refuses, all end and one says why.
+
+        Raises:
+            UserError: what `check` raised here, in the first process that it was raised in.
+            SaidByFirstError: in the others.
+        """
+        found: UserError | None = None
+        try:
+            check()
+        except UserError as error:
+            found = error
+        speaker = self.count - self.largest(0 if found is None else self.count - self.rank)
+        if found is not None and speaker == self.rank:
+            raise found
+        if speaker < self.count:
+            raise SaidByFirstError(UserError.exit_code)
 
     def add(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors, in place and in each of them."""

@@ -25,9 +25,9 @@ from stackbert.pretraining.machine import (
 from stackbert.pretraining.opening import open_loop
 from stackbert.pretraining.progress import Reporter, Silent
 from stackbert.pretraining.ranks import Ranks, joined_ranks
-from stackbert.pretraining.rundir import MODEL, Request, read_record
+from stackbert.pretraining.rundir import MODEL, Request, identity, read_record, vanished
 from stackbert.pretraining.signals import StopRequest
-from stackbert.pretraining.start import check_shares, find_start, make_start
+from stackbert.pretraining.start import check_corpus, check_shares, find_start, make_start
 from stackbert.pretraining.summary import RunSummary, summarise
 from stackbert.pretraining.tracking import check_trackers
 from stackbert.recipe import Recipe
@@ -108,7 +108,7 @@ def pretrain(
         speaker = (reporter or Silent()) if ranks.is_first else Silent()
         trackers = track if ranks.is_first else ()
         _pretrain_locked(run, asked, opened, resume, trackers, speaker, ranks)
-        summary = ranks.from_first(lambda: summarise(run).to_json())
+        summary = ranks.from_first(lambda: _summary(run).to_json())
         return RunResult(run, run / MODEL, RunSummary.from_json(summary))
 
 
@@ -118,7 +118,13 @@ def _taking(run: Path) -> Iterator[None]:
     with explaining_os_errors(f"training in {run}"):
         run.mkdir(parents=True, exist_ok=True)
         with locked(run / ".lock", f"{run} is in use"):
-            yield
+            here = identity(run)
+            try:
+                yield
+            except FileNotFoundError as error:
+                if identity(run) != here:
+                    raise vanished(run) from error
+                raise
 
 
 def _pretrain_locked(
@@ -137,6 +143,7 @@ def _pretrain_locked(
         start = find_start(run, asked, resume, reporter, ranks)
         if start is not None and start.is_finished:
             return
+        check_corpus(corpus, ranks)
         if start is None:
             with watch.measuring("tuning"):
                 start = make_start(run, asked, corpus, vocabulary, device, reporter, ranks)
@@ -157,6 +164,9 @@ def _finish(run: Path, loop: TrainingLoop, corpus: Corpus, ranks: Ranks) -> None
     if not ranks.is_first:
         return
     recipe, record = read_record(run)
+    summary: RunSummary | None = None
+    with contextlib.suppress(UserError):  # of a damaged ledger; said once the model is there
+        summary = summarise(run)
     with folder_made_whole(run / MODEL) as partial, disk_errors_as_os_errors():
         save_model(
             loop.trainer.model,
@@ -165,4 +175,11 @@ def _finish(run: Path, loop: TrainingLoop, corpus: Corpus, ranks: Ranks) -> None
             recipe.longest_sequence,
             weights=weights,
         )
-        write_model_card(partial, recipe, corpus.manifest, summarise(run), record.machine)
+        write_model_card(partial, recipe, corpus.manifest, summary, record.machine)
+
+
+def _summary(run: Path) -> RunSummary:
+    try:
+        return summarise(run)
+    except UserError as error:
+        raise UserError(f"{error} The model is whole all the same: {run / MODEL}.") from error

@@ -34,6 +34,9 @@ from stackbert.recipe import Recipe
 from stackbert.recipe_files import parse_recipe
 from stackbert.vocabulary import Vocabulary
 
+_CHECKED_EVERYWHERE = 1 << 33
+"""Tokens of a corpus that every machine of a run checks as a whole: some 16 GB, 20 s of a core."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -159,6 +162,24 @@ def check_shares(recipe: Recipe, processes: int) -> None:
                 f"Stage {index + 1} has {rows} rows a step (batch.sequences), which {processes} "
                 "processes cannot share equally. Take a number of processes that divides them."
             )
+
+
+def check_corpus(corpus: Corpus, ranks: Ranks) -> None:
+    """Compare every shard with its checksum, which finds a flipped bit, or a shard exchanged.
+
+    The processes of a machine do it together. A corpus that takes long to read lies on storage that
+    all machines read, or is a copy of such a one: there each process of the run takes its share.
+
+    Raises:
+        UserError: a shard is damaged or missing.
+        SaidByFirstError: another process says so.
+    """
+    shards = (*corpus.manifest.train.shards, *corpus.manifest.validation.shards)
+    if sum(shard.tokens for shard in shards) > _CHECKED_EVERYWHERE:
+        share, of = ranks.rank, ranks.count
+    else:
+        share, of = ranks.on_machine
+    ranks.all_pass(lambda: corpus.verify(share, of))
 
 
 def _tell_settled(
