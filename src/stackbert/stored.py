@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 LARGEST = 10**36
 """Of an integer: far above any count of bytes, tokens or FLOPs, and no trouble as a float."""
 
@@ -35,7 +37,8 @@ def stored(kind: Callable[..., T], value: Any, *, partial: bool = False) -> T:  
 
     Args:
         kind: the dataclass; its fields are numbers, strings, booleans, None, literals, tuples,
-            dictionaries, `Any` and other such dataclasses. Each of these can be asked for alone.
+            dictionaries, `Any`, numpy arrays (stored as lists of lists) and other such dataclasses.
+            Each of these can be asked for alone.
         value: from JSON; a field may also hold an instance of its class already.
         partial: fields that have a default may be missing, as in files of older versions.
 
@@ -76,6 +79,8 @@ def _checked(hint: Any, value: Any, place: str) -> Any:  # noqa: ANN401
     if origin is dict:
         _need(isinstance(value, dict), value, "an object", place)
         return {key: _checked(arguments[1], each, f"{place}.{key}") for key, each in value.items()}
+    if origin is np.ndarray:
+        return _array(arguments, value, place)
     if is_dataclass(hint) and isinstance(hint, type) and not isinstance(value, hint):
         return _object(hint, value, place)
     return _plain(hint, value, place)
@@ -90,6 +95,15 @@ def _tuple(arguments: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...
         _need(len(value) == len(hints), value, f"a list of {len(hints)}", place)
     pairs = zip(hints, value, strict=True)
     return tuple(_checked(hint, each, f"{place}[{n}]") for n, (hint, each) in enumerate(pairs))
+
+
+def _array(arguments: tuple[Any, ...], value: Any, place: str) -> Any:  # noqa: ANN401
+    _need(isinstance(value, list), value, "a list", place)
+    (scalar,) = get_args(arguments[1])
+    try:
+        return np.asarray(value, dtype=scalar)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{place} is no array of {scalar.__name__}: {error}") from None
 
 
 def _object(kind: Any, value: Any, place: str) -> Any:  # noqa: ANN401

@@ -139,7 +139,7 @@ DAMAGES = {
     "words": (
         "attention.json",
         lambda path: change(path, lambda value: value["model"].update(depth="deep")),
-        "str in place of int",
+        "model.depth is not a whole number",
     ),
     "changed": ("attention.json", lambda path: change(path, another_weight), "does not belong"),
     "maps gone": ("examples.json", Path.unlink, "no examples.json"),

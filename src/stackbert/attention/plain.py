@@ -1,20 +1,17 @@
-"""Frozen dataclasses with numpy arrays to plain JSON values and back."""
+"""Frozen dataclasses with numpy arrays to plain JSON values; `stored.stored` takes them back."""
 
-import json
-import types
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
 from stackbert.errors import UserError
 from stackbert.files import explaining_os_errors
+from stackbert.stored import parse_json
 
 DIGITS = 6
 """Decimals kept: far below what a measurement over some hundred sentences can tell apart."""
-
-T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:  # noqa: ANN401 (any field of a result)
@@ -35,37 +32,6 @@ def to_plain(value: Any) -> Any:  # noqa: ANN401 (any field of a result)
     return value
 
 
-def from_plain(kind: type[T], value: Any) -> T:  # noqa: ANN401
-    """What `to_plain` gave, as the dataclass `kind` again.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is not what `to_plain` gives for `kind`.
-    """
-    hints = get_type_hints(kind)
-    return kind(**{each.name: _field(hints[each.name], value[each.name]) for each in fields(kind)})  # type: ignore[arg-type]
-
-
-def _field(hint: Any, value: Any) -> Any:  # noqa: ANN401
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return _field(next(each for each in arguments if each is not type(None)), value)
-    if origin is np.ndarray:
-        (scalar,) = get_args(arguments[1])
-        return np.asarray(value, dtype=scalar)
-    if origin is tuple:
-        return tuple(_field(arguments[0], each) for each in value)
-    if origin is dict:
-        return dict(value)
-    if isinstance(hint, type) and is_dataclass(hint):
-        return from_plain(hint, value)
-    kinds = (int, float) if hint is float else (hint,)
-    if not isinstance(value, kinds):
-        raise TypeError(f"{type(value).__name__} in place of {hint.__name__}")
-    return value
-
-
 def read_json(path: Path) -> Any:  # noqa: ANN401
     """The value that a JSON file holds.
 
@@ -75,6 +41,6 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
     with explaining_os_errors(f"reading {path}"):
         content = path.read_bytes()
     try:
-        return json.loads(content)
-    except ValueError as error:  # also of bytes that are no text
+        return parse_json(content)
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}.") from error

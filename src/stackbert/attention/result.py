@@ -11,9 +11,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from stackbert.attention.plain import from_plain, read_json, to_plain
+from stackbert.attention.plain import read_json, to_plain
 from stackbert.errors import UserError
 from stackbert.files import explaining_os_errors, write_json_atomically
+from stackbert.stored import stored
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -308,12 +309,15 @@ class AttentionResult:
             UserError: it is something else.
         """
         try:
+            if "format" not in value:
+                raise ValueError("it has no format")
             if value["format"] != FORMAT:
                 raise UserError(f"{source} is of another version of StackBERT; measure again.")
-            return from_plain(cls, value)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            own = {k: v for k, v in value.items() if k not in ("format", "settings")}
+            return stored(cls, own)
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{source} is no result of stackbert attention, or a damaged one ({error!r})."
+                f"{source} is no result of stackbert attention, or a damaged one ({error})."
             ) from error
 
     def write(self, path: Path) -> None:
