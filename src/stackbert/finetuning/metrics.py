@@ -15,7 +15,7 @@ _Array = npt.NDArray[Any]
 
 def _sklearn() -> Any:  # noqa: ANN401 (an untyped module)
     try:
-        import sklearn.metrics  # type: ignore[import-untyped]
+        import sklearn.metrics
     except ImportError as error:
         raise UserError(
             "Scoring needs the library scikit-learn. Install it with: pip install "
