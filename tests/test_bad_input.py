@@ -6,6 +6,7 @@ import itertools
 import json
 import lzma
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,6 +191,12 @@ def test_odd_text_becomes_the_tokens_that_the_tokenizer_gives_it(
         assert documents_of(built) == sorted(each for each in ids if each)
     counts = built.manifest
     assert counts.train.documents + counts.validation.documents + counts.empty_documents == 41
+
+
+def test_a_special_token_of_half_a_character_is_passed_over(tokenizer: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    (folder / "tokenizer_config.json").write_text('{"sep_token": "\\ud800"}')
+    assert load_tokenizer(folder).config["sep_token"] == "[SEP]"
 
 
 def test_a_line_of_ten_megabytes_is_counted_word_by_word(tokenizer: Path, tmp_path: Path) -> None:

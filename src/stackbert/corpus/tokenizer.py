@@ -301,7 +301,10 @@ def _try_out(tokenizer: Any, file: Path) -> None:  # noqa: ANN401
 def _id_of(tokenizer: Any, token: Any) -> tuple[int] | None:  # noqa: ANN401
     """A token's id, wrapped so that id 0 is true; None if there is no such token."""
     name = token.get("content") if isinstance(token, dict) else token
-    found = tokenizer.token_to_id(name) if isinstance(name, str) else None
+    try:
+        found = tokenizer.token_to_id(name) if isinstance(name, str) else None
+    except UnicodeEncodeError:  # half a character, which JSON can spell and no tokenizer has
+        found = None
     return None if found is None else (found,)
 
 
