@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cases", type=int, default=1000, help="of each reader")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="readers at a time; 1")
     parser.add_argument("--reader", action="append", choices=sorted(READERS), help="by default all")
     parser.add_argument("--only", type=int, metavar="N", help="run case N here, with its traceback")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="failing files")
@@ -217,7 +219,8 @@ def main() -> None:
     outcomes: dict[str, list[Outcome]] = {}
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        for reader in readers:
+
+        def all_cases(reader: str) -> None:
             begun = time.perf_counter()
             outcomes[reader] = fuzz(reader, given.cases, given.seed, Path(name))
             seconds[reader] = time.perf_counter() - begun
@@ -229,7 +232,16 @@ def main() -> None:
             )
             if failed:
                 keep(reader, failed, given.seed, given.keep)
-    settings = {"cases": given.cases, "seed": given.seed, "readers": readers}
+
+        with ThreadPoolExecutor(given.jobs) as pool:
+            list(pool.map(all_cases, readers))
+    outcomes = {reader: outcomes[reader] for reader in readers}
+    settings = {
+        "cases": given.cases,
+        "seed": given.seed,
+        "jobs": given.jobs,
+        "readers": readers,
+    }
     made = report(outcomes, seconds, settings)
     print(f"\n{made.markdown()}\n{made.write(given.out)}")
     if any(o.kind == "failed" for found in outcomes.values() for o in found):
