@@ -76,6 +76,7 @@ class Comparison(Reader):
         raw = json.loads(before)
         # Of a recipe the fields that are not said are filled in.
         raw["question"]["recipe"] = again["question"]["recipe"]
+        raw["format"] = int(raw["format"])  # which true is as well as 1
         if not _same(again, raw):
             raise WrongResult("another comparison once written")
         read_results(folder / "comparison")

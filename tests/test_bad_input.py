@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 import stackbert as sb
 from stackbert.corpus.readers import open_files
 from stackbert.corpus.tokenizer import load_tokenizer
+from stackbert.errors import LONGEST, shown
+from stackbert.stored import stored
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CASES = {
@@ -199,6 +202,29 @@ def test_a_special_token_that_is_half_a_character_is_no_token(
     folder = shutil.copytree(tokenizer, tmp_path / "tokenizer")
     (folder / "tokenizer_config.json").write_text('{"sep_token": "\\ud800"}')
     assert load_tokenizer(folder).config["sep_token"] == "[SEP]"
+
+
+@pytest.mark.parametrize("character", ["x", "\0", "\ud800", "\U000e0041"])
+def test_a_message_is_at_most_a_screenful(character: str) -> None:
+    assert len(shown(character * 100_000)) <= LONGEST
+
+
+@pytest.mark.parametrize("kind", ["step", "evaluation"])
+def test_a_ledger_line_without_what_its_readers_need_is_named(kind: str, tmp_path: Path) -> None:
+    row = dict.fromkeys(("step", "depth", "tokens", "flops", "seconds", "loss", "masked_lm"), 1)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": kind, **row}) + "\n")
+    assert sb.read_ledger(tmp_path) == [{"kind": kind, **row}]
+    del row["depth"]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": kind, **row}) + "\n")
+    with pytest.raises(sb.UserError, match=r"metrics\.jsonl, line 1 is damaged: it has no depth"):
+        sb.read_ledger(tmp_path)
+
+
+def test_what_is_no_number_is_refused_wherever_it_stands() -> None:
+    assert stored(dict[str, Any], {"a": [{"b": 1.5}]}) == {"a": [{"b": 1.5}]}
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="no number"):
+            stored(dict[str, Any], {"a": [{"b": value}]})
 
 
 def test_a_line_of_ten_megabytes_is_counted_word_by_word(tokenizer: Path, tmp_path: Path) -> None:

@@ -16,12 +16,18 @@ def shown(text: str) -> str:
     What a terminal would obey or could not show (control characters, direction marks, halves of
     characters) is spelled out; of a very long text the middle is left out.
     """
-    line = _LINE_END.sub(" ", text.strip())
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 4 :]}"
+    line = _shortened(_LINE_END.sub(" ", text.strip()))
     if line.isprintable():
         return line
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    # Spelled out, a character takes up to ten.
+    spelled = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return _shortened("".join(spelled))
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 4 :]}"
 
 
 class StackBertError(Exception):

@@ -7,6 +7,7 @@ run or of a report.
 
 import functools
 import json
+import math
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
@@ -64,6 +65,7 @@ def _hints(kind: Any) -> dict[str, Any]:  # noqa: ANN401 (a class, which must be
 def _checked(hint: Any, value: Any, place: str) -> Any:  # noqa: ANN401
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
+        _check_finite(value, place)
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -95,6 +97,15 @@ def _tuple(arguments: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...
         _need(len(value) == len(hints), value, f"a list of {len(hints)}", place)
     pairs = zip(hints, value, strict=True)
     return tuple(_checked(hint, each, f"{place}[{n}]") for n, (hint, each) in enumerate(pairs))
+
+
+def _check_finite(value: Any, place: str) -> None:  # noqa: ANN401
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        if isinstance(part, float) and not math.isfinite(part):
+            raise ValueError(f"{place} holds what is no number")
 
 
 def _array(arguments: tuple[Any, ...], value: Any, place: str) -> Any:  # noqa: ANN401

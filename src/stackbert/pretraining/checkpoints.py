@@ -244,6 +244,7 @@ def load_model(folder: Path, model_class: type["PreTrainedModel"]) -> "PreTraine
         contents,
         load_config,
         read_config,
+        reason,
         weight_files,
     )
 
@@ -263,8 +264,8 @@ def load_model(folder: Path, model_class: type["PreTrainedModel"]) -> "PreTraine
             )
     except UserError as error:
         raise DamagedCheckpointError(str(error).rstrip(".")) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"{folder} cannot be opened ({error})") from error
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"{folder} cannot be opened ({reason(error)})") from error
     trained: PreTrainedModel = loaded[0]
     report: dict[str, Any] = loaded[1]
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -31,8 +31,8 @@ every process of the run."""
 
 
 _NEEDED = {
-    "step": ("step", "tokens", "flops", "seconds", "loss"),
-    "evaluation": ("step", "tokens", "flops", "seconds", "loss", "masked_lm"),
+    "step": ("step", "depth", "tokens", "flops", "seconds", "loss"),
+    "evaluation": ("step", "depth", "tokens", "flops", "seconds", "loss", "masked_lm"),
     "growth": (
         *("step", "seconds", "growth_seconds", "source_depth", "target_depth"),
         *("loss_before", "loss_after", "operator", "optimizer_state"),
