@@ -67,7 +67,8 @@ def _changed(value: Value, draw: random.Random) -> Value:
             holder.insert(place, node)
         case 2 if isinstance(holder, dict):
             holder[str(place) + draw.choice((" ", "s", "\0", ""))] = holder.pop(place)
-        case 3 if isinstance(node, int | float) and not isinstance(node, bool):
+        # Not of an integer of 5,000 digits, which an earlier change may have put there.
+        case 3 if type(node) is float or (type(node) is int and node.bit_length() < 1000):
             factor, more = draw.choice(((1, 1), (1, -1), (-1, 0), (10**6, 0), (0, 0), (1, 0.5)))
             holder[place] = node * factor + more
         case 4 if isinstance(holder, dict):
