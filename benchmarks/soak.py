@@ -230,6 +230,12 @@ def table(stages: list[Stage]) -> Table:
     return Table("Second half of each stage", columns, rows)
 
 
+def columns(readings: list[Reading]) -> dict[str, list[float]]:
+    """The readings by field, which takes a fifth of the place."""
+    rows = [{**asdict(reading), "seconds": round(reading.seconds, 1)} for reading in readings]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -284,7 +290,7 @@ def main() -> None:
         "An hour, a checkpoint every minute",
         (table(stages),),
         {
-            "readings": [asdict(reading) for reading in readings],
+            "readings": columns(readings),
             "stages": [asdict(stage) for stage in stages],
             "faults": faults,
         },

@@ -73,7 +73,8 @@ def test_it_runs_and_draws(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "soak-smoke.json").read_text("utf-8"))
     assert done.returncode == bool(report["results"]["faults"]), done.stdout + done.stderr
     readings = report["results"]["readings"]
-    assert {reading["depth"] for reading in readings} == {1, 2, 4, 8}
-    assert all(reading["memory"] > 50 * MIB and reading["files"] > 2 for reading in readings)
+    assert set(readings["depth"]) == {1, 2, 4, 8}
+    assert min(readings["memory"]) > 50 * MIB
+    assert min(readings["files"]) > 2
     assert (tmp_path / "soak.png").stat().st_size > 5000
     assert "open files" in (tmp_path / "soak.svg").read_text("utf-8")
