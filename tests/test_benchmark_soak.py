@@ -65,7 +65,7 @@ def test_handles_that_are_never_closed_are_seen(what: str, soak, flat) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the soak reads /proc")
 def test_it_runs_and_draws(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / "soak.py", "--smoke", "--out", tmp_path],
+        [sys.executable, BENCHMARKS / "soak.py", "--smoke", "--depths", "1,2", "--out", tmp_path],
         capture_output=True,
         text=True,
         timeout=240,
@@ -73,7 +73,7 @@ def test_it_runs_and_draws(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "soak-smoke.json").read_text("utf-8"))
     assert done.returncode == bool(report["results"]["faults"]), done.stdout + done.stderr
     readings = report["results"]["readings"]
-    assert set(readings["depth"]) == {1, 2, 4, 8}
+    assert set(readings["depth"]) == {1, 2}
     assert min(readings["memory"]) > 50 * MIB
     assert min(readings["files"]) > 2
     assert (tmp_path / "soak.png").stat().st_size > 5000
