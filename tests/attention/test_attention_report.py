@@ -168,6 +168,13 @@ DAMAGES = {
         lambda path: change(path, lambda value: value.update(sentences=[])),
         "is damaged",
     ),
+    "a weight that no integer can be": (
+        "examples.json",
+        lambda path: change(
+            path, lambda value: value["sentences"][0].update(weights=[10**30, float("inf")])
+        ),
+        "is damaged",
+    ),
     "a growth too few": (
         "examples.json",
         lambda path: change(path, lambda value: value["growths"].pop()),

@@ -87,7 +87,7 @@ def read_attention(folder: str | Path) -> tuple[AttentionResult, Examples]:
             tuple(_growth_maps(each) for each in value["growths"]),
         )
         _check(result, examples)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Run stackbert attention again.") from error
     return result, examples
 
