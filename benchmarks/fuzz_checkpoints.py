@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import fuzz_damage as damage
 import fuzz_structure as structure
@@ -24,6 +24,9 @@ from stackbert.pretraining.checkpoints import (
     save_checkpoint,
 )
 from stackbert.recipe_files import parse_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def signed_json(data: bytes, draw: random.Random) -> bytes:
@@ -70,6 +73,24 @@ def save_small_checkpoint(folder: Path, corpus: Corpus) -> Path:
     out = folder / checkpoint_name(12)
     save_checkpoint(out, model, moments, state, corpus.tokenizer_folder, 16)
     return out
+
+
+def tiny_bert(vocab_size: int) -> "PreTrainedModel":
+    """A BERT of two layers, always with the same weights."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return BertForMaskedLM(config)
 
 
 class State(Reader):
@@ -186,20 +207,7 @@ class Foreign(Reader):
 
     def prepare(self, folder: Path) -> None:
         """A tiny one."""
-        import torch
-        from transformers import BertConfig, BertForMaskedLM
-
-        config = BertConfig(
-            vocab_size=64,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = BertForMaskedLM(config)
+        model = tiny_bert(vocab_size=64)
         model.save_pretrained(folder / "model", max_shard_size="20KB")
         shards = sorted(path.name for path in (folder / "model").glob("*.safetensors"))
         if len(shards) != 2:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import fuzz_structure as structure
 from fuzz_cases import Reader, WrongResult
+from fuzz_checkpoints import tiny_bert
 from fuzz_runs import MACHINE, TINY
 from stackbert.recipe_files import parse_recipe
 
@@ -94,9 +95,8 @@ class Attention(Reader):
 
     def prepare(self, folder: Path) -> None:
         """Of a tiny model on three sentences."""
-        import torch
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
-        from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
         from stackbert.attention.examples import Examples
         from stackbert.attention.maps import attention_maps
@@ -114,17 +114,7 @@ class Attention(Reader):
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=inner, **dict(zip(names, special, strict=True))
         )
-        config = BertConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = BertForMaskedLM(config)
+        model = tiny_bert(vocab_size=32)
         sentences = [" ".join(words[5 + n : 11 + 2 * n]) for n in range(3)]
         (folder / "attention").mkdir()
         measure_attention(model, text=sentences, tokenizer=tokenizer).write(

@@ -9,7 +9,6 @@ shards             token ids -> .npy shards, as they fill
 build              all of the above: `build_corpus`
 manifest           what is in a corpus, and its checksums
 mapped             a shard's file in memory, and whether it was changed since
-mapped             a shard's file in memory, and whether it was changed since
 store              the format on disk, and reading it: `open_corpus`
 """
 
