@@ -13,8 +13,8 @@ from typing import Any
 
 import stackbert as sb
 from stackbert.corpus.documents import Documents
+from stackbert.corpus.manifest import TOKENIZER
 from stackbert.corpus.readers import MAX_DOCUMENT_BYTES, open_files
-from stackbert.corpus.store import TOKENIZER
 from stackbert.errors import StackBertError
 
 CONTENDERS = ("build", "given", "encode")

@@ -14,7 +14,8 @@ import fuzz_structure as structure
 from fuzz_cases import Reader, WrongResult
 from fuzz_text import DOCUMENTS
 from stackbert.corpus.build import build_corpus
-from stackbert.corpus.store import MANIFEST, Corpus, open_corpus
+from stackbert.corpus.manifest import MANIFEST
+from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.pretraining.ledger import LEDGER, Ledger, read_ledger
 from stackbert.pretraining.rundir import RECIPE, RUN, Request, RunRecord, write_record
 from stackbert.recipe import Recipe

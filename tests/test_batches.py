@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stackbert.batches import Batch, BatchPlan, StageShape
-from stackbert.corpus.store import Shard, Split, TokenStream, shard_files
+from stackbert.corpus.manifest import Shard, Split, shard_files
+from stackbert.corpus.store import TokenStream
 from stackbert.errors import UserError
 from stackbert.randomness import I64
 from stackbert.vocabulary import Vocabulary

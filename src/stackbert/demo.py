@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from stackbert.corpus.build import build_corpus
-from stackbert.corpus.store import MANIFEST, Corpus, open_corpus
+from stackbert.corpus.manifest import MANIFEST
+from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.factbook import write_factbook
 from stackbert.files import explaining_os_errors
 from stackbert.pretraining.checkpoints import quiet_transformers

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from stackbert.corpus.store import Manifest
+from stackbert.corpus.manifest import Manifest
 from stackbert.pretraining.summary import RunSummary
 from stackbert.recipe import Recipe
 

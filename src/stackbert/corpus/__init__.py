@@ -13,6 +13,7 @@ store              the format on disk, and reading it: `open_corpus`
 """
 
 from stackbert.corpus.build import build_corpus
-from stackbert.corpus.store import Corpus, Manifest, open_corpus
+from stackbert.corpus.manifest import Manifest
+from stackbert.corpus.store import Corpus, open_corpus
 
 __all__ = ["Corpus", "Manifest", "build_corpus", "open_corpus"]

@@ -10,19 +10,11 @@ import numpy as np
 from stackbert import __version__
 from stackbert.corpus.documents import Document, Documents, Progress, Seen
 from stackbert.corpus.encoder import Encoder, encoder_for
+from stackbert.corpus.manifest import FORMAT, MANIFEST, TOKENIZER, Manifest, Split, SplitName
 from stackbert.corpus.readers import MAX_DOCUMENT_BYTES, Input, open_files
 from stackbert.corpus.sentences import split_sentences
 from stackbert.corpus.shards import SplitWriter
-from stackbert.corpus.store import (
-    FORMAT,
-    MANIFEST,
-    TOKENIZER,
-    Corpus,
-    Manifest,
-    Split,
-    SplitName,
-    open_corpus,
-)
+from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import CorpusTokenizer, Sample, learn_tokenizer, load_tokenizer
 from stackbert.errors import UserError
 from stackbert.files import (

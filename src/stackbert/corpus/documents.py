@@ -9,8 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from stackbert.corpus.manifest import Source
 from stackbert.corpus.readers import Input
-from stackbert.corpus.store import Source
 from stackbert.errors import UserError, shown
 
 Progress = Callable[[str, int, int], None]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stackbert.corpus.store import Offsets, Shard, Split, TokenIds, shard_files, unigram_entropy
+from stackbert.corpus.manifest import Shard, Split, shard_files
+from stackbert.corpus.store import Offsets, TokenIds, unigram_entropy
 
 SHARD_TOKENS = 1 << 24
 """Tokens a shard: 32 MB of uint16, small enough to hold one per split in memory while it fills."""

@@ -25,9 +25,7 @@ from stackbert.corpus.manifest import (
     TOKENIZER,
     Manifest,
     Shard,
-    Source,
     Split,
-    SplitName,
     shard_files,
 )
 from stackbert.corpus.mapped import MappedFile, allow_files, map_file
@@ -36,23 +34,6 @@ from stackbert.files import sha256_of
 from stackbert.randomness import I64
 from stackbert.stored import parse_json
 
-__all__ = [
-    "FORMAT",
-    "MANIFEST",
-    "TOKENIZER",
-    "Corpus",
-    "Manifest",
-    "Offsets",
-    "Shard",
-    "Source",
-    "Split",
-    "SplitName",
-    "TokenIds",
-    "TokenStream",
-    "open_corpus",
-    "shard_files",
-    "unigram_entropy",
-]
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 """uint16 where the vocabulary fits, else uint32."""
 Offsets = npt.NDArray[np.integer[Any]]

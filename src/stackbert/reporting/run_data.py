@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stackbert.corpus.store import Manifest, open_corpus
+from stackbert.corpus.manifest import Manifest
+from stackbert.corpus.store import open_corpus
 from stackbert.errors import UserError
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.rundir import RunRecord, read_record
