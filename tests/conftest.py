@@ -1,11 +1,14 @@
-"""A small real corpus for every test that wants one, and hypothesis without a clock."""
+"""A small real corpus and a command line for tests that want them; hypothesis without a clock."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 
 from stackbert import Corpus, build_corpus
+from stackbert.__main__ import main
 from stackbert.factbook import write_factbook
 from stackbert.vocabulary import Vocabulary, load_vocabulary
 
@@ -30,3 +33,20 @@ def factbook_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="session")
 def factbook_vocabulary(factbook_corpus: Corpus) -> Vocabulary:
     return load_vocabulary(factbook_corpus)
+
+
+@pytest.fixture
+def stackbert(monkeypatch, capsys):
+    """Runs the command line as a shell would; gives exit code, output and errors."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["stackbert", *map(str, arguments)])
+        code: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run

@@ -1,6 +1,5 @@
 """A word tokenizer, sentences of it, tiny encoders that look somewhere in particular, tiny runs."""
 
-import copy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,43 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    MegatronBertConfig,
-    MegatronBertForMaskedLM,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaPreLayerNormConfig,
-    RobertaPreLayerNormForMaskedLM,
 )
 
 import stackbert as sb
 from browser_helpers import browser, visit  # noqa: F401 (fixtures)
+from recipe_fields import recipe_of
 from stackbert.__main__ import main
 from stackbert.attention.examples import Examples
 from stackbert.attention.maps import attention_maps
 from stackbert.attention.measure import measure_attention
 from stackbert.attention.result import AttentionResult
-from stackbert.recipe_files import parse_recipe
+from tiny_encoders import KINDS, tiny_encoder, word_tokenizer
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = [f"w{number}" for number in range(90)]
-KINDS = {
-    "bert": (BertForMaskedLM, BertConfig, {}),
-    "roberta": (RobertaForMaskedLM, RobertaConfig, {}),
-    "roberta-prelayernorm": (RobertaPreLayerNormForMaskedLM, RobertaPreLayerNormConfig, {}),
-    "megatron-bert": (MegatronBertForMaskedLM, MegatronBertConfig, {}),
-    "modernbert": (
-        ModernBertForMaskedLM,
-        ModernBertConfig,
-        {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
-    ),
-}
 RECIPE = {
     "name": "tiny",
     "model": {
@@ -64,47 +42,19 @@ RECIPE = {
 }
 
 
-def make_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    vocabulary = {word: at for at, word in enumerate([*SPECIAL, *words])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)))
-
-
-def build(kind: str = "bert", depth: int = 2, heads: int = 2, **fields):
+def build(kind: str = "bert", depth: int = 2, heads: int = 2, **fields) -> PreTrainedModel:
     """With weights so large that heads differ and none is uniform."""
-    model_class, config_class, extra = KINDS[kind]
-    config = config_class(
-        **{
-            "vocab_size": 96,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": depth,
-            "num_attention_heads": heads,
-            "max_position_embeddings": 66,
-            "pad_token_id": 0,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-            **extra,
-            **fields,
-        }
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(depth)
-        model = model_class(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model = tiny_encoder(kind, depth, seed=depth, num_attention_heads=heads, **fields)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(depth + 1)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer(WORDS)
+    return word_tokenizer(WORDS)
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +80,7 @@ def make_model():
 
 @pytest.fixture
 def words_tokenizer():
-    return make_tokenizer
+    return word_tokenizer
 
 
 @pytest.fixture
@@ -153,9 +103,9 @@ def make_run(factbook_corpus, tmp_path_factory) -> Callable[..., Path]:
     def make(operator: str, **fields) -> Path:
         key = operator + repr(fields)
         if key not in made:
-            raw = copy.deepcopy(RECIPE) | {"growth": {"operator": operator}} | fields
+            recipe = recipe_of(RECIPE, growth={"operator": operator}, **fields)
             made[key] = tmp_path_factory.mktemp("runs") / f"{operator}-run"
-            sb.pretrain(parse_recipe(raw, "tiny.yaml"), corpus=factbook_corpus, out=made[key])
+            sb.pretrain(recipe, corpus=factbook_corpus, out=made[key])
         return made[key]
 
     return make

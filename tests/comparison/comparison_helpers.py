@@ -1,7 +1,6 @@
 """A tiny recipe, tables of costs and results made by hand, and a comparison that is stopped."""
 
 import contextlib
-import copy
 import io
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import stackbert as sb
+from recipe_fields import recipe_of
 from stackbert.comparison.calibration import Settings
 from stackbert.comparison.costs import (
     Budget,
@@ -30,7 +30,6 @@ from stackbert.comparison.variants import depth_pairs
 from stackbert.errors import UserError
 from stackbert.pretraining.ledger import LEDGER
 from stackbert.recipe import Recipe
-from stackbert.recipe_files import parse_recipe
 from stackbert.reporting.content import Point
 
 STEPS = 120
@@ -79,14 +78,7 @@ twin:                     # scratch itself under another name
 
 def tiny_recipe(**fields: object) -> Recipe:
     """The tiny recipe; `optimizer__lr=1e-3` sets optimizer.lr."""
-    raw = copy.deepcopy(TINY)
-    for name, value in fields.items():
-        *parents, last = name.split("__")
-        node: Any = raw
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return parse_recipe(raw, "tiny.yaml")
+    return recipe_of(TINY, **fields)
 
 
 def table(

@@ -5,40 +5,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    MegatronBertConfig,
-    MegatronBertForMaskedLM,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaPreLayerNormConfig,
-    RobertaPreLayerNormForMaskedLM,
 )
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+from tiny_encoders import tiny_encoder, word_tokenizer
+
 WORDS = ("good", "bad", "yes", "no", *(f"w{number}" for number in range(87)))
-KINDS = {
-    "bert": (BertForMaskedLM, BertConfig, {}),
-    "roberta": (RobertaForMaskedLM, RobertaConfig, {"type_vocab_size": 1}),
-    "roberta-prelayernorm": (
-        RobertaPreLayerNormForMaskedLM,
-        RobertaPreLayerNormConfig,
-        {"type_vocab_size": 1},
-    ),
-    "megatron-bert": (MegatronBertForMaskedLM, MegatronBertConfig, {}),
-    "modernbert": (
-        ModernBertForMaskedLM,
-        ModernBertConfig,
-        {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
-    ),
-}
 FAST = (
     "precision=fp32",
     "learning_rate=0.003",
@@ -63,38 +37,10 @@ def quick_collection() -> Iterator[None]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: at for at, word in enumerate([*SPECIAL, *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)))
+    return word_tokenizer(WORDS)
 
 
-def build(kind: str = "bert", seed: int = 0, **fields):
-    model_class, config_class, extra = KINDS[kind]
-    config = config_class(
-        **{
-            "vocab_size": 96,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 66,
-            "pad_token_id": 0,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-            **extra,
-            **fields,
-        }
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return model_class(config)
+build = tiny_encoder
 
 
 def save(folder: Path, model=None, tokenizer=None) -> Path:

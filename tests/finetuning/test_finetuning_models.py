@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from finetuning_helpers import KINDS, build, make_tokenizer, save
+from finetuning_helpers import build, make_tokenizer, save
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertForSequenceClassification,
@@ -16,6 +16,7 @@ from transformers import (
 from stackbert import UserError
 from stackbert.finetuning.heads import check_head, find_source, open_model
 from stackbert.finetuning.work import Head
+from tiny_encoders import KINDS
 
 CLASSES = Head("classes", ("no", "yes", "perhaps"))
 

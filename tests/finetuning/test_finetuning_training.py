@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from finetuning_helpers import FAST, KINDS, build, quick_collection, save, sentence, sst2
+from finetuning_helpers import FAST, build, quick_collection, save, sentence, sst2
 from transformers import Trainer
 
 from stackbert.finetuning.encoding import SentenceWork, collate
@@ -19,6 +19,7 @@ from stackbert.finetuning.settings import settings_for
 from stackbert.finetuning.tasks import GLUE, Task
 from stackbert.finetuning.training import finetune_once, steps_of
 from stackbert.finetuning.work import place_back
+from tiny_encoders import KINDS
 
 quick = pytest.fixture(scope="module", autouse=True)(quick_collection)
 SETTINGS = settings_for("sst-2", [*FAST, "epochs=8"])

@@ -1,12 +1,7 @@
-"""Plans are made on one thread; the command line is run as a shell would."""
-
-import sys
-from types import SimpleNamespace
+"""Plans are made on one thread of the CPU."""
 
 import pytest
 import torch
-
-from stackbert.__main__ import main
 
 
 @pytest.fixture(autouse=True)
@@ -17,20 +12,3 @@ def _on_one_thread_of_the_cpu(monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def stackbert(monkeypatch, capsys):
-    """Runs the command line as a shell would; gives exit code, output and errors."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["stackbert", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run

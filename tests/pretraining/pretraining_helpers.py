@@ -4,7 +4,6 @@ The processes are forked from a server that has imported torch and transformers 
 interpreter would spend five seconds on that.
 """
 
-import copy
 import multiprocessing
 import os
 import resource
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import stackbert as sb
+from recipe_fields import recipe_of
 from stackbert.pretraining.progress import Silent
-from stackbert.recipe_files import parse_recipe
 
 # Whatever is left to the machine or the clock by default is settled here.
 TINY: dict[str, Any] = {
@@ -46,14 +45,7 @@ DEPTHS = (1, 2, 4)
 
 def tiny_recipe(**fields: object) -> sb.Recipe:
     """The tiny recipe; `optimizer__name="muon"` sets optimizer.name."""
-    raw = copy.deepcopy(TINY)
-    for name, value in fields.items():
-        *parents, last = name.split("__")
-        node: Any = raw
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return parse_recipe(raw, "tiny.yaml")
+    return recipe_of(TINY, **fields)
 
 
 class Crash(Exception):

@@ -5,34 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from pretraining_helpers import checkpoints, tiny_recipe
 
 import stackbert as sb
-from stackbert.__main__ import main
 from stackbert.pretraining import run as run_module
 
 COMMANDS = ("demo", "corpus", "pretrain", "plan", "compare", "report")
 COMMANDS += ("attention", "grow", "recipes")
-
-
-@pytest.fixture
-def stackbert(monkeypatch, capsys):
-    """Runs the command line as a shell would; gives exit code, output and errors."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["stackbert", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
 
 
 @pytest.fixture

@@ -1,0 +1,74 @@
+"""Encoders of every type that StackBERT trains, tiny, and a tokenizer of made-up words."""
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    MegatronBertConfig,
+    MegatronBertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForMaskedLM,
+)
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+KINDS = {
+    "bert": (BertForMaskedLM, BertConfig, {}),
+    "roberta": (RobertaForMaskedLM, RobertaConfig, {"type_vocab_size": 1}),
+    "roberta-prelayernorm": (
+        RobertaPreLayerNormForMaskedLM,
+        RobertaPreLayerNormConfig,
+        {"type_vocab_size": 1},
+    ),
+    "megatron-bert": (MegatronBertForMaskedLM, MegatronBertConfig, {}),
+    "modernbert": (
+        ModernBertForMaskedLM,
+        ModernBertConfig,
+        {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
+    ),
+}
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A token a word; pairs have the type 1 in their second part."""
+    vocabulary = {word: at for at, word in enumerate([*SPECIAL, *words])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)))
+
+
+def tiny_encoder(kind: str = "bert", depth: int = 2, seed: int = 0, **fields) -> PreTrainedModel:
+    """For 91 words, with a masked-LM head; the caller's random state stays as it is."""
+    model_class, config_class, extra = KINDS[kind]
+    config = config_class(
+        **{
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 66,
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            **extra,
+            **fields,
+        }
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return model_class(config)
