@@ -168,6 +168,8 @@ def style(*, dark: bool = False) -> dict[str, Any]:
         "customFormatTypes": True,  # of tooltips: any function of Vega's expressions
         "font": "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif",
         "view": {"stroke": None},
+        # A mitred corner, as at a growth, reaches up to a loss that nobody measured.
+        "line": {"strokeJoin": "round"},
         "axis": {
             "labelColor": ink,
             "labelFontSize": 12,
