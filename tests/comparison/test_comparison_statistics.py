@@ -265,6 +265,16 @@ def test_the_order_is_by_the_paired_difference() -> None:
     assert re.search(r"better\b.*scratch\b.*worse\b", order)
 
 
+def test_what_has_one_seed_is_named_with_its_shares_where_others_of_it_have_more() -> None:
+    losses = {
+        "scratch": {1.0: [3.0, 5.0, 7.0]},
+        "stack": {1.0: [2.5, 4.4, 6.6], 0.5: [3.1], 0.35: [3.3]},
+        "identity": {1.0: [2.4], 0.5: [3.2]},
+    }
+    (caveat,) = said(judge(made_results(losses)), "One seed only")
+    assert caveat == "One seed only: identity; stack at 0.5, 0.35; their place is uncertain."
+
+
 def test_a_share_with_every_seed_exact_has_an_interval() -> None:
     losses = {"scratch": {1.0: [3.0, 3.0]}, "stack": {1.0: [2.0, 2.0], 0.25: [4.0, 5.0]}}
     verdict = judge(made_results(losses))

@@ -217,6 +217,19 @@ def _plateau(gap: float, on_plateau: bool) -> list[str]:
     ]
 
 
+def _one_seed(standings: Sequence[Standing]) -> list[str]:
+    """Which variants have one seed only, and at which shares if others of theirs have more."""
+    if all(s.outcome == "one seed" for s in standings):
+        return []  # every sentence about them says it
+    names = []
+    for variant in sorted({s.variant for s in standings}):
+        own = [s for s in standings if s.variant == variant]
+        lone = [f"{s.fraction:.4g}" for s in own if s.outcome == "one seed"]
+        if lone:
+            names.append(variant if len(lone) == len(own) else f"{variant} at {', '.join(lone)}")
+    return [f"One seed only: {'; '.join(names)}; their place is uncertain."] if names else []
+
+
 def _caveats(
     results: Results, standings: Sequence[Standing], gap: float, on_plateau: bool
 ) -> list[str]:
@@ -226,9 +239,7 @@ def _caveats(
             f"Scratch ended {_under(gap)} the unigram entropy of the validation text "
             f"({results.record.entropy:.3f}), so past the plateau."
         )
-    single = sorted({s.variant for s in standings if s.outcome == "one seed"})
-    if single and len(single) < len(standings):
-        found.append(f"One seed only: {', '.join(single)}; their place is uncertain.")
+    found += _one_seed(standings)
     tried = results.record.tried
     if tried and results.record.rate in (tried[0].rate, tried[-1].rate):
         found.append(
