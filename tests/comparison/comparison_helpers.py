@@ -187,6 +187,8 @@ class Stopped:
     """Folders of runs that had ended when it was stopped."""
     reached: dict[str, int]
     """Folder of a run → lines of its ledger when it was stopped."""
+    missing: tuple[str, ...]
+    """What was said of the runs that had not ended."""
     again: Called
 
 
@@ -236,7 +238,8 @@ def stop_at(lines: int, folder: Path, arguments: Sequence[object]) -> Stopped:
         watcher.join()
     reached = ledgers()
     finished = tuple(name for name in reached if is_finished(folder / "runs" / name))
-    return Stopped(folder, first, finished, reached, command_line(arguments))
+    missing = sb.read_results(folder).missing
+    return Stopped(folder, first, finished, reached, missing, command_line(arguments))
 
 
 def ledger(run: Path) -> list[dict[str, Any]]:

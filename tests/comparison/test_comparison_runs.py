@@ -224,6 +224,13 @@ def test_a_stopped_comparison_says_how_to_go_on(stopped) -> None:
     assert min(stopped.reached.values()) >= STOPPED_AT
 
 
+def test_a_report_of_a_stopped_comparison_names_no_folder_of_the_machine(stopped) -> None:
+    assert len(stopped.missing) == 2
+    for said in stopped.missing:
+        assert "not finished (Stopped at step" in said
+        assert str(stopped.folder) not in said
+
+
 def test_a_stopped_comparison_goes_on_and_ends(stopped) -> None:
     assert stopped.again.code == 0, stopped.again.err
     results = sb.read_results(stopped.folder)

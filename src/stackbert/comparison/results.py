@@ -1,5 +1,6 @@
 """The runs of a comparison as they came out, every one placed on the reference table's axes."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,13 @@ def read_results(folder: str | Path) -> Results:
 
 
 def _why_missing(run: Path | None) -> str:
-    log = None if run is None else run.with_name(run.name + ".log")
-    if log is None or not log.is_file():
+    if run is None or not (log := run.with_name(run.name + ".log")).is_file():
         return "not begun"
-    return f"not finished ({first_sentence(last_line(log))})"
+    reason = first_sentence(last_line(log))
+    # Reports are shown to others, who need not know where the comparison lies.
+    for place in (run.resolve().parent, run.parent):
+        reason = reason.replace(f"{place}{os.sep}", "")
+    return f"not finished ({reason})"
 
 
 def final_loss(run: Path) -> float | None:
