@@ -304,7 +304,15 @@ def test_the_cheap_figure_is_named_as_such_and_never_made_up() -> None:
     assert said(below, "stack", "cross", "0.75")
     above = judge(made_results({**scratch, "stack": {1.0: [3.5]}}, curves=curves))
     assert above.speeds[0].crossing[0].bound == ">"
-    assert not said(above, "crosses scratch's final loss at")
+    assert not said(above, "cross scratch's final loss at")
+
+
+def test_the_cheap_figures_of_several_variants_share_one_caveat() -> None:
+    curve = [(0.0, 7.0), (0.5, 4.0)]
+    losses = {"scratch": {1.0: [3.0]}, "identity": {1.0: [2.0]}, "random": {1.0: [2.5]}}
+    verdict = judge(made_results(losses, curves={"identity": curve, "random": curve}))
+    (sentence,) = [s for s in verdict.sentences if "not a fair figure" in s]
+    assert "0.75 (identity), 0.833 (random)" in sentence
 
 
 def test_runs_that_have_not_ended_are_counted_and_named() -> None:

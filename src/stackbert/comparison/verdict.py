@@ -2,19 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Literal
 
 from stackbert.comparison.processes import counted
 from stackbert.comparison.results import Results, grown_variants
-from stackbert.comparison.statistics import (
-    Interval,
-    Share,
-    crossing,
-    interval,
-    paired,
-    share_for,
-)
+from stackbert.comparison.standings import Speed, Standing, speed_of, standing_of
+from stackbert.comparison.statistics import interval
 from stackbert.comparison.variants import SCRATCH
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.recipe import Recipe
@@ -24,35 +16,6 @@ from stackbert.reporting.wording import duration
 PLATEAU = 0.5
 """Nats under the unigram entropy that scratch must end, or the comparison shows nothing: before
 attention forms, a model knows word frequencies alone, and there depth does not matter at all."""
-Outcome = Literal["better", "worse", "no difference", "one seed"]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A variant at one share of the budget, beside scratch at the whole of it."""
-
-    variant: str
-    fraction: float
-    loss: Interval
-    """Over all its seeds."""
-    difference: Interval
-    """Its loss minus scratch's, paired by seed; below zero is better."""
-    pair: tuple[float, float]
-    """Mean losses, its own and scratch's, over the seeds that both have."""
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How much of scratch's budget a variant needs for scratch's loss."""
-
-    variant: str
-    by_seed: dict[int, Share]
-    """From runs at several budgets, each with its whole schedule."""
-    mean: Interval | None
-    """Over the seeds; None where a seed gives a bound only."""
-    crossing: dict[int, Share]
-    """Where the curve of the run at the whole budget goes below scratch's final loss."""
 
 
 @dataclass(frozen=True)
@@ -76,65 +39,23 @@ def judge(results: Results) -> Verdict:
         standing
         for name in grown_variants(results)
         for fraction in results.fractions(name)
-        if (standing := _standing(results, name, fraction, scratch)) is not None
+        if (standing := standing_of(results, name, fraction, scratch)) is not None
     ]
     standings.sort(key=lambda s: (-s.fraction, s.difference.mean))
-    speeds = [s for name in grown_variants(results) if (s := _speed(results, name, scratch))]
+    speeds = [s for name in grown_variants(results) if (s := speed_of(results, name, scratch))]
     runs = [run for run in results.runs if run.variant == SCRATCH and run.fraction == 1.0]
     gap = results.record.entropy - sum(run.masked_lm for run in runs) / len(runs)
     on_plateau = gap < PLATEAU
     sentences = [
         *_plateau(gap, on_plateau),
         *(_about(s, results) for s in _leading(results, standings)),
-        *(_speed_sentence(s, results) for s in speeds),
+        *(_speed_sentence(s, results) for s in speeds if s.by_seed),
+        *_crossings([s for s in speeds if not s.by_seed], results),
         *_order(standings),
         *_caveats(results, standings, gap, on_plateau),
         *_schedules(results),
     ]
     return Verdict(tuple(sentences), tuple(standings), tuple(speeds), on_plateau)
-
-
-def _standing(
-    results: Results, name: str, fraction: float, scratch: dict[int, float]
-) -> Standing | None:
-    losses = results.losses(name, fraction)
-    difference = paired(losses, scratch)
-    if difference is None:
-        return None
-    outcome: Outcome = "no difference"
-    if difference.number < 2:
-        outcome = "one seed"
-    elif difference.excludes_zero:
-        outcome = "better" if difference.mean < 0 else "worse"
-    common = sorted(losses.keys() & scratch.keys())
-    pair = (fmean(losses[seed] for seed in common), fmean(scratch[seed] for seed in common))
-    return Standing(name, fraction, interval(list(losses.values())), difference, pair, outcome)
-
-
-def _speed(results: Results, name: str, scratch: dict[int, float]) -> Speed | None:
-    by_seed, crossings = {}, {}
-    fractions = results.fractions(name)
-    unit = results.record.budget.unit
-    whole = results.first(SCRATCH)
-    if whole is None:
-        return None
-    budget = getattr(whole.points[-1], unit)
-    for seed, target in scratch.items():
-        losses = {
-            fraction: found[seed]
-            for fraction in fractions
-            if seed in (found := results.losses(name, fraction))
-        }
-        if len(losses) > 1:
-            by_seed[seed] = share_for(losses, target)
-        for run in results.runs:
-            if (run.variant, run.fraction, run.seed) == (name, 1.0, seed):
-                crossings[seed] = crossing(run.points, target, budget, unit)
-    if not by_seed and not crossings:
-        return None
-    exact = [share.value for share in by_seed.values() if share.bound == "="]
-    mean = interval(exact) if exact and len(exact) == len(by_seed) else None
-    return Speed(name, by_seed, mean, crossings)
 
 
 def _leading(results: Results, standings: Sequence[Standing]) -> Iterable[Standing]:
@@ -165,19 +86,13 @@ def _about(standing: Standing, results: Results) -> str:
     return f"{ends}: {standing.outcome} by {abs(gap.mean):.3f} nats ({within})."
 
 
-def _speed_sentence(speed: Speed, results: Results) -> str:
+def _of_what(results: Results) -> str:
     of = {"seconds": "the time", "steps": "the steps", "flops": "the FLOPs"}
-    what = f"{of[results.record.budget.unit]} that scratch takes"
-    if not speed.by_seed:
-        exact = [share.value for share in speed.crossing.values() if share.bound == "="]
-        if len(exact) < len(speed.crossing):
-            part = f"with {len(exact)} of {counted(len(speed.crossing), 'seed')}"
-            return f"The curve of {speed.variant} reaches scratch's final loss {part}."
-        return (
-            f"The curve of {speed.variant} crosses scratch's final loss at "
-            f"{interval(exact).mean:.3g} of {what}; not a fair figure, as only one of the two has "
-            "ended its schedule there. Runs at several fractions give that."
-        )
+    return f"{of[results.record.budget.unit]} that scratch takes"
+
+
+def _speed_sentence(speed: Speed, results: Results) -> str:
+    what = _of_what(results)
     name = f"{speed.variant} with its whole schedule reaches scratch's final loss in"
     if speed.mean is not None and speed.mean.low is not None:
         return (
@@ -191,6 +106,25 @@ def _speed_sentence(speed: Speed, results: Results) -> str:
         for seed, share in sorted(speed.by_seed.items())
     )
     return f"{name} these shares of {what}: {each}."
+
+
+def _crossings(speeds: Sequence[Speed], results: Results) -> list[str]:
+    """Of variants that were run on the whole budget only, and so have no fairer figure."""
+    found, crossed = [], []
+    for speed in speeds:
+        exact = [share.value for share in speed.crossing.values() if share.bound == "="]
+        if len(exact) == len(speed.crossing):
+            crossed.append(f"{interval(exact).mean:.3g} ({speed.variant})")
+        else:
+            part = f"with {len(exact)} of {counted(len(speed.crossing), 'seed')}"
+            found.append(f"The curve of {speed.variant} reaches scratch's final loss {part}.")
+    if crossed:
+        found.append(
+            "Before their schedules have ended, curves cross scratch's final loss at "
+            f"{', '.join(crossed)} of {_of_what(results)}; not a fair figure, as scratch's own "
+            "schedule has ended there. Runs at several fractions give that."
+        )
+    return found
 
 
 def _order(standings: Sequence[Standing]) -> list[str]:
