@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
+import stackbert as sb
 from stackbert.cli import app
+from stackbert.finetuning.settings import check_overrides
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -67,6 +69,17 @@ def test_shell_blocks_name_commands_and_options_that_exist():
         name, *arguments = shlex.split(line)[1:]
         command = group.commands[name]
         command.make_context(name, arguments)
+
+
+def test_every_field_that_is_set_exists():
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    overrides = set(re.findall(r"--set ([\w.]+=[^\s`]+)", text))
+    assert len(overrides) >= 6
+    for override in overrides:
+        try:
+            sb.load_recipe("small-cpu", [override])
+        except sb.UserError:
+            check_overrides([override], ["rte"])  # a setting of `stackbert finetune`
 
 
 def test_every_relative_link_leads_somewhere():

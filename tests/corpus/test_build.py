@@ -1,7 +1,4 @@
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +9,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from stackbert.corpus import Corpus, build, build_corpus, open_corpus, shards, store
+from stackbert.corpus import Corpus, build, build_corpus, shards, store
 from stackbert.corpus import documents as documents_module
-from stackbert.corpus.documents import Seen
-from stackbert.errors import RunError, UserError
+from stackbert.errors import UserError
 
 DocumentIds = Callable[[Corpus, str], list[list[int]]]
 
@@ -243,116 +239,6 @@ def test_an_existing_folder_is_never_written_to(text_file: Path, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["keep"]
 
 
-@pytest.mark.parametrize("phase", ["reading", "learning", "tokenising"])
-def test_an_interrupted_build_leaves_nothing(text_file: Path, tmp_path: Path, phase: str) -> None:
-    def interrupt(now: str, done: int, total: int) -> None:
-        if now == phase:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_corpus(tmp_path / "out", text=[text_file], validation=0.1, on_progress=interrupt)
-    assert not list(tmp_path.iterdir())
-
-
-KILLED = """
-import sys, time
-from stackbert.corpus import build_corpus
-def wait(phase, done, total):
-    if phase == "tokenising" and done == total:
-        print("there", flush=True)
-        time.sleep(60)
-build_corpus(sys.argv[1], text=[sys.argv[2]], validation=0.1, on_progress=wait)
-"""
-
-
-def test_a_killed_build_is_not_taken_for_a_corpus_and_can_be_repeated(
-    text_file: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(out), str(text_file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"there\n"
-        with pytest.raises(UserError, match="being written by another process"):
-            build_corpus(out, text=[text_file], validation=0.1)
-        process.send_signal(signal.SIGKILL)
-    assert list(tmp_path.glob("out.partial/*"))
-    with pytest.raises(UserError, match="is not a corpus"):
-        open_corpus(out)
-    build_corpus(out, text=[text_file], validation=0.1).verify()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_damaged_shard_is_found(corpus: Corpus, text_file: Path, tmp_path: Path) -> None:
-    again = build_corpus(tmp_path / "again", text=[text_file], vocab_size=256, validation=0.1)
-    path = again.folder / "train" / "tokens-00000.npy"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"tokens-00000\.npy is missing or damaged"):
-        again.verify()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_told_and_nothing_is_left(text_file: Path, small_disk: Path) -> None:
-    with pytest.raises(RunError, match="disk is full while building the corpus"):
-        build_corpus(small_disk / "out", text=[text_file], validation=0.1)
-    assert not list(small_disk.iterdir())
-
-
-@pytest.mark.parametrize("suffix", ["tokenizer.json", "tokens-00000.npy", "sentences-00000.npy"])
-def test_a_disk_that_fills_up_at_any_file_is_told(
-    text_file: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = Path.open
-
-    def to_full_disk(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
-        full = path.name == suffix and "w" in mode
-        return opened(Path("/dev/full") if full else path, mode, *rest, **named)
-
-    monkeypatch.setattr(Path, "open", to_full_disk)
-    monkeypatch.setattr(
-        Path, "write_text", lambda path, text, encoding: to_full_disk(path, "w").write(text * 99)
-    )
-    with pytest.raises(RunError, match="disk is full while building the corpus"):
-        build_corpus(tmp_path / "out", text=[text_file], validation=0.1)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_under_the_table_of_duplicates_is_told(tmp_path: Path) -> None:
-    seen = Seen(tmp_path / "seen")
-    seen._table.execute("PRAGMA max_page_count=4")
-    with pytest.raises(OSError, match="full") as caught:
-        any(not seen.add(n.to_bytes(16)) for n in range(10_000))
-    assert caught.value.errno == 28
-    seen.close()
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("out", ["/proc/stackbert/out", "/dev/null/out"])
-def test_a_folder_that_cannot_be_made_is_told(text_file: Path, out: str) -> None:
-    with pytest.raises(UserError, match="while building the corpus"):
-        build_corpus(out, text=[text_file], validation=0.1)
-
-
-def test_a_missing_permission_is_told(text_file: Path, tmp_path: Path) -> None:
-    if not os.geteuid():
-        pytest.skip("root may write everywhere")
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="No permission while building the corpus"):
-        build_corpus(tmp_path / "out", text=[text_file], validation=0.1)
-
-
 def test_progress_reaches_the_size_of_the_text_in_both_passes(
     documents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,63 +282,3 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the network was used")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("layout", ["saved", "splits", "files"])
-def test_a_local_data_set_gives_the_same_corpus_without_the_network(
-    corpus: Corpus, documents: list[str], tmp_path: Path, layout: str, document_ids: DocumentIds
-) -> None:
-    datasets = pytest.importorskip("datasets")
-    folder = tmp_path / "data"
-    found = datasets.Dataset.from_dict({"body": documents, "id": list(range(len(documents)))})
-    if layout == "saved":
-        found.save_to_disk(folder)
-    elif layout == "splits":
-        other = found.select(range(3))
-        datasets.DatasetDict({"test": other, "train": found}).save_to_disk(folder)
-    else:
-        folder.mkdir()
-        found.to_json(folder / "a.jsonl")
-    again = build_corpus(
-        tmp_path / "out", dataset=str(folder), field="body", vocab_size=256, validation=0.1
-    )
-    assert document_ids(again, "train") == document_ids(corpus, "train")
-    source = again.manifest.sources[0]
-    assert (source.name, source.documents) == (str(folder), len(documents))
-    assert source.bytes == sum(len(text.encode()) for text in documents)
-    with pytest.raises(UserError, match=r"no field 'text'\. The fields are: body, id\."):
-        build_corpus(tmp_path / "b", dataset=str(folder))
-    with pytest.raises(UserError, match=r"row 1: the field 'id' is not a string but int"):
-        build_corpus(tmp_path / "b", dataset=str(folder), field="id")
-    with pytest.raises(UserError, match=r"row \d+: the document is longer than 50 bytes"):
-        build_corpus(tmp_path / "b", dataset=str(folder), field="body", max_document_bytes=50)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_a_data_set_that_cannot_be_opened_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    datasets = pytest.importorskip("datasets")
-    one = datasets.Dataset.from_dict({"text": ["a"]})
-    datasets.DatasetDict({"a": one, "b": one}).save_to_disk(tmp_path / "two")
-    with pytest.raises(UserError, match=r"no split 'train', only a, b\."):
-        build_corpus(tmp_path / "out", dataset=str(tmp_path / "two"))
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"The data set .*none cannot be opened: .*NAME:CONF"):
-        build_corpus(tmp_path / "out", dataset=str(tmp_path / "none"))
-    (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(UserError, match=r"is a file, not a data set.*--text"):
-        build_corpus(tmp_path / "out", dataset=str(tmp_path / "a.txt"))
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'stackbert\[datasets\]'"):
-        build_corpus(tmp_path / "out", dataset=str(tmp_path / "two"))

@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from stackbert.pretraining.progress import Silent
 from tiny_encoders import tiny_encoder, word_tokenizer
 
 WORDS = ("good", "bad", "yes", "no", *(f"w{number}" for number in range(87)))
@@ -21,6 +22,24 @@ FAST = (
     "dropout=0.1",
 )
 """Settings in which the models below learn the data below."""
+BRIEF = (*FAST, "max_steps=2")
+"""For tests that look at what is run, not at what is learned."""
+
+
+class Heard(Silent):
+    """Keeps what is said, and does something after so many steps."""
+
+    def __init__(self, after=None, act=None):
+        self.said, self.steps = [], []
+        self._after, self._act = after, act
+
+    def say(self, text):
+        self.said.append(text)
+
+    def step(self, done, total, text):
+        self.steps.append((done, total, text))
+        if len(self.steps) == self._after:
+            self._act()
 
 
 def quick_collection() -> Iterator[None]:

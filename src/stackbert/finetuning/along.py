@@ -11,7 +11,7 @@ from stackbert.finetuning.heads import find_source
 def checkpoints(run: str | Path) -> tuple[Contender, ...]:
     """Every checkpoint that a run has kept, oldest first.
 
-    A run keeps those at the end of each stage and its newest (`checkpoints.keep` of its recipe
+    A run keeps those at the end of each stage and its newest (`checkpoint.keep` of its recipe
     says how many); a finished run's last one is its final model.
 
     Args:
