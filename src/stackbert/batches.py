@@ -2,8 +2,8 @@
 
 Rows are cut from the endless string of epochs that `data_order` describes, one after the other, so
 every row is full, no token is lost or seen twice in an epoch, and the cursor is one integer: tokens
-consumed. A small batch is made in a fraction of a millisecond, so what costs here is the number of
-numpy calls, and no loop goes over the rows but the ones in `TokenStream`.
+consumed. What costs is the number of numpy calls, so no loop goes over the rows but the ones in
+`TokenStream`, and small batches are made several steps at a time.
 
 Rows: [CLS] tokens [SEP]; for next-sentence prediction [CLS] A [SEP] B [SEP].
 Shape letters: B rows of a batch, S positions of a row, K masked positions of a row.
@@ -30,6 +30,8 @@ def _below(share: float) -> np.uint64:
     return np.uint64(math.ceil(share * 2**32) << 32)
 
 
+_TOGETHER, _AT_MOST = 1 << 15, 16
+"""Tokens that are made at a time, and steps: beyond either little is won."""
 _MASKED, _REPLACED = _below(0.8), _below(0.9)
 _LOWER_HALF, _HALF = np.uint64(2**32 - 1), np.uint64(32)
 
@@ -135,13 +137,20 @@ class BatchPlan:
         self._ordinary: I64 = np.flatnonzero(~self._special[: vocabulary.tokenizer_size])
         if not len(self._ordinary):
             raise UserError("The vocabulary has special tokens only.")
+        # (first step, one after the last, their rows). One attribute, as other threads may read it.
+        self._made: tuple[int, int, Batch | None] = (0, 0, None)
 
     def locate(self, step: int) -> tuple[int, int]:
         """(stage index, tokens consumed before this step). Past the end the last stage goes on."""
+        index, first, cursor = self._stage_of(step)
+        return index, cursor + (step - first) * self.stages[index].rows * self._payloads[index]
+
+    def _stage_of(self, step: int) -> tuple[int, int, int]:
+        """(stage index, its first step, tokens consumed before that)."""
         cursor, first = 0, 0
         for index, (stage, payload) in enumerate(zip(self.stages, self._payloads, strict=True)):
             if step < first + stage.steps or index == len(self.stages) - 1:
-                return index, cursor + (step - first) * stage.rows * payload
+                return index, first, cursor
             cursor += stage.steps * stage.rows * payload
             first += stage.steps
         raise AssertionError("unreachable: a plan has at least one stage")
@@ -157,19 +166,36 @@ class BatchPlan:
         Raises:
             UserError: the rows of this stage cannot be divided by the number of ranks.
         """
-        index, cursor = self.locate(step)
-        stage, payload = self.stages[index], self._payloads[index]
+        index, first, _ = self._stage_of(step)
+        stage = self.stages[index]
         if stage.rows % ranks:
             raise UserError(
                 f"batch.sequences: {stage.rows} rows cannot be shared equally by {ranks} processes."
             )
-        share = stage.rows // ranks
-        first = rank * share
-        positions = cursor + (first + np.arange(share, dtype=np.int64)) * payload
+        together = min(_AT_MOST, _TOGETHER // (stage.rows * stage.sequence_length))
+        if ranks > 1 or together < 2:
+            share = stage.rows // ranks
+            return self._rows(step, 1, rank * share, share)
+        begin, end, made = self._made
+        if made is None or not begin <= step < end:
+            begin, end = max(first, step - step % together), step - step % together + together
+            if index < len(self.stages) - 1:
+                end = min(end, first + stage.steps)
+            made = self._rows(begin, end - begin, 0, stage.rows)
+            self._made = begin, end, made
+        # Copied, so that who changes a batch changes only that.
+        first = (step - begin) * stage.rows
+        return made.take(np.arange(first, first + stage.rows))
+
+    def _rows(self, step: int, steps: int, first: int, share: int) -> Batch:
+        """Rows first … first + share - 1 of a step; or all rows of several steps of one stage."""
+        index, cursor = self.locate(step)
+        stage, payload = self.stages[index], self._payloads[index]
+        positions = cursor + (first + np.arange(steps * share, dtype=np.int64)) * payload
         if self.next_sentence:
-            ids, types, is_random = self._pairs(cursor, stage.rows, payload, first, share)
+            ids, types, is_random = self._pairs(cursor, steps, stage.rows, payload, first, share)
         else:
-            ids = self._single_rows(cursor + first * payload, share, payload)
+            ids = self._single_rows(cursor + first * payload, steps * share, payload)
             types, is_random = None, None
         masked = stage.masked(next_sentence=self.next_sentence)
         columns, labels = self._mask(ids, positions, masked)
@@ -183,38 +209,33 @@ class BatchPlan:
         return ids
 
     def _pairs(
-        self, cursor: int, rows: int, payload: int, first: int, share: int
+        self, cursor: int, steps: int, rows: int, payload: int, first: int, share: int
     ) -> tuple[I64, I64, I64]:
-        """Rows first … first + share - 1 of the step, their token types and labels.
+        """Rows of one step or of several, as `_rows` has them, their token types and labels.
 
         Each row is a contiguous piece of text, cut in two where a sentence starts. Exactly half of
-        the rows give up their second part for another's: they are ordered by the place of their
-        cut and each takes the next one's, so that lengths nearly agree; where they do not, the
-        part is read on or cut short. Every row is full whatever its label, and every second part
-        starts with a sentence, so neither gives the label away.
+        a step's rows give up their second part for another's: they are ordered by the place of
+        their cut and each takes the next one's, so that lengths nearly agree; where they do not,
+        the part is read on or cut short. Every row is full whatever its label, and every second
+        part starts with a sentence, so neither gives the label away.
         """
-        positions = cursor + np.arange(rows, dtype=np.int64) * payload
+        positions = cursor + np.arange(steps * rows, dtype=np.int64) * payload
         text, cuts, places = self._cut_rows(positions, payload)
-        lots = random_bits(self._keys["pair"], positions, 1)[:, 0]
-        chosen = np.argsort(lots, kind="stable")[: rows // 2]
-        chosen = chosen[np.argsort(cuts[chosen], kind="stable")]
-        donors = np.full(rows, -1)
-        donors[chosen[:-1]], donors[chosen[-1]] = chosen[1:], chosen[0]
-        if len(chosen) == 1:
-            donors[chosen] = (chosen + 1) % rows
+        lots = random_bits(self._keys["pair"], positions, 1)
+        donors = _donors(lots.reshape(steps, rows), cuts.reshape(steps, rows)).reshape(-1)
 
-        mine = slice(first, first + share)
+        mine = slice(first, first + steps * share)
         text, cuts, donors = text[mine], cuts[mine], donors[mine]
         second = np.arange(payload) >= cuts[:, None]
         is_random = donors >= 0
         taken = self._read_cyclic(places[donors[is_random]], payload - cuts[is_random])
         text[second & is_random[:, None]] = taken
 
-        ids = np.empty((share, payload + 3), dtype=np.int64)
+        ids = np.empty((steps * share, payload + 3), dtype=np.int64)
         ids[:, 0], ids[:, -1] = self._vocabulary.cls, self._vocabulary.sep
         ids[:, 1:-2] = text
         np.copyto(ids[:, 2:-1], text, where=second)  # moved one on, behind the first [SEP]
-        ids[np.arange(share), cuts + 1] = self._vocabulary.sep
+        ids[np.arange(steps * share), cuts + 1] = self._vocabulary.sep
         types = np.zeros(ids.shape, dtype=np.int64)
         types[:, 2:-1], types[:, -1] = second, 1
         return ids, types, is_random.astype(np.int64)
@@ -275,6 +296,18 @@ class BatchPlan:
             labels[short] = -100
         flat[places] = replaced
         return places - np.arange(0, rows * length, length)[:, None], labels
+
+
+def _donors(lots: U64, cuts: I64) -> I64:
+    """Of each step's rows (N, R): the row that gives its second part, of all N·R; -1 for none."""
+    steps, rows = lots.shape
+    chosen = np.argsort(lots, axis=1, kind="stable")[:, : rows // 2]
+    order = np.argsort(np.take_along_axis(cuts, chosen, axis=1), axis=1, kind="stable")
+    chosen = np.take_along_axis(chosen, order, axis=1)
+    givers = np.roll(chosen, -1, axis=1) if rows > 3 else (chosen + 1) % rows
+    donors = np.full((steps, rows), -1)
+    np.put_along_axis(donors, chosen, givers + np.arange(0, steps * rows, rows)[:, None], axis=1)
+    return donors
 
 
 def _lowest(lots: U64, count: int) -> I64:

@@ -12,6 +12,7 @@ from batches_helpers import (
     plan,
     same,
     seeds,
+    shapes,
     unmasked,
 )
 from hypothesis import given
@@ -39,6 +40,26 @@ def test_the_ranks_together_see_the_batch_of_one(tokens, ranks, share, length, p
     parts = [batches.batch(step, rank, ranks) for rank in range(ranks)]
     assert all(len(part.input_ids) == share for part in parts)
     assert same(joined(parts), batches.batch(step))
+
+
+@given(
+    tokens=st.integers(8, 400),
+    stages=st.lists(shapes, min_size=1, max_size=3),
+    pairs=st.booleans(),
+    steps=st.lists(st.integers(0, 20), min_size=1, max_size=8),
+    together=st.integers(2, 2000),
+    seed=seeds,
+)
+def test_steps_made_together_are_those_made_alone(tokens, stages, pairs, steps, together, seed):
+    pairs = pairs and all(stage.rows > 1 and stage.sequence_length > 6 for stage in stages)
+    stream = numbered(tokens, sentences=range(0, tokens, 5), separators=range(30, tokens, 31))
+    some, one = (plan(stream, *stages, seed=seed, next_sentence=pairs) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stackbert.batches._TOGETHER", together)
+        found = [some.batch(step) for step in steps]
+        patch.setattr("stackbert.batches._TOGETHER", 0)
+        expected = [one.batch(step) for step in steps]
+    assert all(map(same, found, expected))
 
 
 @pytest.mark.parametrize("pairs", [False, True])
