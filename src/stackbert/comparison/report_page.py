@@ -77,7 +77,8 @@ def _curves(results: Results) -> Curves:
     run = _shown(results, grown) if grown else None
     note = "Validation loss; seconds are steps times the reference seconds of their kind."
     if run is not None:
-        note += f" The bands are the stages of {run.variant} at {run.fraction:.3g} of the budget."
+        share = "the whole" if run.fraction == 1.0 else f"{run.fraction:.3g} of the"
+        note += f" The bands are the stages of {run.variant} on {share} budget."
     return Curves("Loss", tuple(curves), bands(run) if run else (), note)
 
 
