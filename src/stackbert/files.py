@@ -158,6 +158,20 @@ def folder_made_whole(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def held_folder(folder: Path, doing: str) -> Iterator[None]:
+    """Make a folder that calls go on with, and keep other processes out of it.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written: the sentence names `doing`.
+        RunError: the disk is full.
+    """
+    with explaining_os_errors(doing):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock", f"{folder} is in use"):
+            yield
+
+
+@contextlib.contextmanager
 def locked(path: Path, what: str, *, drop: bool = False) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the system lets go of it however the process ends.
 

@@ -1,7 +1,6 @@
 """Beginning a comparison, or going on with one: what all its runs share is measured once."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,20 +25,10 @@ from stackbert.comparison.processes import counted, threads_each
 from stackbert.comparison.variants import depth_pairs, scratch_of
 from stackbert.corpus.store import Corpus
 from stackbert.errors import UserError
-from stackbert.files import explaining_os_errors, locked
 from stackbert.recipe import Recipe
 from stackbert.recipe_files import differing_fields, parse_recipe
 
 Say = Callable[[str], None]
-
-
-@contextlib.contextmanager
-def comparison_folder(folder: Path) -> Iterator[None]:
-    """Make the folder of a comparison and hold it for this process."""
-    with explaining_os_errors(f"comparing in {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock", f"{folder} is in use"):
-            yield
 
 
 def open_record(

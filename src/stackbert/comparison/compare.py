@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stackbert.comparison.begin import Say, check_grows, comparison_folder, open_record
+from stackbert.comparison.begin import Say, check_grows, open_record
 from stackbert.comparison.costs import filling
 from stackbert.comparison.folder import Question, Record, Tried, write_record
 from stackbert.comparison.processes import Task, counted, run_all
@@ -29,6 +29,7 @@ from stackbert.comparison.variants import (
 )
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
+from stackbert.files import held_folder
 from stackbert.pretraining.rundir import CHECKPOINTS
 from stackbert.recipe import Recipe
 
@@ -97,7 +98,7 @@ def compare(
     folder = Path(out)
     fingerprint = opened.manifest.fingerprint
     question = Question("variants", recipe, fingerprint, budget, jobs, tuple(sorted(set(rates))))
-    with comparison_folder(folder):
+    with held_folder(folder, f"comparing in {folder}"):
         recipes = {variant.name: variant.recipe for variant in asked}
         record = open_record(folder, question, recipes, opened, tell)
         plan_runs(asked, record, rate=1.0)  # a budget that is too short is found before it is set

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stackbert.comparison.begin import Say, check_grows, comparison_folder, open_record
+from stackbert.comparison.begin import Say, check_grows, open_record
 from stackbert.comparison.compare import make_runs
 from stackbert.comparison.costs import Budget, Reference, filling
 from stackbert.comparison.figures import lines_with_intervals
@@ -28,6 +28,7 @@ from stackbert.comparison.statistics import Interval, interval, paired
 from stackbert.comparison.variants import at_rate, untuned
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
+from stackbert.files import held_folder
 from stackbert.recipe import Recipe, Stage
 from stackbert.reporting import wording
 from stackbert.reporting.content import Curves, Figure, Page, Table
@@ -100,7 +101,7 @@ def compare_switches(
         for a, b in _growing(recipe)
         for t in times
     }
-    with comparison_folder(folder):
+    with held_folder(folder, f"comparing in {folder}"):
         named = {_name(*place): made for place, made in grown.items()}
         record = open_record(folder, question, named, opened, tell)
         record = replace(record, rate=rate)

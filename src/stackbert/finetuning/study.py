@@ -1,15 +1,14 @@
 """`finetune`: every model on every task with every seed, once; what is there already is kept."""
 
-import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stackbert.comparison.processes import counted
 from stackbert.errors import Interrupted, UserError
-from stackbert.files import explaining_os_errors, locked
+from stackbert.files import held_folder
 from stackbert.finetuning.contenders import ModelPath, contenders_of
 from stackbert.finetuning.folder import (
     Contender,
@@ -100,20 +99,12 @@ def finetune(
             for work in gathered.works:
                 check_head(_source(member), work.head)
     folder = Path(out)
-    with _held(folder), reporter, StopRequest() as stop:
+    doing = f"fine-tuning into {folder}"
+    with held_folder(folder, doing), reporter, StopRequest() as stop:
         record = _begin(folder, contenders, gathered, seeds, settings, reporter)
         plan = _Plan(folder, record, gathered, contenders, seeds, test, reporter, stop)
         plan.run_all()
     return read_finetune(folder)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it for this process."""
-    with explaining_os_errors(f"fine-tuning into {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock", f"{folder} is in use"):
-            yield
 
 
 def _begin(

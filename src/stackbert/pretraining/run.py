@@ -10,7 +10,7 @@ import torch
 
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
-from stackbert.files import explaining_os_errors, folder_made_whole, locked
+from stackbert.files import explaining_os_errors, folder_made_whole, held_folder
 from stackbert.modelcard import write_model_card
 from stackbert.pretraining.budget import parse_duration
 from stackbert.pretraining.checkpoints import disk_errors_as_os_errors, save_model
@@ -115,16 +115,14 @@ def pretrain(
 @contextlib.contextmanager
 def _taking(run: Path) -> Iterator[None]:
     """Make the run directory, and keep other runs out of it."""
-    with explaining_os_errors(f"training in {run}"):
-        run.mkdir(parents=True, exist_ok=True)
-        with locked(run / ".lock", f"{run} is in use"):
-            here = identity(run)
-            try:
-                yield
-            except FileNotFoundError as error:
-                if identity(run) != here:
-                    raise vanished(run) from error
-                raise
+    with held_folder(run, f"training in {run}"):
+        here = identity(run)
+        try:
+            yield
+        except FileNotFoundError as error:
+            if identity(run) != here:
+                raise vanished(run) from error
+            raise
 
 
 def _pretrain_locked(
