@@ -87,9 +87,12 @@ def finetune(
         >>> import stackbert as sb
         >>> results = sb.finetune("run", task="mrpc", data="glue", out="ft")  # doctest: +SKIP
     """
+    from stackbert.pretraining.machine import keep_memory
+
     check_libraries()
     if seeds is not None and seeds < 1:
         raise UserError(f"seeds must be at least 1, not {seeds}.")
+    keep_memory()
     reporter = reporter or Silent()
     contenders = contenders_of(models, groups or {}, along)
     gathered = gather(task, data, dataset)
