@@ -64,6 +64,10 @@ def finetune(
     kind: Annotated[KindOption, typer.Option(help="Your own: what the labels are.")] = (
         KindOption.auto
     ),
+    control: Annotated[
+        bool,
+        typer.Option("--control", help="Also the first model untrained, with random weights."),
+    ] = False,
     submit: Annotated[
         bool, typer.Option("--submit", help="Predict the test splits; zips for GLUE's server.")
     ] = False,
@@ -98,6 +102,7 @@ def finetune(
         along=along or [],
         seeds=seeds,
         settings=set_ or [],
+        control=control,
         test=submit or test is not None,
         reporter=console_reporter(),
     )

@@ -7,9 +7,11 @@ from pathlib import Path
 from stackbert.errors import UserError
 from stackbert.finetuning.along import all_checkpoints
 from stackbert.finetuning.folder import Contender, Member
-from stackbert.finetuning.heads import Source, find_source
+from stackbert.finetuning.heads import Source, find_source, untrained
 
 ModelPath = str | Path
+CONTROL = "untrained"
+"""What the control is called."""
 
 
 def contenders_of(
@@ -54,6 +56,32 @@ def contenders_of(
             "pre-training seeds of each."
         )
     return tuple(found)
+
+
+def untrained_twin(contenders: Sequence[Contender]) -> Contender:
+    """The control: the first contender's model with random weights, a draw for each member.
+
+    Args:
+        contenders: what is fine-tuned; checkpoints of runs have no control.
+
+    Raises:
+        UserError: they are checkpoints, or one has the control's name.
+    """
+    first = contenders[0]
+    if first.members[0].progress:
+        raise UserError("--control goes with models, not with --along.")
+    if any(contender.name == CONTROL for contender in contenders):
+        raise UserError(
+            f"A model is called '{CONTROL}', as the control is. Give it another name "
+            "(--group NAME=MODEL)."
+        )
+    source = find_source(first.members[0].folder)
+    several = len(first.members) > 1
+    draws = [
+        untrained(source, f"{CONTROL} {draw}" if several else CONTROL, draw)
+        for draw in range(len(first.members))
+    ]
+    return Contender(CONTROL, tuple(_member(each) for each in draws))
 
 
 def _told_apart(paths: list[ModelPath]) -> list[Source]:

@@ -84,11 +84,18 @@ class Record:
     missing: dict[str, str]
     """Tasks that were asked for and have no data, and what is missing."""
     machine: dict[str, Any]
+    control: Contender | None = None
+    """The first contender's model untrained, as many draws of it as that one has members."""
+
+    @property
+    def everyone(self) -> tuple[Contender, ...]:
+        """All contenders, then the control."""
+        return (*self.contenders, *([self.control] if self.control else []))
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """Of all contenders."""
-        return tuple(member for contender in self.contenders for member in contender.members)
+        """Of all contenders and the control."""
+        return tuple(member for contender in self.everyone for member in contender.members)
 
 
 def is_study(folder: Path) -> bool:
@@ -109,6 +116,7 @@ def write_record(folder: Path, record: Record) -> None:
         "tasks": tasks,
         "missing": record.missing,
         "machine": record.machine,
+        "control": asdict(record.control) if record.control else None,
     }
     write_json_atomically(folder / FINETUNE, plain)
 
@@ -126,7 +134,7 @@ def read_record(folder: Path) -> Record:
             raise UserError(f"{path} is of another version of StackBERT.")
         for task in raw["tasks"].values():
             task["settings"] = parse_settings(task["settings"], str(path))
-        record = stored(Record, raw)
+        record = stored(Record, raw, partial=True)
         _check(record)
     except FileNotFoundError as error:
         raise UserError(
@@ -150,7 +158,7 @@ def _check(record: Record) -> None:
     for name in (*record.tasks, *(member.key for member in record.members)):
         if not is_plain_name(name):
             raise ValueError(f"{name!r} is no name of a file")
-    if not all(contender.members for contender in record.contenders):
+    if not all(contender.members for contender in record.everyone):
         raise ValueError("a contender has no members")
     for name, task in record.tasks.items():
         lacking = sorted({"train", *task.guess} - task.fingerprints.keys())
@@ -195,8 +203,9 @@ def joined(folder: Path, there: Record, asked: Record) -> Record:
             tasks[name] = replace(task, seeds=seeds, fingerprints=fingerprints)
         else:
             tasks[name] = task
-    contenders = {contender.name: contender for contender in there.contenders}
-    for contender in asked.contenders:
+    control = there.control or asked.control
+    contenders = {contender.name: contender for contender in there.everyone}
+    for contender in asked.everyone:
         known = contenders.get(contender.name)
         if known is not None and _weights(known) != _weights(contender):
             raise UserError(
@@ -207,10 +216,11 @@ def joined(folder: Path, there: Record, asked: Record) -> Record:
     lacking = {**there.missing, **asked.missing}
     return Record(
         asked.kind,
-        tuple(contenders.values()),
+        tuple(each for each in contenders.values() if each != control),
         tasks,
         {name: why for name, why in lacking.items() if name not in tasks},
         asked.machine,
+        control,
     )
 
 

@@ -43,6 +43,9 @@ class Source:
     """The folder's, or the run's."""
     fingerprint: str
     """SHA-256 of weights, config and tokenizer."""
+    random: bool = False
+    """Whether the weights in the folder are left alone, and all are drawn at random instead, by
+    the fingerprint and the fine-tuning seed."""
 
     @property
     def key(self) -> str:
@@ -93,6 +96,19 @@ def find_source(path: str | Path, name: str | None = None) -> Source:
     return Source(folder, name or _name_of(given), _fingerprint(folder))
 
 
+def untrained(source: Source, name: str, draw: int = 0) -> Source:
+    """The same model as it was before any pre-training: its config and tokenizer, new weights.
+
+    Args:
+        source: the model.
+        name: what to call the untrained one.
+        draw: which of several; each has weights of its own for every fine-tuning seed.
+    """
+    shape = _fingerprint(source.folder, weights=False)
+    whole = hashlib.sha256(f"untrained {draw} {shape}".encode()).hexdigest()
+    return Source(source.folder, name, whole, random=True)
+
+
 def check_head(source: Source, head: Head) -> None:
     """See that transformers has such a head for a model, reading no weights.
 
@@ -110,7 +126,8 @@ def open_model(source: Source, head: Head, *, seed: int, dropout: float | None) 
     Args:
         source: the model.
         head: what to put on top.
-        seed: of what is new. The global random state is untouched.
+        seed: of what is new; of an untrained model that is everything. The global random state is
+            untouched.
         dropout: in place of every dropout rate of its config; None leaves them.
 
     Raises:
@@ -136,22 +153,27 @@ def open_model(source: Source, head: Head, *, seed: int, dropout: float | None) 
         config.problem_type = "regression"
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model, info = loader.from_pretrained(
-                str(source.folder),
-                config=config,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, by name
-            )
+            if not source.random:
+                torch.default_generator.manual_seed(seed)
+                model, info = loader.from_pretrained(
+                    str(source.folder),
+                    config=config,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # refused below, by name
+                )
+            else:
+                torch.default_generator.manual_seed(_draw_seed(source, seed))
+                model, info = loader.from_config(config, dtype=torch.float32), None
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"transformers cannot open {source.folder}: {error}") from error
-    _check_encoder(source.folder, model, info)
+    if info is not None:
+        _check_encoder(source.folder, model, info)
     tokenizer = _open_tokenizer(source.folder, model)
-    notes = () if _is_new(model, info) else (_OLD_HEAD.format(name=source.name),)
+    notes = () if info is None or _is_new(model, info) else (_OLD_HEAD.format(name=source.name),)
     return Opened(model, tokenizer, _takes_types(model), notes)
 
 
@@ -166,16 +188,22 @@ def _name_of(folder: Path) -> str:
     return folder.parent.name if inside else folder.name
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(folder: Path, *, weights: bool = True) -> str:
     """Of what decides a model's outputs; an optimiser's state beside it does not."""
     named = {"config.json", *_TOKENIZER}
     whole = hashlib.sha256()
     with explaining_os_errors(f"reading {folder}"):
         for path in sorted(folder.iterdir()):
             is_weights = path.name.startswith("model") and ".safetensors" in path.name
-            if path.is_file() and (path.name in named or is_weights):
+            if path.is_file() and (path.name in named or (weights and is_weights)):
                 whole.update(f"{path.name} {sha256_of(path)}\n".encode())
     return whole.hexdigest()
+
+
+def _draw_seed(source: Source, seed: int) -> int:
+    """Of 32 bits, as torch's generator for a CPU drops the others."""
+    drawn = hashlib.sha256(f"{source.fingerprint} {seed}".encode()).digest()
+    return int.from_bytes(drawn[:4], "big")
 
 
 def _loader(config: Any, head: Head, folder: Path) -> Any:  # noqa: ANN401 (an Auto class)

@@ -94,8 +94,9 @@ class FinetuneResults:
 
     @property
     def contenders(self) -> tuple[Contender, ...]:
-        """In the order they were named; of checkpoints in the order of their runs and steps."""
-        found = self.record.contenders
+        """In the order they were named, the control last; of checkpoints in the order of their
+        runs and steps."""
+        found = self.record.everyone
         if self.record.kind == "models":
             return found
         names = list(dict.fromkeys(m.progress.run for c in found for m in c.members if m.progress))
@@ -105,6 +106,11 @@ class FinetuneResults:
             return (names.index(at.run), at.step) if at else (0, 0)
 
         return tuple(sorted(found, key=place))
+
+    @property
+    def control(self) -> Contender | None:
+        """The untrained model, if one was asked for."""
+        return self.record.control
 
     def measures(self, *, headline: bool = True) -> tuple[Measure, ...]:
         """What there is to look at: the headline metric of each labelled split, or the others."""

@@ -9,7 +9,7 @@ from typing import Any
 from stackbert.comparison.processes import counted
 from stackbert.errors import Interrupted, UserError
 from stackbert.files import held_folder
-from stackbert.finetuning.contenders import ModelPath, contenders_of
+from stackbert.finetuning.contenders import ModelPath, contenders_of, untrained_twin
 from stackbert.finetuning.folder import (
     Contender,
     Kind,
@@ -46,6 +46,7 @@ def finetune(
     along: ModelPath | Sequence[ModelPath] = (),
     seeds: int | None = None,
     settings: Sequence[str] = (),
+    control: bool = False,
     test: bool = False,
     reporter: Reporter | None = None,
 ) -> FinetuneResults:
@@ -72,6 +73,9 @@ def finetune(
             rows and 3 for others, as in the paper.
         settings: "field=value" for all tasks or "task.field=value" for one
             (`settings.FinetuneSettings`).
+        control: fine-tune the first model once more with random weights in place of its own. A
+            score that is not above this one's shows nothing of pre-training: it comes from the
+            task's training rows.
         test: predict the test splits, too; for GLUE's server.
         reporter: hears of progress.
 
@@ -95,6 +99,7 @@ def finetune(
     keep_memory()
     reporter = reporter or Silent()
     contenders = contenders_of(models, groups or {}, along)
+    twin = untrained_twin(contenders) if control else None
     gathered = gather(task, data, dataset)
     check_overrides(settings, [work.name for work in gathered.works])
     for contender in contenders:
@@ -104,8 +109,10 @@ def finetune(
     folder = Path(out)
     doing = f"fine-tuning into {folder}"
     with held_folder(folder, doing), reporter, StopRequest() as stop:
-        record = _begin(folder, contenders, gathered, seeds, settings, reporter)
-        plan = _Plan(folder, record, gathered, contenders, seeds, test, reporter, stop)
+        record = _begin(folder, contenders, twin, gathered, seeds, settings, reporter)
+        members = [m for contender in contenders for m in contender.members]
+        members += record.control.members if twin and record.control else []
+        plan = _Plan(folder, record, gathered, members, seeds, test, reporter, stop)
         plan.run_all()
     return read_finetune(folder)
 
@@ -113,6 +120,7 @@ def finetune(
 def _begin(
     folder: Path,
     contenders: tuple[Contender, ...],
+    control: Contender | None,
     gathered: Gathered,
     seeds: int | None,
     overrides: Sequence[str],
@@ -148,7 +156,7 @@ def _begin(
         for note in work.notes:
             reporter.say(note)
     kind: Kind = "along" if contenders[0].members[0].progress else "models"
-    asked = Record(kind, contenders, tasks, gathered.missing, describe(device))
+    asked = Record(kind, contenders, tasks, gathered.missing, describe(device), control)
     record = asked if there is None else joined(folder, there, asked)
     write_record(folder, record)
     return record
@@ -162,7 +170,7 @@ class _Plan:
         folder: Path,
         record: Record,
         gathered: Gathered,
-        contenders: Sequence[Contender],
+        members: Sequence[Member],
         seeds: int | None,
         test: bool,
         reporter: Reporter,
@@ -173,7 +181,8 @@ class _Plan:
         self._test = test
         self._reporter = reporter
         self._stop = stop
-        self._members = [m for contender in contenders for m in contender.members]
+        self._members = members
+        self._untrained = record.control.members if record.control else ()
         self._todo = [
             (work, member, seed)
             for work in gathered.works
@@ -233,7 +242,7 @@ class _Plan:
         settings = self._record.tasks[work.name].settings
         # The head of this one is thrown away: what counts is what the tokenizer and the positions
         # allow, which no seed changes.
-        opened = open_model(_source(member), work.head, seed=0, dropout=None)
+        opened = open_model(self._source(member), work.head, seed=0, dropout=None)
         return work.encode(opened, settings, self._splits(work))
 
     def _run(self, work: Work, member: Member, seed: int, encoded: Encoded) -> OnceResult:
@@ -246,7 +255,7 @@ class _Plan:
             self._reporter.step(self._spent + part, self._total, f"rows, {name}{shown}")
 
         result = finetune_once(
-            _source(member),
+            self._source(member),
             work,
             self._record.tasks[work.name].settings,
             seed,
@@ -256,6 +265,9 @@ class _Plan:
         )
         self._reporter.say(f"{name}: {_shown(work, result)} ({duration(result.seconds)})")
         return result
+
+    def _source(self, member: Member) -> Source:
+        return _source(member, random=member in self._untrained)
 
     def _check_stop(self) -> None:
         if self._stop.signal is not None:
@@ -286,8 +298,8 @@ class _Plan:
         write_result(path, plain, predictions)
 
 
-def _source(member: Member) -> Source:
-    return Source(Path(member.folder), member.name, member.fingerprint)
+def _source(member: Member, *, random: bool = False) -> Source:
+    return Source(Path(member.folder), member.name, member.fingerprint, random)
 
 
 def _shown(work: Work, result: OnceResult) -> str:

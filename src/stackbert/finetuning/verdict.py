@@ -49,12 +49,14 @@ def statements(results: FinetuneResults) -> tuple[str, ...]:
     if not results.runs:
         return ("No run has ended yet, so there is nothing to say.",)
     lines: list[str] = []
-    if results.record.kind == "models" and len(results.contenders) > 1:
-        base, *others = results.contenders
+    if results.record.kind == "models":
+        base, *others = results.record.contenders
         for other in others:
             lines += _against(results, other, base)
-    elif results.record.kind == "models":
-        lines.append(_alone(results, results.contenders[0]))
+        if not others:
+            lines.append(_alone(results, base))
+        if results.control is not None:
+            lines += _beyond(results, results.control)
     lines += _no_information(results)
     lines += _caveats(results)
     return tuple(lines)
@@ -94,6 +96,39 @@ def _against(results: FinetuneResults, other: Contender, base: Contender) -> lis
     return lines
 
 
+def _beyond(results: FinetuneResults, control: Contender) -> list[str]:
+    """What pre-training adds: every model beside the same one without any."""
+    lines: list[str] = []
+    shown: set[Measure] = set()
+    telling: dict[Measure, None] = {}
+    for contender in results.record.contenders:
+        found = [
+            each
+            for each in differences(results, contender, control)
+            if each.outcome != "no information"
+        ]
+        telling |= {each.measure: None for each in found}
+        shown |= {each.measure for each in found if each.outcome in ("better", "one seed")}
+        parts = [
+            f"{_WORDS[each.outcome]} on {each.measure.title} "
+            f"({difference_points(each.interval.mean)}{_between(each.interval)})"
+            for each in found
+        ]
+        if parts:
+            lines.append(
+                f"{contender.name} beside {control.name}, a model of this shape with random "
+                f"weights: {', '.join(parts)}."
+            )
+    silent = [measure.title for measure in telling if measure not in shown]
+    if silent:
+        verb = "shows" if len(silent) == 1 else "show"
+        lines.append(
+            f"{_listed(silent)} {verb} nothing of pre-training: no model is above {control.name} "
+            "beyond noise, so these scores come from the task's own training rows."
+        )
+    return lines
+
+
 def _average(results: FinetuneResults, other: Contender, base: Contender) -> Interval | None:
     return paired(results.average_values(other), results.average_values(base))
 
@@ -115,12 +150,15 @@ def _verdict(found: Interval, name: str) -> str:
 
 
 def _interval(found: Interval) -> str:
+    if found.low is None:
+        return ""
+    return f" (95 % interval{_between(found)[1:]}, {counted(found.number, 'pair')})"
+
+
+def _between(found: Interval) -> str:
     if found.low is None or found.high is None:
         return ""
-    return (
-        f" (95 % interval {difference_points(found.low)} to {difference_points(found.high)}, "
-        f"{counted(found.number, 'pair')})"
-    )
+    return f"; {difference_points(found.low)} to {difference_points(found.high)}"
 
 
 def _alone(results: FinetuneResults, contender: Contender) -> str:
