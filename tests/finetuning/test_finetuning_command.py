@@ -29,7 +29,7 @@ def test_the_command_fine_tunes_on_ones_own_table_and_writes_a_report(models, tm
     call = [
         "finetune", str(models[0]), str(models[1]), "--task", "own", "--data", str(table),
         "--test", str(table), "--text", "review", "--label", "stars", "--key", "id",
-        "--out", str(tmp_path / "out"), "--seeds", "2",
+        "--out", str(tmp_path / "out"), "--seeds", "2", "--control",
         *(word for setting in BRIEF for word in ("--set", setting)),
     ]  # fmt: skip
     done = CliRunner().invoke(app, call)
@@ -38,6 +38,7 @@ def test_the_command_fine_tunes_on_ones_own_table_and_writes_a_report(models, tm
     assert "set aside as the dev split" in done.stdout
     results = sb.read_finetune(tmp_path / "out")
     assert list(results.record.tasks) == ["reviews"]
+    assert results.control.name == "untrained"
     path = result_path(results.folder, "reviews", results.runs[0].member, 0)
     predictions = read_predictions(path)
     assert {row["key"] for row in predictions["test"]} == {f"r{n}" for n in range(80)}
