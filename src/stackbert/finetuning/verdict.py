@@ -123,8 +123,9 @@ def _beyond(results: FinetuneResults, control: Contender) -> list[str]:
     if silent:
         verb = "shows" if len(silent) == 1 else "show"
         lines.append(
-            f"{_listed(silent)} {verb} nothing of pre-training: no model is above {control.name} "
-            "beyond noise, so these scores come from the task's own training rows."
+            f"{_listed(silent)} {verb} nothing of pre-training: with these settings no model is "
+            f"above {control.name} beyond noise, so the task's own training rows are enough for "
+            "such a score."
         )
     return lines
 
