@@ -87,6 +87,18 @@ def test_a_control_can_be_added_and_stays(models, glue, tmp_path):
         sb.finetune(groups={"both": models[1:]}, control=True, **call)
 
 
+def test_a_control_goes_on_where_its_model_was_moved(glue, tmp_path):
+    call = {"task": "rte", "data": glue, "out": tmp_path / "out", "settings": BRIEF}
+    here = save(tmp_path / "here" / "one", build())
+    sb.finetune(here, control=True, seeds=1, **call)
+    (tmp_path / "here").rename(tmp_path / "there")
+    results = sb.finetune(tmp_path / "there" / "one", control=True, seeds=2, **call)
+    assert [(r.member.name, r.seed) for r in results.runs][2:] == [
+        ("untrained", 0),
+        ("untrained", 1),
+    ]
+
+
 def test_a_group_has_a_control_of_as_many_draws(models, glue, tmp_path):
     call = {"task": "sst-2", "data": glue, "settings": [*FAST, "max_steps=2"], "seeds": 1}
     results = sb.finetune(groups={"both": models[:2]}, out=tmp_path, control=True, **call)

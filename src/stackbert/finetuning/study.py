@@ -74,8 +74,8 @@ def finetune(
         settings: "field=value" for all tasks or "task.field=value" for one
             (`settings.FinetuneSettings`).
         control: fine-tune the first model once more with random weights in place of its own. A
-            score that is not above this one's shows nothing of pre-training: it comes from the
-            task's training rows.
+            score that is not above this one's shows nothing of pre-training: it could as well
+            come from the task's training rows alone.
         test: predict the test splits, too; for GLUE's server.
         reporter: hears of progress.
 
@@ -110,9 +110,8 @@ def finetune(
     doing = f"fine-tuning into {folder}"
     with held_folder(folder, doing), reporter, StopRequest() as stop:
         record = _begin(folder, contenders, twin, gathered, seeds, settings, reporter)
-        members = [m for contender in contenders for m in contender.members]
-        members += record.control.members if twin and record.control else []
-        plan = _Plan(folder, record, gathered, members, seeds, test, reporter, stop)
+        runners = (*contenders, twin) if twin else contenders
+        plan = _Plan(folder, record, gathered, runners, seeds, test, reporter, stop)
         plan.run_all()
     return read_finetune(folder)
 
@@ -170,7 +169,7 @@ class _Plan:
         folder: Path,
         record: Record,
         gathered: Gathered,
-        members: Sequence[Member],
+        contenders: Sequence[Contender],
         seeds: int | None,
         test: bool,
         reporter: Reporter,
@@ -181,8 +180,9 @@ class _Plan:
         self._test = test
         self._reporter = reporter
         self._stop = stop
-        self._members = members
-        self._untrained = record.control.members if record.control else ()
+        self._members = [m for contender in contenders for m in contender.members]
+        twins = record.control.members if record.control else ()
+        self._untrained = {member.fingerprint for member in twins}
         self._todo = [
             (work, member, seed)
             for work in gathered.works
@@ -267,7 +267,7 @@ class _Plan:
         return result
 
     def _source(self, member: Member) -> Source:
-        return _source(member, random=member in self._untrained)
+        return _source(member, random=member.fingerprint in self._untrained)
 
     def _check_stop(self) -> None:
         if self._stop.signal is not None:

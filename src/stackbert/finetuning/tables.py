@@ -7,7 +7,13 @@ from stackbert.comparison.statistics import Interval
 from stackbert.finetuning.folder import Contender
 from stackbert.finetuning.results import FinetuneResults, Score, read_finetune
 from stackbert.finetuning.settings import FinetuneSettings
-from stackbert.finetuning.verdict import difference_points, metric_name, points, statements
+from stackbert.finetuning.verdict import (
+    difference_points,
+    metric_name,
+    points,
+    range_points,
+    statements,
+)
 from stackbert.reporting.content import Figure, Page, Table
 from stackbert.reporting.wording import duration
 
@@ -204,11 +210,8 @@ def _difference_cells(results: FinetuneResults, score: Score, base: Contender) -
     found = results.difference(score.contender, base, score.measure)
     if found is None:
         return ("", "", "")
-    between = ""
-    if found.interval.low is not None and found.interval.high is not None:
-        low, high = difference_points(found.interval.low), difference_points(found.interval.high)
-        between = f"{low} to {high}"
-    return (difference_points(found.interval.mean), between, found.outcome)
+    mean = difference_points(found.interval.mean)
+    return (mean, range_points(found.interval), found.outcome)
 
 
 def _with_failures(score: Score) -> str:

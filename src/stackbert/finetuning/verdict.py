@@ -44,6 +44,13 @@ def difference_points(value: float) -> str:
     return shown[1:] if shown[1:] == "0.0" else shown
 
 
+def range_points(found: Interval) -> str:
+    """A difference's interval, "−0.4 to +1.3"; nothing where one seed gives none."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"{difference_points(found.low)} to {difference_points(found.high)}"
+
+
 def statements(results: FinetuneResults) -> tuple[str, ...]:
     """What can be said of a study, the most important first."""
     if not results.runs:
@@ -110,8 +117,7 @@ def _beyond(results: FinetuneResults, control: Contender) -> list[str]:
         telling |= {each.measure: None for each in found}
         shown |= {each.measure for each in found if each.outcome in ("better", "one seed")}
         parts = [
-            f"{_WORDS[each.outcome]} on {each.measure.title} "
-            f"({difference_points(each.interval.mean)}{_between(each.interval)})"
+            f"{_WORDS[each.outcome]} on {each.measure.title} ({_mean_and_range(each.interval)})"
             for each in found
         ]
         if parts:
@@ -151,15 +157,13 @@ def _verdict(found: Interval, name: str) -> str:
 
 
 def _interval(found: Interval) -> str:
-    if found.low is None:
-        return ""
-    return f" (95 % interval{_between(found)[1:]}, {counted(found.number, 'pair')})"
+    between = range_points(found)
+    return f" (95 % interval {between}, {counted(found.number, 'pair')})" if between else ""
 
 
-def _between(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return ""
-    return f"; {difference_points(found.low)} to {difference_points(found.high)}"
+def _mean_and_range(found: Interval) -> str:
+    mean, between = difference_points(found.mean), range_points(found)
+    return f"{mean}; {between}" if between else mean
 
 
 def _alone(results: FinetuneResults, contender: Contender) -> str:
