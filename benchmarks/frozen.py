@@ -4,9 +4,8 @@
 
 Each layer's outputs, averaged over a sentence's tokens, go into a logistic regression on random
 training rows (features standardised, C = 0.1), which is scored on dev; beside the models stands the
-first one with random weights. And the length of a token's vector, layer by layer: where the first
-layer's outputs are a hundred times longer than the embeddings, later layers have little say. The
-report goes to benchmarks/results/ as JSON and Markdown.
+first one with random weights. And the length of a token's vector, layer by layer. The report goes
+to benchmarks/results/ as JSON and Markdown.
 """
 
 import argparse
