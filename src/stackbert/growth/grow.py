@@ -394,13 +394,13 @@ def _fill(
     layers = find_layers(old)[1]
     top = next(layers[-1].parameters())
 
-    def fitted(name: str, tensor: Tensor) -> Tensor:
-        """In the dtype and on the device of its counterpart in the old model or its top layer."""
+    def fitted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """With dtype and device of its counterpart in the old model or its top layer, if any."""
         place, rest = _split(name, stack)
-        counterpart = name if place is None else f"{stack}.{len(layers) - 1}.{rest}"
-        like = known.get(counterpart, top)
-        alone = counterpart not in known and not isinstance(tensor, nn.Parameter)
-        return tensor.detach().to(like.device, tensor.dtype if alone else like.dtype)
+        like = known.get(name if place is None else f"{stack}.{len(layers) - 1}.{rest}")
+        if like is None:
+            return tensor.detach().to(top.device, dtype if tensor.is_floating_point() else None)
+        return tensor.detach().to(like.device, like.dtype)
 
     state: dict[str, Tensor] = {}
     made: dict[tuple[int | None, int], Tensor] = {}
@@ -408,7 +408,7 @@ def _fill(
         tensor = built[name] if origin is None else source[origin]
         key = (_split(name, stack)[0], id(tensor))
         if key not in made:
-            value = fitted(name, tensor) if origin is None else tensor.detach().clone()
+            value = fitted(name, tensor, top.dtype) if origin is None else tensor.detach().clone()
             made[key] = nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
         state[name] = made[key]
     try:
@@ -422,7 +422,7 @@ def _fill(
             parameter.requires_grad_(source[origin].requires_grad)
     for name, buffer in new.named_buffers():
         if name not in state:  # computed by the constructor, which knows each layer's place
-            buffer.data = fitted(name, buffer)
+            buffer.data = fitted(name, buffer, buffer.dtype)
     # What save_pretrained leaves out of the file because its twin is in there.
     tied = new.all_tied_weights_keys.items()
     new.all_tied_weights_keys = {a: b for a, b in tied if state.get(a) is state.get(b)}
