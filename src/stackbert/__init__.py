@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from stackbert.growth.folder import grow_folder
     from stackbert.growth.grow import grow
     from stackbert.growth.operators import register_operator
-    from stackbert.plan import plan
+    from stackbert.planner import plan
     from stackbert.pretraining.run import pretrain
     from stackbert.recipe import Recipe
     from stackbert.recipes import load_recipe
-    from stackbert.report.report import report
+    from stackbert.reports.report import report
 
 _HOMES = {
     "Recipe": "recipe",
@@ -37,10 +37,10 @@ _HOMES = {
     "load_recipe": "recipes",
     "measure_attention": "attention.measure",
     "open_corpus": "corpus.store",
-    "plan": "plan",
+    "plan": "planner",
     "pretrain": "pretraining.run",
     "register_operator": "growth.operators",
-    "report": "report.report",
+    "report": "reports.report",
 }
 
 __all__ = [
@@ -68,11 +68,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 (a function or a class)
         return metadata.version("stackbert")
     if name not in _HOMES:
         raise AttributeError(f"module 'stackbert' has no attribute '{name}'")
-    # Importing a module sets it as an attribute of the package: `plan` and `report` are names of
-    # modules, too, and what users mean is the function.
-    found = getattr(import_module(f"stackbert.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
+    return getattr(import_module(f"stackbert.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

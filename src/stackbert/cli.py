@@ -166,7 +166,7 @@ def plan(
 
     Example: stackbert plan bert-base --device H200 --price 3
     """
-    from stackbert.plan import plan as plan_run
+    from stackbert.planner import plan as plan_run
     from stackbert.recipes import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
@@ -496,7 +496,7 @@ def report(
 
     Example: stackbert report run --out report.html --figures figures
     """
-    from stackbert.report.report import report as write_report
+    from stackbert.reports.report import report as write_report
 
     page = write_report(folders, out, figures)
     typer.echo(f"The report is {page}; any browser opens it, without a network.")
@@ -504,7 +504,7 @@ def report(
 
 def _report(folder: Path) -> None:
     """Write a result's page into its own folder."""
-    from stackbert.report.report import report as write_report
+    from stackbert.reports.report import report as write_report
 
     typer.echo(f"The report is {write_report(folder, folder / 'report.html')}.")
 
