@@ -54,8 +54,9 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
     except StackBertError:
         raise
     except FileNotFoundError as error:
-        missing = error.filename or path
-        raise UserError(f"{missing} does not exist. {hint}") from error
+        # safetensors names the file in its text only.
+        missing = f"{error.filename} does not exist" if error.filename else reason(error)
+        raise UserError(f"{missing}. {hint}") from error
     except MemoryError as error:
         raise UserError(f"{path} does not fit into memory. {hint}") from error
     except Exception as error:  # every parser has its own exceptions
