@@ -4,13 +4,13 @@ The choices are written into the run's recipe, so a resumed run makes the same o
 of a finished run repeats it.
 """
 
+import functools
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,20 +19,16 @@ from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.encoder import supports_masked_forward
 from stackbert.errors import UserError
 from stackbert.machine import (
-    Precision,
     compiling_lacks,
     fastest_precision,
     matrix_rate,
     synchronise,
     working_precision,
 )
-from stackbert.model import create_model, training_flops
+from stackbert.model import training_flops
 from stackbert.pretraining.distributed import SINGLE, World
-from stackbert.pretraining.trainer import Trainer
+from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.recipe import Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TUNE_FROM = 600.0
 """Seconds of training from which measuring micro-batches pays: it takes about ten."""
@@ -60,32 +56,6 @@ class Tuned:
     """What was measured and chosen, in sentences."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Median seconds at each stage's depth."""
-
-    step: tuple[float, ...]
-    """One optimiser step."""
-    evaluations: tuple[float, ...]
-    """One evaluation."""
-
-    @property
-    def evaluation(self) -> float:
-        """One evaluation at the last stage's depth."""
-        return self.evaluations[-1]
-
-
-def stage_model(recipe: Recipe, index: int, vocabulary: Vocabulary) -> "PreTrainedModel":
-    """A new model at the depth of a recipe's stage (in `with torch.device("meta")` without weights)."""
-    return create_model(
-        recipe.model,
-        depth=recipe.stages[index].depth,
-        vocabulary=vocabulary,
-        sequence_length=recipe.longest_sequence,
-        next_sentence=recipe.objective.next_sentence,
-    )
-
-
 def autotune(
     recipe: Recipe,
     vocabulary: Vocabulary,
@@ -98,12 +68,11 @@ def autotune(
     """Replace every "auto" of a recipe that is worth a measurement on this machine.
 
     Args:
-        recipe: as asked for; its steps are scaled already, unless `seconds` says how long it may
-            take.
+        recipe: as asked for, over its final steps unless `seconds` says how long it may take.
         vocabulary: of the corpus.
         plan: the batches of the run.
         device: where it will run.
-        seconds: the budget; estimated from the FLOPs by default.
+        seconds: the budget; by default estimated from the FLOPs.
         world_size: processes that share each step; the share of one is measured.
 
     Raises:
@@ -117,50 +86,45 @@ def autotune(
     fits = world_size == 1 or recipe.engine == "ddp"
     notes: list[str] = []
 
-    def first_batch(index: int) -> Batch:
-        return plan.batch(recipe.boundaries[index], 0, world_size)
-
     if recipe.batch.micro_batch == "auto" and length >= TUNE_FROM and fits:
-        found: dict[tuple[object, ...], int | None] = {}
         stages = []
-        for index, spec in enumerate(recipe.stages):
-            stage = recipe.stage(index)
-            shape = (stage.depth, stage.sequences, stage.sequence_length, stage.mask_rate)
-            if spec.micro_batch is None and shape not in found:
-                trainer = _trainer(recipe, index, vocabulary, device)
-                found[shape] = size = fastest_micro_batch(trainer, first_batch(index))
+        for stage, first_step in zip(recipe.stages, recipe.boundaries, strict=False):
+            size = stage.micro_batch
+            if size is None:
+                trainer = _trainer(recipe, stage.depth, vocabulary, device)
+                size = fastest_micro_batch(trainer, plan.batch(first_step, 0, world_size))
                 chosen = f"{size} rows" if size else "the default, as no other size can be tried"
                 notes.append(f"micro-batch at depth {stage.depth}: {chosen}")
-            size = spec.micro_batch or found[shape]
-            stages.append(spec.model_copy(update={"micro_batch": size}))
+            stages.append(stage.model_copy(update={"micro_batch": size}))
         recipe = recipe.model_copy(update={"stages": tuple(stages)})
 
     lacks = compiling_lacks(device)
     if recipe.compile is True and lacks:
         raise UserError(f"compile: {lacks}, or set compile to false.")
     if recipe.compile == "auto":
-        worth_trying = lacks is None and length >= COMPILE_FROM[device.type] and fits
-        last = len(recipe.stages) - 1
-        compiles = worth_trying and _compiling_pays(
-            recipe, vocabulary, first_batch(last), device, notes
-        )
-        recipe = recipe.model_copy(update={"compile": compiles})
+        pays = lacks is None and length >= COMPILE_FROM[device.type] and fits
+        if pays:
+            batch = plan.batch(recipe.boundaries[-2], 0, world_size)
+            pays = _compiling_pays(recipe, vocabulary, batch, device, notes)
+        recipe = recipe.model_copy(update={"compile": pays})
     return Tuned(recipe, rate, tuple(notes))
 
 
 def _estimated_seconds(
     recipe: Recipe, vocabulary: Vocabulary, plan: BatchPlan, rate: float
 ) -> float:
+    """Training time by FLOPs at half the matrix rate; good to a factor of two."""
     total = 0
-    for index in range(len(recipe.stages)):
+    for index, first_step in enumerate(recipe.boundaries[:-1]):
         stage = recipe.stage(index)
-        rows, masked = plan.masked_rows(recipe.boundaries[index])
+        rows, masked = plan.masked_rows(first_step)
         with torch.device("meta"):
-            model = stage_model(recipe, index, vocabulary)
+            model = recipe_model(recipe, vocabulary, stage.depth)
+        length = stage.sequence_length
         total += stage.steps * training_flops(
-            model, rows=rows, sequence_length=stage.sequence_length, masked=masked
+            model, rows=rows, sequence_length=length, masked=masked
         )
-    return total / (rate * TYPICAL_MFU)
+    return total / (rate * 0.5)
 
 
 def fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
@@ -175,30 +139,30 @@ def fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
     """
     device = trainer.device
     best, best_time, slower = None, math.inf, 0
-    for size in _even_divisions(*batch.input_ids_BS.shape, POSITIONS[device.type]):
+    for size in _even_divisions(*batch.input_ids_BS.shape, *POSITIONS[device.type]):
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         try:
-            row_seconds = _pass_seconds(trainer, batch, size) / size
+            (seconds,) = _pass_seconds([trainer], batch, size)
         except torch.OutOfMemoryError:
             break
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
-            if torch.cuda.max_memory_allocated() > 0.8 * memory:  # leave room for the rest
+            if torch.cuda.max_memory_allocated() > 0.8 * memory:  # too close to the limit
                 break
         if best is None:
             trainer.optimizers.step(0.0)  # AdamW allocates its state at the first update
-        if row_seconds < best_time * WORTH_IT:
-            best, best_time, slower = size, row_seconds, 0
+        if seconds / size < best_time * WORTH_IT:
+            best, best_time, slower = size, seconds / size, 0
         elif (slower := slower + 1) == 2:
             break
     return best
 
 
-def _even_divisions(rows: int, length: int, positions: tuple[int, int]) -> Iterator[int]:
+def _even_divisions(rows: int, length: int, fewest: int, most: int) -> Iterator[int]:
     """Divisors of `rows`, rising, each at least 1.5 times the one before."""
-    last, (fewest, most) = 0, positions
+    last = 0
     for size in range(1, min(rows, most // length) + 1):
         large_enough = size * length >= fewest or size == rows
         if rows % size == 0 and large_enough and size >= 1.5 * last:
@@ -206,63 +170,37 @@ def _even_divisions(rows: int, length: int, positions: tuple[int, int]) -> Itera
             yield size
 
 
-def _pass_seconds(trainers: Sequence[Trainer], batch: Batch, size: int) -> list[float]:
-    """Seconds that each trainer takes forward and backward over the batch's first `size` rows."""
-    rows, masked = len(batch.input_ids_BS), batch.columns_BK.numel()
-    part = batch.rows(0, size).to(trainers[0].device)
-    passes = [lambda _, t=trainer: t.backward(part, masked, rows) for trainer in trainers]
-    return _medians(trainers[0].device, passes, warmup=1, timed=3)
-
-
-def _medians(
-    device: torch.device,
-    works: Sequence[Callable[[int], object]],
-    *,
-    warmup: int,
-    timed: int,
-    patience: float = 0.0,
-) -> list[float]:
-    """Median seconds of each work, which is called with the number of the turn.
-
-    They take turns, so that a machine whose speed drifts treats them alike.
-    """
-    times: list[list[float]] = [[] for _ in works]
-    begun = time.perf_counter()
-    for turn in range(warmup + max(timed, MAX_TIMED)):
-        if turn >= warmup + timed and time.perf_counter() - begun >= patience:
-            break
-        if turn == warmup:
-            begun = time.perf_counter()
-        for work, seconds in zip(works, times, strict=True):
-            synchronise(device)
-            start = time.perf_counter()
-            work(turn)
-            synchronise(device)
-            seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds[warmup:]) for seconds in times]
-
-
 def _compiling_pays(
     recipe: Recipe, vocabulary: Vocabulary, batch: Batch, device: torch.device, notes: list[str]
 ) -> bool:
     """Whether a compiled pass at the last stage's depth is faster; says what was measured."""
     depth = recipe.stages[-1].depth
-    trainers = [
-        _trainer(recipe, depth, vocabulary, device, compile=compile) for compile in (False, True)
-    ]
-    if not supports_masked_forward(trainers[0].model):
+    eager = _trainer(recipe, depth, vocabulary, device)
+    compiled = _trainer(recipe, depth, vocabulary, device, compile=True)
+    if not supports_masked_forward(eager.model):
         return False
-    trainers[0].micro_batch = trainers[1].micro_batch = recipe.stage(-1).micro_batch
+    eager.micro_batch = recipe.stage(len(recipe.stages) - 1).micro_batch
     try:
-        eager, compiled = _pass_seconds(trainers, batch, trainers[0].rows_at_once(batch))
+        size = eager.rows_at_once(*batch.input_ids_BS.shape)
+        eager_time, compiled_time = _pass_seconds([eager, compiled], batch, size)
     except Exception as error:  # a compiler may raise anything, and a run can do without one
         first = str(error).strip().partition("\n")[0]
         notes.append(f"torch.compile fails here ({type(error).__name__}: {first[:200]})")
         return False
     notes.append(
-        f"a pass at depth {depth} takes {1000 * eager:.0f} ms, {1000 * compiled:.0f} ms compiled"
+        f"a pass at depth {depth} takes {1000 * eager_time:.0f} ms, "
+        f"{1000 * compiled_time:.0f} ms compiled"
     )
-    return compiled < eager * WORTH_IT
+    return compiled_time < eager_time * WORTH_IT
+
+
+def _pass_seconds(trainers: Sequence[Trainer], batch: Batch, size: int) -> list[float]:
+    """Seconds that each trainer takes forward and backward over the batch's first `size` rows."""
+    rows, masked = len(batch.input_ids_BS), batch.columns_BK.numel()
+    device = trainers[0].device
+    part = batch.rows(0, size).to(device)
+    passes = [lambda _, t=trainer: t.backward(part, masked, rows) for trainer in trainers]
+    return _medians(passes, device, warmup=1, timed=3)  # the first one allocates, or compiles
 
 
 def _trainer(
@@ -276,7 +214,7 @@ def _trainer(
 ) -> Trainer:
     """A trainer of a new model, to measure with."""
     return Trainer(
-        model_of(recipe, depth, vocabulary),
+        recipe_model(recipe, vocabulary, depth),
         recipe.optimizer,
         device=device,
         precision=working_precision(recipe),
@@ -286,6 +224,46 @@ def _trainer(
         world=world,
         engine=recipe.engine,
     )
+
+
+def _medians(
+    works: Sequence[Callable[[int], object]],
+    device: torch.device,
+    *,
+    warmup: int,
+    timed: int,
+    at_most: int = 0,
+    patience: float = 0.0,
+) -> list[float]:
+    """Median seconds of each work, which is called with the number of the turn.
+
+    They take turns, so that a machine whose speed drifts treats them alike: `timed` turns after the
+    warm-up, or `at_most` while `patience` (seconds) lasts.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    begun = 0.0
+    for turn in range(warmup + max(timed, at_most)):
+        if turn == warmup:
+            begun = time.perf_counter()
+        if turn >= warmup + timed and time.perf_counter() - begun >= patience:
+            break
+        for work, seconds in zip(works, times, strict=True):
+            synchronise(device)
+            start = time.perf_counter()
+            work(turn)
+            synchronise(device)
+            seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds[warmup:]) for seconds in times]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds at each stage's depth."""
+
+    step: tuple[float, ...]
+    """One optimiser step."""
+    evaluation: tuple[float, ...]
+    """One evaluation."""
 
 
 def measure(
@@ -300,8 +278,7 @@ def measure(
 ) -> Timing:
     """Time training steps and evaluations at every stage's depth, on models thrown away afterwards.
 
-    Two turns of steps warm up, five are timed, and up to 30 while `patience` lasts. An evaluation
-    may be as long as many steps, so it is timed on a part of its rows and scaled up.
+    An evaluation may be as long as many steps, so it is timed on a part of its rows and scaled up.
 
     Args:
         recipe: autotuned.
@@ -309,16 +286,16 @@ def measure(
         validation: all rows of an evaluation.
         vocabulary: sizes the embedding.
         device: where to measure.
-        patience: keep timing for up to this many seconds, so that a short burst of load does not
-            move the median. For one process only: several would not stop at the same turn.
+        patience: keep timing steps for up to this many seconds (of five turns, up to 30), so that
+            a short burst of load does not move the median. For one process only: several would
+            not stop at the same turn.
         world: the processes that train together; rank 0's clock decides for all.
     """
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
+    compile = recipe.compile is True
     trainers = {
-        depth: _trainer(
-            recipe, depth, vocabulary, device, compile=recipe.compile is True, world=world
-        )
-        for depth in {stage.depth for stage in stages}
+        depth: _trainer(recipe, depth, vocabulary, device, compile=compile, world=world)
+        for depth in dict.fromkeys(stage.depth for stage in stages)
     }
     first = [batch(index, 0) for index in range(len(stages))]
 
@@ -330,15 +307,15 @@ def measure(
 
     steps = [functools.partial(step, index) for index in range(len(stages))]
     rows = len(validation.input_ids_BS)
-    part = validation.rows(0, min(rows, 4 * max(len(each.input_ids_BS) for each in first)))
-    scale = rows / len(part.input_ids_BS)
+    timed_rows = min(rows, 4 * max(len(each.input_ids_BS) for each in first))
+    part = validation.rows(0, timed_rows)
     evaluations = [lambda _, t=trainers[stage.depth]: t.evaluate(part) for stage in stages]
     medians = (
-        _medians(device, steps, warmup=2, timed=5, patience=patience),
-        [scale * seconds for seconds in _medians(device, evaluations, warmup=1, timed=3)],
+        _medians(steps, device, warmup=2, timed=5, at_most=30, patience=patience),
+        _medians(evaluations, device, warmup=1, timed=3),
     )
-    step_seconds, evaluation_seconds = world.broadcast_object(lambda: medians)
-    return Timing(tuple(step_seconds), tuple(evaluation_seconds))
+    step_seconds, part_seconds = world.broadcast_object(lambda: medians)
+    return Timing(tuple(step_seconds), tuple(rows / timed_rows * each for each in part_seconds))
 
 
 def evaluation_interval(recipe: Recipe) -> int:
@@ -353,14 +330,11 @@ def evaluations_by_stage(recipe: Recipe) -> tuple[int, ...]:
     each growth.
     """
     every = evaluation_interval(recipe)
-    return tuple(
-        end // every
-        - first // every
-        + (end % every != 0)
-        + (first == 0)
-        + (first in recipe.growth_steps)
-        for first, end in itertools.pairwise(recipe.boundaries)
-    )
+    counts = []
+    for first, end in itertools.pairwise(recipe.boundaries):
+        further = (end % every != 0) + (first == 0) + (first in recipe.growth_steps)
+        counts.append(end // every - first // every + further)
+    return tuple(counts)
 
 
 def scaled_to(recipe: Recipe, timing: Timing, seconds: float) -> Recipe:
@@ -374,14 +348,15 @@ def scaled_to(recipe: Recipe, timing: Timing, seconds: float) -> Recipe:
     """
     stages = zip(recipe.stages, timing.step, strict=True)
     mean_step = sum(stage.steps * step for stage, step in stages) / recipe.total_steps
-    every, after_growth = recipe.evaluation.every_steps, 2 * len(recipe.growth_steps)
+    evaluation_seconds = timing.evaluation[-1]
+    every, around_growth = recipe.evaluation.every_steps, 2 * len(recipe.growth_steps)
     if every is not None:
-        steps = int(seconds / (mean_step + timing.evaluation / every))
+        steps = int(seconds / (mean_step + evaluation_seconds / every))
     else:
-        at_most = seconds * EVALUATION_SHARE
-        evaluating = min((EVALUATIONS + after_growth) * timing.evaluation, at_most)
+        share = seconds * EVALUATION_SHARE
+        evaluating = min((EVALUATIONS + around_growth) * evaluation_seconds, share)
         steps = int((seconds - evaluating) / mean_step)
-        affordable = int(at_most / timing.evaluation) - after_growth
+        affordable = int(share / evaluation_seconds) - around_growth
         if affordable < EVALUATIONS:
             every = math.ceil(steps / max(1, affordable))
     if steps < len(recipe.stages):
