@@ -1,12 +1,10 @@
 """`plan`: what a recipe's run takes in time, memory and money, before it is paid for."""
 
-import dataclasses
 import math
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -14,32 +12,24 @@ import torch
 from stackbert.batches.batches import Batch, BatchPlan, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
 from stackbert.machine import (
     Precision,
-    describe,
     explaining_out_of_memory,
     fastest_precision,
     keep_memory,
-    matrix_rate,
     pick_device,
 )
 from stackbert.model import forward_flops, parameter_count, training_flops
-from stackbert.pretraining.autotune import (
-    Timing,
-    autotune,
-    evaluations_by_stage,
-    measure,
-    scaled_to,
-)
+from stackbert.pretraining import autotune
 from stackbert.pretraining.memory import Footprint, footprint
-from stackbert.pretraining.synthetic import SyntheticStream, synthetic_vocabulary
+from stackbert.pretraining.synthetic import synthetic_plan, synthetic_vocabulary
 from stackbert.pretraining.trainer import recipe_model, rows_at_once
-from stackbert.recipe import Recipe, Stage
+from stackbert.recipe import Engine, Recipe, Stage
 from stackbert.tables import table_text
 from stackbert.units import format_duration, parse_duration
 
-GIB = 2**30
 PAPER_VOCABULARY = 32768
 ASSUMED_MFU = 0.4
 """Model FLOPs utilisation: the share of a published peak that training reaches. A target and not a
@@ -53,50 +43,13 @@ FEW_POSITIONS = 8192
 MAX_TIMING_SECONDS = 30.0
 """Keep timing steps for up to 30 s, so that a short burst of load does not move the median."""
 LONGEST_TURN = 5.0
-"""Seconds of matrix products in one step of every stage, of which seven turns are timed; real steps
-take two or three times as long. Beyond, steps are timed on fewer rows and scaled up."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a plan needs to know of a machine."""
-
-    name: str
-    memory: int
-    """Bytes."""
-    rates: Mapping[Precision, float]
-    """Matrix products, in FLOP/s: dense peaks of the data sheet, or as measured."""
-    is_cpu: bool = False
-    link: float = math.nan
-    """Bytes a second, each way, to the seven other devices of its machine."""
-    network: float = math.nan
-    """The same to other machines: the device's share of its machine's network."""
-
-
-def _gpu(name: str, gib: int, bf16: float, fp32: float, link: float, network: float) -> Device:
-    rates: dict[Precision, float] = {"bf16": bf16 * 1e12, "fp32": fp32 * 1e12}
-    return Device(name, gib * GIB, rates, link=link * 1e9, network=network * 1e9)
-
-
-DEVICES = (
-    #    name    GiB  TFLOP/s: bf16  fp32  GB/s: link  network
-    _gpu("A100", 80, 312, 19.5, 300, 25),
-    _gpu("H100", 80, 989, 67, 450, 50),
-    _gpu("H200", 141, 989, 67, 450, 50),
-    _gpu("L4", 24, 121, 30.3, 32, 1.6),
-    _gpu("RTX 4090", 24, 165, 82.6, 32, 1.6),
-    Device("cpu", 8 * GIB, {"fp32": 0.1e12}, is_cpu=True),
-)
-"""Published dense peaks, without sparsity: bf16 with fp32 sums on tensor cores (the 80 GB A100, the
-SXM form of H100 and H200), and fp32 outside them, as torch multiplies fp32 by default. Links each
-way: NVLink or 16 lanes of PCIe 4 within a machine of eight; between machines one network card of
-200 (A100) or 400 Gbit/s a device, for the two others one of 100 Gbit/s a machine. "cpu" is a round
-figure for two cores with AVX2: 2 × 16 multiply-adds at 1.6 GHz."""
+"""Seconds of matrix products in a step of every stage, of which at least seven turns are timed; a
+real step takes two or three times as long. Beyond, fewer rows are timed and scaled up."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it is started, and the same steps from scratch at the last stage's depth."""
+    """A run before it is started, and the same number of steps from scratch."""
 
     title: str
     recipe: Recipe
@@ -104,47 +57,32 @@ class Plan:
     stages: pd.DataFrame
     """A row a stage: depth, parameters, steps, tokens, flops (of training), micro_batch, memory
     (bytes at the peak), step_seconds, waiting_seconds (of a step, for other devices),
-    training_seconds, evaluations, evaluation_seconds (of all), seconds."""
+    training_seconds, evaluations, evaluation_seconds (of all of them), seconds."""
     scratch: pd.DataFrame
     """One such row: the last stage for as many steps as all stages have."""
-    hourly_price: float | None
-    """USD an hour of all devices."""
     sentences: tuple[str, ...]
-    """What the table comes to, what was assumed, and what does not fit."""
-
-    @property
-    def seconds(self) -> float:
-        """Training and evaluations of the stacked run."""
-        return float(self.stages["seconds"].sum())
-
-    @property
-    def flops(self) -> int:
-        """Training FLOPs of the stacked run."""
-        return int(self.stages["flops"].sum())
-
-    @property
-    def memory(self) -> int:
-        """The largest memory of any stage, in bytes."""
-        return int(self.stages["memory"].max())
-
-    @property
-    def saving(self) -> float:
-        """Share of the time from scratch that stacking saves; negative where it costs."""
-        return 1.0 - self.seconds / float(self.scratch["seconds"].sum())
-
-    @property
-    def cost(self) -> float | None:
-        """USD of the stacked run; None without a price."""
-        return None if self.hourly_price is None else self.hourly_price * self.seconds / 3600.0
+    """What the table comes to, what was assumed, what does not fit."""
+    seconds: float
+    """Training and evaluations of the stacked run."""
+    scratch_seconds: float
+    flops: int
+    """Of training, stacked."""
+    memory: int
+    """Bytes of the stage that needs most."""
+    saving: float
+    """Share of the time from scratch that stacking saves; negative where it costs."""
+    cost: float | None
+    """USD of the stacked run on all devices; None without a price."""
+    scratch_cost: float | None
 
     def text(self) -> str:
-        """The table of stages and the sentences."""
-        total = self.stages[["steps", "flops", "training_seconds", "evaluation_seconds"]].sum()
-        rows = pd.concat([self.stages, total.to_frame().T, self.scratch], ignore_index=True)
-        names = [*map(str, self.stages["depth"]), "stacked", f"scratch {self.scratch['depth'][0]}"]
+        """The table of stages, stacked and from scratch, and the sentences."""
+        sums = self.stages[["steps", "flops", "training_seconds", "evaluation_seconds"]].sum()
+        rows = pd.concat([self.stages, sums.to_frame().T, self.scratch], ignore_index=True)
+        depths = [*self.stages["depth"], "stacked", f"scratch {self.scratch['depth'][0]}"]
         table = pd.DataFrame(
             {
-                "depth": names,
+                "depth": [str(depth) for depth in depths],
                 "parameters": rows["parameters"] / 1e6,
                 "steps": rows["steps"],
                 "FLOPs": rows["flops"],
@@ -153,18 +91,12 @@ class Plan:
                 "step": 1000.0 * rows["step_seconds"],
                 "training": rows["training_seconds"].map(format_duration),
                 "evaluation": rows["evaluation_seconds"].map(format_duration),
-                "share": self.stages["seconds"] / self.seconds,
+                "share": (self.stages["seconds"] / self.seconds).reindex(rows.index),
             }
         )
-        formats = {
-            "parameters": "{:,.1f} M",
-            "steps": "{:,.0f}",
-            "FLOPs": "{:.2e}",
-            "micro-batch": "{:,.0f}",
-            "memory": "{:.2f} GiB",
-            "step": "{:,.0f} ms",
-            "share": "{:.0%}",
-        }
+        formats = {"parameters": "{:,.1f} M", "steps": "{:,.0f}", "FLOPs": "{:.2e}"}
+        formats |= {"micro-batch": "{:,.0f}", "memory": "{:.2f} GiB", "step": "{:,.0f} ms"}
+        formats |= {"share": "{:.0%}"}
         return "\n".join([table_text(table, self.title, formats), "", *self.sentences])
 
 
@@ -182,8 +114,8 @@ def plan(
 ) -> Plan:
     """Predict time, FLOPs, memory and money of a run, and of the same steps from scratch.
 
-    Training steps and evaluations are counted; start-up, autotuning, growth and checkpoints are
-    not.
+    Training steps and evaluations are counted; start-up, autotuning, growth and checkpoints come
+    on top.
 
     Args:
         recipe: from `load_recipe`.
@@ -205,90 +137,292 @@ def plan(
     Example:
         >>> import stackbert as sb
         >>> plan = sb.plan(sb.load_recipe("bert-base"), device="H200", price=3.0)
-        >>> 0.2 < plan.saving < 0.5
+        >>> plan.cost < plan.scratch_cost
         True
     """
-    _check(device, budget, steps, corpus, vocab_size, mfu, price)
-    named = None if device == "here" else _find_device(device)
+    _check_options(device, budget, steps, corpus, vocab_size, mfu, price, devices)
+    named = None if device == "here" else find_device(device)
     seconds = None if budget is None else parse_duration(budget)
-    if steps is not None:
-        recipe = recipe.scaled(steps)
+    recipe = recipe if steps is None else recipe.scaled(steps)
+    vocabulary, source, training, validation = _batches(recipe, corpus, vocab_size)
 
-    if corpus is not None:
-        opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-        vocabulary, source = opened.vocabulary, "of the corpus"
-        training, validation = training_plan(recipe, opened), validation_batch(recipe, opened)
-    else:
-        source = "the paper's, as none is given" if vocab_size is None else "as given"
-        vocabulary = synthetic_vocabulary(vocab_size or PAPER_VOCABULARY)
-        training, validation = _synthetic_batches(recipe, vocabulary)
-
+    notes: list[str] = []
     with torch.random.fork_rng():  # measuring seeds dropout and draws matrices
         here = pick_device()
         precision = _precision(recipe, named, here)
         recipe = recipe.model_copy(update={"precision": precision})
-        machine = named or _this_machine(here, precision)
-        rate = machine.rates[precision]
+        machine = named or this_machine(here, precision)
         works = [
             _work(recipe, index, vocabulary, training, validation, machine, devices)
             for index in range(len(recipe.stages))
         ]
-        notes = []
         if named is None:
-            _check_memory(recipe, works, machine)
-            recipe, timing, notes = _measured(
-                recipe, works, vocabulary, training, validation, here, rate, seconds
+            recipe, timing = _measured(
+                recipe, works, vocabulary, training, validation, machine, here, seconds, notes
             )
         else:
-            _check_devices(works, named, devices)
             mfu = ASSUMED_MFU if mfu is None else mfu
-            reached = devices * mfu * rate
-            timing = Timing(
+            reached = mfu * machine.rates[precision] * devices
+            timing = autotune.Timing(
                 tuple(work.step_flops / reached for work in works),
                 tuple(work.evaluation_flops / reached for work in works),
             )
-
-    usable = USABLE * machine.memory
-    micro_batches, waiting = [], []
-    for index, (work, computing) in enumerate(zip(works, timing.step, strict=True)):
-        rows = rows_at_once(
-            recipe.stage(index).micro_batch,
-            work.stage.sequences // devices,
-            work.stage.sequence_length,
-            torch.device("cpu" if machine.is_cpu else "cuda"),
-        )
-        if recipe.stage(index).micro_batch == "auto":
-            rows = max(1, min(rows, work.footprint.rows_within(usable)))
-        micro_batches.append(rows)
-        waiting.append(0.0)
-        if devices > 1:
-            waiting[-1], note = _waiting(work, machine, devices, rows, computing, recipe.engine)
-            notes.append(note)
-    step_seconds = tuple(map(sum, zip(timing.step, waiting, strict=True)))
+    micro_batches = [
+        _micro_batch(recipe.stage(index).micro_batch, work, machine, devices)
+        for index, work in enumerate(works)
+    ]
+    waiting = [
+        _waiting(work, machine, devices, rows, computing, recipe.engine, notes)
+        for work, rows, computing in zip(works, micro_batches, timing.step, strict=True)
+    ]
+    timing = replace(timing, step=tuple(map(sum, zip(timing.step, waiting, strict=True))))
     if seconds is not None:
-        recipe = scaled_to(recipe, Timing(step_seconds, timing.evaluation), seconds)
+        recipe = autotune.scaled_to(recipe, timing, seconds)
+    stages, scratch = _tables(recipe, works, micro_batches, waiting, timing)
 
-    def row(index: int, steps: int, evaluations: int) -> dict[str, Any]:
-        work = works[index]
-        training, evaluating = steps * step_seconds[index], evaluations * timing.evaluation[index]
-        return {
-            "depth": work.stage.depth,
-            "parameters": work.parameters,
-            "steps": steps,
-            "tokens": steps * work.stage.sequences * work.stage.sequence_length,
-            "flops": steps * work.step_flops,
-            "micro_batch": micro_batches[index],
-            "memory": work.footprint.total(micro_batches[index]),
-            "step_seconds": step_seconds[index],
-            "waiting_seconds": waiting[index],
-            "training_seconds": training,
-            "evaluations": evaluations,
-            "evaluation_seconds": evaluating,
-            "seconds": training + evaluating,
-        }
+    total, from_scratch = float(stages["seconds"].sum()), float(scratch["seconds"].iloc[0])
+    hourly = None if price is None else devices * price
+    saving = 1.0 - total / from_scratch
+    sentences = [
+        f"Stacked {format_duration(total)}, from scratch at depth {works[-1].depth} "
+        f"{format_duration(from_scratch)} for as many steps: stacking "
+        + (f"saves {saving:.0%}." if saving >= 0 else f"costs {-saving:.0%} more.")
+    ]
+    if price is not None:
+        ...
+    return Plan(
+        title=...
+    )
 
-    counts = evaluations_by_stage(recipe)
-    rows = [row(i, stage.steps, counts[i]) for i, stage in enumerate(recipe.stages)]
-    alone = recipe.stages[-1].model_copy(update={"steps": recipe.total_steps})
-    (count,) = evaluations_by_stage(recipe.model_copy(update={"stages": (alone,)}))
-    scratch = row(len(works) - 1, recipe.total_steps, count)
+
+@dataclass(frozen=True)
+class _Work:
+    """What one stage takes on any machine, whatever its number of steps."""
+
+    depth: int
+    rows: int
+    sequence_length: int
+    parameters: int
+    step_flops: int
+    evaluation_flops: int
+    footprint: Footprint
+
+
+def _check_options(
+    device: str,
+    budget: str | None,
+    steps: int | None,
+    corpus: object,
+    vocab_size: int | None,
+    mfu: float | None,
+    price: float | None,
+    devices: int,
+) -> None:
+    wrong = {
+        "Give a budget or a number of steps, not both.": budget is not None and steps is not None,
+        "Give a corpus, which has its own vocabulary, or the size of a vocabulary, not both.": (
+            corpus is not None and vocab_size is not None
+        ),
+        "Steps are measured here, so there is no MFU to assume. Name a device.": (
+            mfu is not None and device == "here"
+        ),
+        f"An MFU is a share of the peak, above 0 and at most 1, not {mfu}.": (
+            mfu is not None and not 0.0 < mfu <= 1.0
+        ),
+        f"A price is a number of USD an hour, not {price}.": (
+            price is not None and not (price >= 0.0 and math.isfinite(price))
+        ),
+        f"A plan needs at least one device, not {devices}.": devices < 1,
+        "Steps on several devices cannot be measured here. Name a device (--device H100), or start "
+        "a short run with torchrun.": devices > 1 and device == "here",
+    }
+    for sentence, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(sentence)
+
+
+def _batches(
+    recipe: Recipe, corpus: str | Path | Corpus | None, vocab_size: int | None
+) -> tuple[Vocabulary, str, BatchPlan, Batch]:
+    """Vocabulary and where it is from, training batches, and all rows of an evaluation."""
+    if corpus is not None:
+        opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+        training, validation = training_plan(recipe, opened), validation_batch(recipe, opened)
+        return opened.vocabulary, "the corpus's", training, validation
+    source = "the paper's, as none is given" if vocab_size is None else "as given"
+    vocabulary = synthetic_vocabulary(PAPER_VOCABULARY if vocab_size is None else vocab_size)
+    pairs, spec = recipe.objective.next_sentence, recipe.evaluation
+    stages = [recipe.stage(index) for index in range(len(recipe.stages))]
+    evaluation = replace(
+        stages[-1],
+        sequences=max(2, spec.sequences),
+        sequence_length=recipe.longest_sequence,
+        mask_rate=spec.mask_rate,
+    )
+    return (
+        vocabulary,
+        source,
+        synthetic_plan(stages, vocabulary, next_sentence=pairs),
+        synthetic_plan([evaluation], vocabulary, next_sentence=pairs).batch(0),
+    )
+
+
+def _precision(recipe: Recipe, named: Device | None, here: torch.device) -> Precision:
+    if recipe.precision == "auto":
+        if named is None:
+            return fastest_precision(here)
+        return "fp32" if named.is_cpu else "bf16"
+    if named is not None and recipe.precision not in named.rates:
+        raise UserError(
+            f"'{recipe.name}' asks for {recipe.precision}, and no rate of '{named.name}' is known "
+            "for it: most processors emulate it, many times slower than fp32. Plan with --set "
+            "precision=fp32."
+        )
+    return recipe.precision
+
+
+def _work(
+    recipe: Recipe,
+    index: int,
+    vocabulary: Vocabulary,
+    training: BatchPlan,
+    validation: Batch,
+    machine: Device,
+    devices: int,
+) -> _Work:
+    stage = recipe.stage(index)
+    if devices > 1 and machine.link is None:
+        raise UserError(f"No link between devices of '{machine.name}' is known. Name a GPU.")
+    if stage.sequences % devices:
+        raise UserError(
+            f"The stage of depth {stage.depth} has {stage.sequences} rows a step "
+            f"(batch.sequences), which {devices} devices cannot share equally."
+        )
+    with torch.device("meta"):
+        model = recipe_model(recipe, vocabulary, stage.depth)
+    rows, masked = training.masked_rows(recipe.boundaries[index])
+    evaluation_rows, evaluation_length = validation.input_ids_BS.shape
+    step_flops = training_flops(
+        model, rows=rows, sequence_length=stage.sequence_length, masked=masked
+    )
+    evaluation_flops = forward_flops(
+        model,
+        rows=evaluation_rows,
+        sequence_length=evaluation_length,
+        masked=validation.columns_BK.numel(),
+    )
+    parameters = parameter_count(model)
+
+    def batch(rows: int) -> Batch:
+        few = replace(stage, sequences=rows)
+        pairs = recipe.objective.next_sentence
+        return synthetic_plan([few], vocabulary, next_sentence=pairs).batch(0)
+
+    precision: Precision = "fp32" if recipe.precision == "fp32" else "bf16"
+    memory = footprint(
+        model, recipe.optimizer, batch, precision=precision, is_cpu=machine.is_cpu
+    )
+    if recipe.engine == "fsdp":
+        memory = memory.sharded(devices)
+    return _Work(
+        stage.depth,
+        rows,
+        stage.sequence_length,
+        parameters,
+        step_flops,
+        evaluation_flops,
+        memory,
+    )
+
+
+def _measured(
+    recipe: Recipe,
+    works: list[_Work],
+    vocabulary: Vocabulary,
+    training: BatchPlan,
+    validation: Batch,
+    machine: Device,
+    here: torch.device,
+    budget: float | None,
+    notes: list[str],
+) -> tuple[Recipe, autotune.Timing]:
+    """The recipe as a run would tune it, and seconds of steps and evaluations on this machine.
+
+    Raises:
+        UserError: the models of all depths do not fit into memory at once.
+    """
+    models = {work.depth: work.footprint.total(0) for work in works}
+    needed = sum(models.values()) + max(work.footprint.row for work in works)
+    if needed > machine.memory:
+        raise UserError(
+            f"Measuring '{recipe.name}' here takes about {needed / GIB:.0f} GiB of memory, and "
+            f"there are {machine.memory / GIB:.0f}. Name a device instead of 'here'."
+        )
+    keep_memory()
+    (rate,) = machine.rates.values()
+    share = min(1.0, LONGEST_TURN * rate / sum(work.step_flops for work in works))
+    rows = [max(1, math.floor(share * work.rows)) for work in works]
+    if share < 1.0:
+        fewest = min(part / work.rows for part, work in zip(rows, works, strict=True))
+        notes.append(
+            f"Steps are so long here that they were timed on a part of their rows (down to "
+            f"{fewest:.1%}) and scaled up, which overstates them."
+        )
+    else:
+        recipe = autotune.autotune(
+            recipe, vocabulary, training, device=here, seconds=budget
+        ).recipe
+
+    def batch(index: int, turn: int) -> Batch:
+        first, end = recipe.boundaries[index : index + 2]
+        return training.batch(min(first + turn, end - 1)).rows(0, rows[index])
+
+    with explaining_out_of_memory():
+        timing = autotune.measure(
+            recipe, batch, validation, vocabulary, device=here, patience=MAX_TIMING_SECONDS
+        )
+    scaled = zip(timing.step, works, rows, strict=True)
+    return recipe, replace(timing, step=tuple(s * work.rows / part for s, work, part in scaled))
+
+
+def _micro_batch(
+    asked: int | Literal["auto"], work: _Work, machine: Device, devices: int
+) -> int:
+    """Rows of a forward pass on each device: as asked, or as many as run well and fit."""
+    kind = torch.device("cpu" if machine.is_cpu else "cuda")
+    rows = rows_at_once(asked, work.rows // devices, work.sequence_length, kind)
+    if asked == "auto":
+        rows = max(1, min(rows, work.footprint.rows_within(USABLE * machine.memory)))
+    return rows
+
+
+def _waiting(
+    work: _Work,
+    machine: Device,
+    devices: int,
+    micro_batch: int,
+    computing: float,
+    engine: Engine,
+    notes: list[str],
+) -> float:
+    """Seconds of a step in which devices wait for each other's gradients: an estimate.
+
+    A ring moves 2·(N - 1)/N times the gradients' bytes (fp32) over each device's link (Patarasu and
+    Yuan, 2009), while the backward pass of the last micro-batch, two thirds of its time, is still
+    computed; the rest is waited for. FSDP gathers the weights twice and scatters the gradients
+    once instead: half as much again.
+    """
+    if devices == 1 or machine.link is None:
+        return 0.0
+    link = machine.link if devices <= NODE else min(machine.link, machine.network)
+    moved = (3 if engine == "fsdp" else 2) * (devices - 1) / devices * 4 * work.parameters
+    seconds = moved / (LINK_EFFICIENCY * link)
+    passes = math.ceil(work.rows / (devices * micro_batch))
+    waiting = max(0.0, seconds - 2 / 3 * computing / passes)
+    notes.append(
+        f"Depth {work.depth}: {moved / 1e9:.2f} GB over each link a step, {1000 * seconds:.1f} ms "
+        f"next to {1000 * computing:.1f} ms of computing; devices wait for {1000 * waiting:.1f} ms "
+        f"({waiting / (computing + waiting):.0%} of the step)."
+    )
+    ...
+    return waiting
