@@ -1,0 +1,245 @@
+"""Checkpoints: Hugging Face folders with the optimizer's tensors and a small JSON of counters.
+
+    step-00000500/config.json, model.safetensors, tokenizer…   what from_pretrained opens
+    step-00000500/optimizer.safetensors                        tensors named "parameter|tensor"
+    step-00000500/state.json                                   counters, a checksum of every file
+
+They are written by a thread, from copies of the tensors, while training continues.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stackbert.errors import UserError
+from stackbert.files import Record, new_folder, reading, sha256, writing
+from stackbert.model_files import open_model, save_model
+from stackbert.pretraining.optimizers import NamedState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+
+
+@dataclass
+class Window:
+    """Sums since the ledger's last line."""
+
+    started: NonNegativeFloat = 0.0
+    """Seconds of training at that line."""
+    steps: NonNegativeInt = 0
+    """Without those that were skipped."""
+    tokens: NonNegativeInt = 0
+    """Without those of steps that compiled, which do not count as training."""
+    flops: NonNegativeInt = 0
+    """Likewise."""
+    masked_lm: float = 0.0
+    next_sentence: float = 0.0
+
+
+@dataclass
+class Counters:
+    """What a run counts from step to step; a resumed run continues with them."""
+
+    step: NonNegativeInt = 0
+    """Updates done; the next one has this number."""
+    tokens: NonNegativeInt = 0
+    """Positions trained on, special tokens included."""
+    flops: NonNegativeInt = 0
+    """Of training."""
+    last_loss: float | None = None
+    """Validation loss at this very step, if it was evaluated: the "before" of a growth."""
+    skipped: NonNegativeInt = 0
+    """Steps left out because loss or gradient was not finite."""
+    window: Window = field(default_factory=Window)
+
+
+class CheckpointState(Record):
+    """The content of state.json; everything else follows from the recipe."""
+
+    what: ClassVar[str] = "a checkpoint"
+    counters: Counters
+    depth: PositiveInt
+    """Layers of the saved model: before a growth that is due at this step, the smaller number."""
+    seconds: dict[str, NonNegativeFloat]
+    """By kind of work."""
+    ledger_bytes: NonNegativeInt
+    """Length of the ledger when this was saved."""
+    sha256: dict[str, str] = {}
+    """Checksum of every other file."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` updates; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in host memory; names that share a tensor share its copy."""
+    copies: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
+    result = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        result[name] = copies[key]
+    return result
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. The run's lock keeps other processes away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._running: Future[None] | None = None
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, oldest first; a damaged one is among them until it is found out."""
+        return sorted(path for path in self.folder.glob("step-????????") if path.is_dir())
+
+    def newest(self, say: Callable[[str], None]) -> CheckpointState | None:
+        """The state of the newest checkpoint that is whole; None if there is no checkpoint.
+
+        Removes what a killed process left half-written. A damaged checkpoint is renamed to
+        `….damaged`, so that the run can save at its step again.
+
+        Args:
+            say: is told what was wrong with those passed over.
+
+        Raises:
+            UserError: there are checkpoints, and every one is damaged.
+        """
+        for partial in self.folder.glob("step-*.partial"):
+            shutil.rmtree(partial)
+        problems: dict[Path, str] = {}
+        for path in reversed(self.paths()):
+            try:
+                state = _verified(path)
+            except UserError as error:
+                problems[path] = str(error).rstrip(".")
+                continue
+            # Only now that there is a good one: without any, the next call must not start anew.
+            for damaged, problem in problems.items():
+                say(f"a damaged checkpoint was passed over: {problem}")
+                aside = damaged.with_name(damaged.name + ".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                damaged.rename(aside)
+            return state
+        if problems:
+            raise UserError(
+                f"Every checkpoint in {self.folder} is damaged: {'; '.join(problems.values())}. "
+                "Start a new run in another folder."
+            )
+        return None
+
+    def load(
+        self, step: int, model_class: type["PreTrainedModel"]
+    ) -> tuple["PreTrainedModel", NamedState]:
+        """Model (fp32, in training mode) and optimizer state of a checkpoint.
+
+        Raises:
+            UserError: a file cannot be opened, or a tensor is missing, unknown or misshapen.
+        """
+        folder = self.folder / checkpoint_name(step)
+        model = open_model(folder, model_class)
+        model.train()
+        state: NamedState = {}
+        with reading(folder / OPTIMIZER):
+            for flat, tensor in load_file(folder / OPTIMIZER).items():
+                name, _, key = flat.rpartition("|")
+                state.setdefault(name, {})[key] = tensor
+        missing = sorted({name for name, _ in model.named_parameters()} - set(state))
+        if missing:
+            raise UserError(f"{folder / OPTIMIZER} has no state of {', '.join(missing[:3])}.")
+        return model, state
+
+    def save(
+        self,
+        state: CheckpointState,
+        model: "PreTrainedModel",
+        weights: dict[str, Tensor],
+        optimizer_state: dict[str, Tensor],
+        *,
+        tokenizer: Path,
+        sequence_length: int,
+        keep: int,
+        always: set[int],
+    ) -> None:
+        """Start to write one checkpoint, and remove old ones after it.
+
+        Args:
+            state: the counters; checksums are added.
+            model: whose config is saved.
+            weights: a snapshot of its state_dict.
+            optimizer_state: a snapshot of the optimizer's tensors, named "parameter|tensor".
+            tokenizer: folder, copied into the checkpoint.
+            sequence_length: the longest row of the run.
+            keep: newest checkpoints that are kept.
+            always: steps whose checkpoints are kept in any case.
+        """
+        self.wait()
+
+        def write() -> None:
+            with (
+                writing(f"saving a checkpoint in {self.folder}"),
+                new_folder(self.folder / checkpoint_name(state.counters.step)) as folder,
+            ):
+                save_model(
+                    model,
+                    folder,
+                    tokenizer=tokenizer,
+                    sequence_length=sequence_length,
+                    weights=weights,
+                )
+                save_file(optimizer_state, folder / OPTIMIZER)
+                (folder / OPTIMIZER).chmod((folder / "config.json").stat().st_mode)
+                files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+                sums = {path.name: sha256(path) for path in files}
+                state.model_copy(update={"sha256": sums}).write(folder / STATE)
+            for path in self.paths()[:-keep]:
+                if int(path.name.removeprefix("step-")) not in always:
+                    # Renamed first: a kill in the middle must not leave half a checkpoint.
+                    shutil.rmtree(path.rename(path.with_name(path.name + ".partial")))
+
+        self._running = self._thread.submit(write)
+
+    def poll(self) -> None:
+        """Raise what the writing thread raised, if it has ended; does not wait."""
+        if self._running is not None and self._running.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written, and raise what its writing raised."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def _verified(folder: Path) -> CheckpointState:
+    state = CheckpointState.read(folder / STATE)
+    if checkpoint_name(state.counters.step) != folder.name:
+        raise UserError(f"{folder} holds the state after step {state.counters.step}")
+    for name, expected in state.sha256.items():
+        with reading(folder / name):
+            if sha256(folder / name) != expected:
+                raise UserError(f"{folder / name} differs from its checksum")
+    return state
