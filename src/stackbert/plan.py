@@ -1,17 +1,16 @@
 """`plan`: what a recipe's run takes in time, memory and money, before it is paid for."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
 import torch
 
 from stackbert.batches.batches import Batch, BatchPlan, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
-from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
 from stackbert.machine import (
@@ -22,15 +21,20 @@ from stackbert.machine import (
     pick_device,
 )
 from stackbert.model import forward_flops, parameter_count, training_flops
-from stackbert.pretraining import autotune
-from stackbert.pretraining.memory import Footprint, footprint
-from stackbert.pretraining.synthetic import synthetic_plan, synthetic_vocabulary
+from stackbert.pretraining.autotune import (
+    Timing,
+    autotune,
+    evaluations_by_stage,
+    measure,
+    scaled_to,
+)
+from stackbert.pretraining.memory import footprint
+from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import recipe_model, rows_at_once
-from stackbert.recipe import Engine, Recipe, Stage
+from stackbert.recipe import Recipe
 from stackbert.tables import table_text
 from stackbert.units import format_duration, parse_duration
 
-PAPER_VOCABULARY = 32768
 ASSUMED_MFU = 0.4
 """Model FLOPs utilisation: the share of a published peak that training reaches. A target and not a
 measurement: between the 0.35 that we aim at for 12 × 768 and the 0.45 for 24 × 1024."""
@@ -46,6 +50,16 @@ LONGEST_TURN = 5.0
 """Seconds of matrix products in a step of every stage, of which at least seven turns are timed; a
 real step takes two or three times as long. Beyond, fewer rows are timed and scaled up."""
 
+SUMS = [
+    *("steps", "tokens", "flops", "training_seconds", "evaluations", "evaluation_seconds"),
+    *("seconds", "cost"),
+]
+COLUMNS = [
+    *("depth", "parameters", "steps", "tokens", "flops", "micro_batch", "memory", "step_seconds"),
+    *("waiting_seconds", "training_seconds", "evaluations", "evaluation_seconds"),
+    *("seconds", "cost"),
+]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,51 +67,49 @@ class Plan:
 
     title: str
     recipe: Recipe
-    """As it would run: over its final steps; planned for this machine, also autotuned."""
-    stages: pd.DataFrame
-    """A row a stage: depth, parameters, steps, tokens, flops (of training), micro_batch, memory
-    (bytes at the peak), step_seconds, waiting_seconds (of a step, for other devices),
-    training_seconds, evaluations, evaluation_seconds (of all of them), seconds."""
-    scratch: pd.DataFrame
-    """One such row: the last stage for as many steps as all stages have."""
+    """As it would run: over its final steps; measured here, also autotuned."""
+    table: pd.DataFrame
+    """Rows "stage 1" …, "stacked" (all of them together) and "scratch" (the last stage for as many
+    steps). Columns: depth, parameters, steps, tokens, flops (of training),
+    micro_batch (rows), memory (bytes at the peak), step_seconds, waiting_seconds (of a step, for
+    other devices), training_seconds, evaluations, evaluation_seconds (of all of them), seconds (of
+    both), cost (USD on all devices; NaN without a price)."""
     sentences: tuple[str, ...]
-    """What the table comes to, what was assumed, what does not fit."""
-    seconds: float
-    """Training and evaluations of the stacked run."""
-    scratch_seconds: float
-    flops: int
-    """Of training, stacked."""
-    memory: int
-    """Bytes of the stage that needs most."""
-    saving: float
-    """Share of the time from scratch that stacking saves; negative where it costs."""
-    cost: float | None
-    """USD of the stacked run on all devices; None without a price."""
-    scratch_cost: float | None
+    """What it comes to, what was assumed, what does not fit."""
+
+    @property
+    def saving(self) -> float:
+        """Share of the time from scratch that stacking saves; negative where it costs."""
+        return float(1.0 - self.table.seconds["stacked"] / self.table.seconds["scratch"])
 
     def text(self) -> str:
-        """The table of stages, stacked and from scratch, and the sentences."""
-        sums = self.stages[["steps", "flops", "training_seconds", "evaluation_seconds"]].sum()
-        rows = pd.concat([self.stages, sums.to_frame().T, self.scratch], ignore_index=True)
-        depths = [*self.stages["depth"], "stacked", f"scratch {self.scratch['depth'][0]}"]
-        table = pd.DataFrame(
+        """The table and the sentences."""
+        table = self.table
+        shown = pd.DataFrame(
             {
-                "depth": [str(depth) for depth in depths],
-                "parameters": rows["parameters"] / 1e6,
-                "steps": rows["steps"],
-                "FLOPs": rows["flops"],
-                "micro-batch": rows["micro_batch"],
-                "memory": rows["memory"] / GIB,
-                "step": 1000.0 * rows["step_seconds"],
-                "training": rows["training_seconds"].map(format_duration),
-                "evaluation": rows["evaluation_seconds"].map(format_duration),
-                "share": (self.stages["seconds"] / self.seconds).reindex(rows.index),
+                "": table.index.to_series(),
+                "depth": table.depth,
+                "parameters": table.parameters / 1e6,
+                "steps": table.steps,
+                "FLOPs": table.flops,
+                "micro-batch": table.micro_batch,
+                "memory": table.memory / GIB,
+                "step": 1000.0 * table.step_seconds,
+                "training": table.training_seconds.map(format_duration),
+                "evaluation": table.evaluation_seconds.map(format_duration),
+                "share": table.seconds / table.seconds["stacked"],
             }
         )
-        formats = {"parameters": "{:,.1f} M", "steps": "{:,.0f}", "FLOPs": "{:.2e}"}
-        formats |= {"micro-batch": "{:,.0f}", "memory": "{:.2f} GiB", "step": "{:,.0f} ms"}
-        formats |= {"share": "{:.0%}"}
-        return "\n".join([table_text(table, self.title, formats), "", *self.sentences])
+        formats = {
+            "parameters": "{:,.1f} M",
+            "steps": "{:,.0f}",
+            "FLOPs": "{:.2e}",
+            "micro-batch": "{:,.0f}",
+            "memory": "{:.2f} GiB",
+            "step": "{:,.0f} ms",
+            "share": "{:.0%}",
+        }
+        return "\n".join([table_text(shown, self.title, formats), "", *self.sentences])
 
 
 def plan(
@@ -137,14 +149,25 @@ def plan(
     Example:
         >>> import stackbert as sb
         >>> plan = sb.plan(sb.load_recipe("bert-base"), device="H200", price=3.0)
-        >>> plan.cost < plan.scratch_cost
+        >>> plan.table.cost["stacked"] < plan.table.cost["scratch"]
         True
     """
-    _check_options(device, budget, steps, corpus, vocab_size, mfu, price, devices)
+    if budget is not None and steps is not None:
+        raise UserError("Give a budget or a number of steps, not both.")
+    if corpus is not None and vocab_size is not None:
+        raise UserError("Give a corpus, which has its own vocabulary, or a vocabulary's size.")
+    if device == "here" and (mfu is not None or devices > 1):
+        raise UserError(
+            "Steps are measured here, on one device. To assume an MFU or to plan for several "
+            "devices, name one (--device H100)."
+        )
     named = None if device == "here" else find_device(device)
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
-    vocabulary, source, training, validation = _batches(recipe, corpus, vocab_size)
+    source = "of the corpus" if corpus else "as given" if vocab_size else "the paper's"
+    if corpus is None:
+        corpus = SyntheticCorpus(DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size)
+    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
 
     notes: list[str] = []
     with torch.random.fork_rng():  # measuring seeds dropout and draws matrices
@@ -152,119 +175,33 @@ def plan(
         precision = _precision(recipe, named, here)
         recipe = recipe.model_copy(update={"precision": precision})
         machine = named or this_machine(here, precision)
-        works = [
-            _work(recipe, index, vocabulary, training, validation, machine, devices)
-            for index in range(len(recipe.stages))
-        ]
+        rate = machine.rates[precision]
+        stages = _works(recipe, opened, machine, precision, devices)
         if named is None:
-            recipe, timing = _measured(
-                recipe, works, vocabulary, training, validation, machine, here, seconds, notes
-            )
+            recipe, timing = _measured(recipe, stages, opened, machine, here, seconds, notes)
         else:
             mfu = ASSUMED_MFU if mfu is None else mfu
-            reached = mfu * machine.rates[precision] * devices
-            timing = autotune.Timing(
-                tuple(work.step_flops / reached for work in works),
-                tuple(work.evaluation_flops / reached for work in works),
-            )
-    micro_batches = [
-        _micro_batch(recipe.stage(index).micro_batch, work, machine, devices)
-        for index, work in enumerate(works)
-    ]
-    waiting = [
-        _waiting(work, machine, devices, rows, computing, recipe.engine, notes)
-        for work, rows, computing in zip(works, micro_batches, timing.step, strict=True)
-    ]
-    timing = replace(timing, step=tuple(map(sum, zip(timing.step, waiting, strict=True))))
+            reached = devices * mfu * rate
+            step, evaluation = stages.step_flops / reached, stages.evaluation_flops / reached
+            timing = Timing(tuple(step), tuple(evaluation))
+    sizes = _micro_batches(recipe, stages, machine, devices, notes)
+    stages["micro_batch"] = pd.Series(sizes, dtype=object)
+    stages["memory"] = stages.fixed_memory + stages.micro_batch * stages.row_memory
+    stages["waiting_seconds"] = _waiting(recipe, stages, timing.step, machine, devices, notes)
+    timing = replace(timing, step=tuple(timing.step + stages.waiting_seconds))
     if seconds is not None:
-        recipe = autotune.scaled_to(recipe, timing, seconds)
-    stages, scratch = _tables(recipe, works, micro_batches, waiting, timing)
+        recipe = scaled_to(recipe, timing, seconds)
+    table = _table(recipe, stages, timing, None if price is None else devices * price)
 
-    total, from_scratch = float(stages["seconds"].sum()), float(scratch["seconds"].iloc[0])
-    hourly = None if price is None else devices * price
-    saving = 1.0 - total / from_scratch
-    sentences = [
-        f"Stacked {format_duration(total)}, from scratch at depth {works[-1].depth} "
-        f"{format_duration(from_scratch)} for as many steps: stacking "
-        + (f"saves {saving:.0%}." if saving >= 0 else f"costs {-saving:.0%} more.")
-    ]
-    if price is not None:
-        ...
-    return Plan(
-        title=...
+    name = machine.name if devices == 1 else f"{devices:,} × {machine.name}"
+    how = "measured here" if mfu is None else f"at an assumed MFU of {mfu:g}"
+    title = f"Plan of {recipe.name} on {name}, {precision}, {how}"
+    sentences = _sentences(table, rate, precision, mfu, price, devices)
+    sentences.append(
+        f"Vocabulary {opened.vocabulary.size:,} ({source}). Not counted: start-up, autotuning, "
+        "growth, checkpoints."
     )
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What one stage takes on any machine, whatever its number of steps."""
-
-    depth: int
-    rows: int
-    sequence_length: int
-    parameters: int
-    step_flops: int
-    evaluation_flops: int
-    footprint: Footprint
-
-
-def _check_options(
-    device: str,
-    budget: str | None,
-    steps: int | None,
-    corpus: object,
-    vocab_size: int | None,
-    mfu: float | None,
-    price: float | None,
-    devices: int,
-) -> None:
-    wrong = {
-        "Give a budget or a number of steps, not both.": budget is not None and steps is not None,
-        "Give a corpus, which has its own vocabulary, or the size of a vocabulary, not both.": (
-            corpus is not None and vocab_size is not None
-        ),
-        "Steps are measured here, so there is no MFU to assume. Name a device.": (
-            mfu is not None and device == "here"
-        ),
-        f"An MFU is a share of the peak, above 0 and at most 1, not {mfu}.": (
-            mfu is not None and not 0.0 < mfu <= 1.0
-        ),
-        f"A price is a number of USD an hour, not {price}.": (
-            price is not None and not (price >= 0.0 and math.isfinite(price))
-        ),
-        f"A plan needs at least one device, not {devices}.": devices < 1,
-        "Steps on several devices cannot be measured here. Name a device (--device H100), or start "
-        "a short run with torchrun.": devices > 1 and device == "here",
-    }
-    for sentence, is_wrong in wrong.items():
-        if is_wrong:
-            raise UserError(sentence)
-
-
-def _batches(
-    recipe: Recipe, corpus: str | Path | Corpus | None, vocab_size: int | None
-) -> tuple[Vocabulary, str, BatchPlan, Batch]:
-    """Vocabulary and where it is from, training batches, and all rows of an evaluation."""
-    if corpus is not None:
-        opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-        training, validation = training_plan(recipe, opened), validation_batch(recipe, opened)
-        return opened.vocabulary, "the corpus's", training, validation
-    source = "the paper's, as none is given" if vocab_size is None else "as given"
-    vocabulary = synthetic_vocabulary(PAPER_VOCABULARY if vocab_size is None else vocab_size)
-    pairs, spec = recipe.objective.next_sentence, recipe.evaluation
-    stages = [recipe.stage(index) for index in range(len(recipe.stages))]
-    evaluation = replace(
-        stages[-1],
-        sequences=max(2, spec.sequences),
-        sequence_length=recipe.longest_sequence,
-        mask_rate=spec.mask_rate,
-    )
-    return (
-        vocabulary,
-        source,
-        synthetic_plan(stages, vocabulary, next_sentence=pairs),
-        synthetic_plan([evaluation], vocabulary, next_sentence=pairs).batch(0),
-    )
+    return Plan(title, recipe, table, (*sentences, *notes))
 
 
 def _precision(recipe: Recipe, named: Device | None, here: torch.device) -> Precision:
@@ -274,138 +211,155 @@ def _precision(recipe: Recipe, named: Device | None, here: torch.device) -> Prec
         return "fp32" if named.is_cpu else "bf16"
     if named is not None and recipe.precision not in named.rates:
         raise UserError(
-            f"'{recipe.name}' asks for {recipe.precision}, and no rate of '{named.name}' is known "
-            "for it: most processors emulate it, many times slower than fp32. Plan with --set "
-            "precision=fp32."
+            f"'{recipe.name}' asks for {recipe.precision}, for which '{named.name}' has no "
+            "published rate: most processors emulate it, many times slower than fp32. Plan with "
+            "--set precision=fp32."
         )
     return recipe.precision
 
 
-def _work(
-    recipe: Recipe,
-    index: int,
-    vocabulary: Vocabulary,
-    training: BatchPlan,
-    validation: Batch,
-    machine: Device,
-    devices: int,
-) -> _Work:
-    stage = recipe.stage(index)
+def _works(
+    recipe: Recipe, corpus: Corpus, machine: Device, precision: Precision, devices: int
+) -> pd.DataFrame:
+    """What a step and an evaluation of each stage take, whatever the number of steps."""
     if devices > 1 and machine.link is None:
         raise UserError(f"No link between devices of '{machine.name}' is known. Name a GPU.")
-    if stage.sequences % devices:
-        raise UserError(
-            f"The stage of depth {stage.depth} has {stage.sequences} rows a step "
-            f"(batch.sequences), which {devices} devices cannot share equally."
+    training, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
+    pairs = recipe.objective.next_sentence
+    works = []
+    for index, first_step in enumerate(recipe.boundaries[:-1]):
+        stage = recipe.stage(index)
+        if stage.sequences % devices:
+            raise UserError(
+                f"The stage of depth {stage.depth} has {stage.sequences} rows a step "
+                f"(batch.sequences), which {devices} devices cannot share equally."
+            )
+        with torch.device("meta"):
+            model = recipe_model(recipe, corpus.vocabulary, stage.depth)
+        rows, masked = training.masked_rows(first_step)
+        length = stage.sequence_length
+        work = {
+            "depth": stage.depth,
+            "rows": rows,
+            "sequence_length": length,
+            "parameters": parameter_count(model),
+            "step_flops": training_flops(model, rows=rows, sequence_length=length, masked=masked),
+            "evaluation_flops": forward_flops(
+                model,
+                rows=len(validation),
+                sequence_length=recipe.longest_sequence,
+                masked=validation.columns_BK.numel(),
+            ),
+        }
+        batches = [
+            BatchPlan(
+                corpus.train,
+                corpus.vocabulary,
+                [replace(stage, sequences=rows)],
+                seed=0,
+                next_sentence=pairs,
+            ).batch(0)
+            for rows in (2, 4)
+        ]
+        work["fixed_memory"], work["row_memory"] = footprint(
+            model,
+            recipe.optimizer,
+            batches,
+            precision=precision,
+            is_cpu=machine.is_cpu,
+            shards=devices if recipe.engine == "fsdp" else 1,
         )
-    with torch.device("meta"):
-        model = recipe_model(recipe, vocabulary, stage.depth)
-    rows, masked = training.masked_rows(recipe.boundaries[index])
-    evaluation_rows, evaluation_length = validation.input_ids_BS.shape
-    step_flops = training_flops(
-        model, rows=rows, sequence_length=stage.sequence_length, masked=masked
-    )
-    evaluation_flops = forward_flops(
-        model,
-        rows=evaluation_rows,
-        sequence_length=evaluation_length,
-        masked=validation.columns_BK.numel(),
-    )
-    parameters = parameter_count(model)
-
-    def batch(rows: int) -> Batch:
-        few = replace(stage, sequences=rows)
-        pairs = recipe.objective.next_sentence
-        return synthetic_plan([few], vocabulary, next_sentence=pairs).batch(0)
-
-    precision: Precision = "fp32" if recipe.precision == "fp32" else "bf16"
-    memory = footprint(
-        model, recipe.optimizer, batch, precision=precision, is_cpu=machine.is_cpu
-    )
-    if recipe.engine == "fsdp":
-        memory = memory.sharded(devices)
-    return _Work(
-        stage.depth,
-        rows,
-        stage.sequence_length,
-        parameters,
-        step_flops,
-        evaluation_flops,
-        memory,
-    )
+        works.append(work)
+    return pd.DataFrame(works, dtype=object)  # Python's integers: FLOPs may not fit into 64 bits
 
 
 def _measured(
     recipe: Recipe,
-    works: list[_Work],
-    vocabulary: Vocabulary,
-    training: BatchPlan,
-    validation: Batch,
+    stages: pd.DataFrame,
+    corpus: Corpus,
     machine: Device,
     here: torch.device,
     budget: float | None,
     notes: list[str],
-) -> tuple[Recipe, autotune.Timing]:
+) -> tuple[Recipe, Timing]:
     """The recipe as a run would tune it, and seconds of steps and evaluations on this machine.
 
     Raises:
         UserError: the models of all depths do not fit into memory at once.
     """
-    models = {work.depth: work.footprint.total(0) for work in works}
-    needed = sum(models.values()) + max(work.footprint.row for work in works)
+    models = stages.drop_duplicates("depth").fixed_memory.sum()
+    needed = models + stages.row_memory.max()
     if needed > machine.memory:
         raise UserError(
             f"Measuring '{recipe.name}' here takes about {needed / GIB:.0f} GiB of memory, and "
             f"there are {machine.memory / GIB:.0f}. Name a device instead of 'here'."
         )
     keep_memory()
-    (rate,) = machine.rates.values()
-    share = min(1.0, LONGEST_TURN * rate / sum(work.step_flops for work in works))
-    rows = [max(1, math.floor(share * work.rows)) for work in works]
+    training = training_plan(recipe, corpus)
+    ((precision, rate),) = machine.rates.items()
+    share = min(1.0, LONGEST_TURN * rate / stages.step_flops.sum())
     if share < 1.0:
-        fewest = min(part / work.rows for part, work in zip(rows, works, strict=True))
         notes.append(
-            f"Steps are so long here that they were timed on a part of their rows (down to "
-            f"{fewest:.1%}) and scaled up, which overstates them."
+            "Steps are so long here that they were timed on a part of their rows (about "
+            f"{share:.1%}) and scaled up, which overstates them."
         )
     else:
-        recipe = autotune.autotune(
-            recipe, vocabulary, training, device=here, seconds=budget
-        ).recipe
+        recipe = autotune(recipe, corpus.vocabulary, training, device=here, seconds=budget).recipe
+    timed_rows = [max(1, math.floor(share * rows)) for rows in stages.rows]
 
     def batch(index: int, turn: int) -> Batch:
         first, end = recipe.boundaries[index : index + 2]
-        return training.batch(min(first + turn, end - 1)).rows(0, rows[index])
+        return training.batch(min(first + turn, end - 1)).rows(0, timed_rows[index])
 
     with explaining_out_of_memory():
-        timing = autotune.measure(
-            recipe, batch, validation, vocabulary, device=here, patience=MAX_TIMING_SECONDS
+        timing = measure(
+            recipe,
+            batch,
+            validation_batch(recipe, corpus),
+            corpus.vocabulary,
+            device=here,
+            precision=precision,
+            patience=MAX_TIMING_SECONDS,
         )
-    scaled = zip(timing.step, works, rows, strict=True)
-    return recipe, replace(timing, step=tuple(s * work.rows / part for s, work, part in scaled))
+    return recipe, replace(timing, step=tuple(timing.step * stages.rows / timed_rows))
 
 
-def _micro_batch(
-    asked: int | Literal["auto"], work: _Work, machine: Device, devices: int
-) -> int:
+def _micro_batches(
+    recipe: Recipe, stages: pd.DataFrame, machine: Device, devices: int, notes: list[str]
+) -> list[int]:
     """Rows of a forward pass on each device: as asked, or as many as run well and fit."""
+    usable = USABLE * machine.memory
     kind = torch.device("cpu" if machine.is_cpu else "cuda")
-    rows = rows_at_once(asked, work.rows // devices, work.sequence_length, kind)
-    if asked == "auto":
-        rows = max(1, min(rows, work.footprint.rows_within(USABLE * machine.memory)))
-    return rows
+    sizes = []
+    for index, work in stages.iterrows():
+        asked = recipe.stage(index).micro_batch
+        rows = rows_at_once(asked, work.rows // devices, work.sequence_length, kind)
+        fitting = max(0, int((usable - work.fixed_memory) / work.row_memory))
+        if asked == "auto":
+            rows = max(1, min(rows, fitting))
+        sizes.append(rows)
+        if rows > fitting:
+            needed = work.fixed_memory + rows * work.row_memory
+            advice = "Take a larger device, a smaller model or shorter rows."
+            if fitting:
+                advice = f"{fitting} rows fit (batch.micro_batch)."
+            notes.append(
+                f"Depth {work.depth} does not fit on {machine.name}: micro-batches of {rows} rows "
+                f"need about {needed / GIB:.1f} GiB of the {usable / GIB:.1f} GiB that training "
+                f"can use. {advice}"
+            )
+    return sizes
 
 
 def _waiting(
-    work: _Work,
+    recipe: Recipe,
+    stages: pd.DataFrame,
+    computing: Sequence[float],
     machine: Device,
     devices: int,
-    micro_batch: int,
-    computing: float,
-    engine: Engine,
     notes: list[str],
-) -> float:
-    """Seconds of a step in which devices wait for each other's gradients: an estimate.
+) -> list[float]:
+    """Seconds of each stage's step in which devices wait for each other's gradients; an estimate.
 
     A ring moves 2·(N - 1)/N times the gradients' bytes (fp32) over each device's link (Patarasu and
     Yuan, 2009), while the backward pass of the last micro-batch, two thirds of its time, is still
@@ -413,16 +367,80 @@ def _waiting(
     once instead: half as much again.
     """
     if devices == 1 or machine.link is None:
-        return 0.0
+        return [0.0] * len(stages)
     link = machine.link if devices <= NODE else min(machine.link, machine.network)
-    moved = (3 if engine == "fsdp" else 2) * (devices - 1) / devices * 4 * work.parameters
-    seconds = moved / (LINK_EFFICIENCY * link)
-    passes = math.ceil(work.rows / (devices * micro_batch))
-    waiting = max(0.0, seconds - 2 / 3 * computing / passes)
-    notes.append(
-        f"Depth {work.depth}: {moved / 1e9:.2f} GB over each link a step, {1000 * seconds:.1f} ms "
-        f"next to {1000 * computing:.1f} ms of computing; devices wait for {1000 * waiting:.1f} ms "
-        f"({waiting / (computing + waiting):.0%} of the step)."
-    )
-    ...
+    rounds = 3 if recipe.engine == "fsdp" else 2
+    waiting = []
+    for work, seconds in zip(stages.itertuples(), computing, strict=True):
+        moved = rounds * (devices - 1) / devices * 4 * work.parameters
+        exchange = moved / (LINK_EFFICIENCY * link)
+        passes = math.ceil(work.rows / (devices * work.micro_batch))
+        waited = max(0.0, exchange - 2 / 3 * seconds / passes)
+        waiting.append(waited)
+        notes.append(
+            f"Depth {work.depth}: {moved / 1e9:.2f} GB over each link a step, "
+            f"{1000 * exchange:.1f} ms next to {1000 * seconds:.1f} ms of computing; devices wait "
+            f"for {1000 * waited:.1f} ms ({waited / (seconds + waited):.0%} of the step)."
+        )
+    positions = (stages.rows * stages.sequence_length).min() // devices
+    if positions < FEW_POSITIONS:
+        notes.append(
+            f"A device has {positions:,} positions a step: too few to keep it busy, so the MFU "
+            "will be lower than assumed. Take more rows a step (batch.sequences) or fewer devices."
+        )
     return waiting
+
+
+def _table(
+    recipe: Recipe, stages: pd.DataFrame, timing: Timing, hourly_price: float | None
+) -> pd.DataFrame:
+    """`Plan.table`, from what a step of each stage takes and the number of steps."""
+    alone = recipe.stages[-1].model_copy(update={"steps": recipe.total_steps})
+    scratch = recipe.model_copy(update={"stages": (alone,)})
+    table = pd.concat([stages, stages.tail(1)], ignore_index=True)
+    table["steps"] = [stage.steps for stage in (*recipe.stages, alone)]
+    table["tokens"] = table.steps * table.rows * table.sequence_length
+    table["flops"] = table.steps * table.step_flops
+    table["step_seconds"] = [*timing.step, timing.step[-1]]
+    table["training_seconds"] = table.steps * table.step_seconds
+    table["evaluations"] = [*evaluations_by_stage(recipe), *evaluations_by_stage(scratch)]
+    table["evaluation_seconds"] = table.evaluations * [*timing.evaluation, timing.evaluation[-1]]
+    table["seconds"] = table.training_seconds + table.evaluation_seconds
+    table["cost"] = table.seconds * (math.nan if hourly_price is None else hourly_price / 3600.0)
+    sums = table[SUMS].iloc[:-1].sum().to_frame().T.assign(memory=stages.memory.max())
+    table = pd.concat([table.iloc[:-1], sums, table.iloc[-1:]])[COLUMNS]
+    return table.set_axis([*(f"stage {i + 1}" for i in stages.index), "stacked", "scratch"])
+
+
+def _sentences(
+    table: pd.DataFrame,
+    rate: float,
+    precision: Precision,
+    mfu: float | None,
+    price: float | None,
+    devices: int,
+) -> list[str]:
+    stacked, scratch = table.loc["stacked"], table.loc["scratch"]
+    saving = 1.0 - stacked.seconds / scratch.seconds
+    saves = f"saves {saving:.0%}" if saving >= 0 else f"costs {-saving:.0%} more"
+    said = [
+        f"Stacked {format_duration(stacked.seconds)}, from scratch at depth {scratch.depth} "
+        f"{format_duration(scratch.seconds)} for as many steps: stacking {saves}."
+    ]
+    if price is not None:
+        each = " and device" if devices > 1 else ""
+        said.append(
+            f"At {price:,.2f} USD an hour{each}: {stacked.cost:,.2f} USD stacked, "
+            f"{scratch.cost:,.2f} USD from scratch."
+        )
+    speed = f"{rate / 1e12:,.0f} TFLOP/s" if rate >= 1e13 else f"{rate / 1e9:,.0f} GFLOP/s"
+    if mfu is None:
+        shares = (table.flops / table.training_seconds / rate).iloc[:-2]
+        reached = ", ".join(f"{share:.0%}" for share in shares)
+        said.append(f"Matrix products run at {speed} in {precision}; steps reach {reached} of it.")
+    else:
+        said.append(
+            f"Peak {speed} in {precision} as published; the MFU is a target and not a measurement "
+            "(--mfu)."
+        )
+    return said
