@@ -19,7 +19,6 @@ from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.encoder import supports_masked_forward
 from stackbert.errors import UserError
 from stackbert.machine import (
-    Precision,
     compiling_lacks,
     fastest_precision,
     matrix_rate,
@@ -92,7 +91,7 @@ def autotune(
         for stage, first_step in zip(recipe.stages, recipe.boundaries, strict=False):
             size = stage.micro_batch
             if size is None:
-                trainer = _trainer(recipe, stage.depth, vocabulary, device, precision)
+                trainer = _trainer(recipe, stage.depth, vocabulary, device)
                 size = fastest_micro_batch(trainer, plan.batch(first_step, 0, world_size))
                 chosen = f"{size} rows" if size else "the default, as no other size can be tried"
                 notes.append(f"micro-batch at depth {stage.depth}: {chosen}")
@@ -176,10 +175,8 @@ def _compiling_pays(
 ) -> bool:
     """Whether a compiled pass at the last stage's depth is faster; says what was measured."""
     depth = recipe.stages[-1].depth
-    precision = working_precision(recipe)
     eager, compiled = (
-        _trainer(recipe, depth, vocabulary, device, precision, compile=compile)
-        for compile in (False, True)
+        _trainer(recipe, depth, vocabulary, device, compile=compile) for compile in (False, True)
     )
     if not supports_masked_forward(eager.model):
         return False
@@ -212,7 +209,6 @@ def _trainer(
     depth: int,
     vocabulary: Vocabulary,
     device: torch.device,
-    precision: Precision,
     *,
     compile: bool = False,
     world: World = SINGLE,
@@ -222,7 +218,7 @@ def _trainer(
         recipe_model(recipe, vocabulary, depth),
         recipe.optimizer,
         device=device,
-        precision=precision,
+        precision=working_precision(recipe),
         micro_batch=recipe.batch.micro_batch,
         seed=0,
         compile=compile,
@@ -278,7 +274,6 @@ def measure(
     vocabulary: Vocabulary,
     *,
     device: torch.device,
-    precision: Precision,
     patience: float = 0.0,
     world: World = SINGLE,
 ) -> Timing:
@@ -292,7 +287,6 @@ def measure(
         validation: all rows of an evaluation.
         vocabulary: sizes the embedding.
         device: where to measure.
-        precision: of the forward pass.
         patience: keep timing steps for up to this many seconds (of five turns, up to 30), so that
             a short burst of load does not move the median. For one process only: several would
             not stop at the same turn.
@@ -301,7 +295,7 @@ def measure(
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
     compile = recipe.compile is True
     trainers = {
-        depth: _trainer(recipe, depth, vocabulary, device, precision, compile=compile, world=world)
+        depth: _trainer(recipe, depth, vocabulary, device, compile=compile, world=world)
         for depth in dict.fromkeys(stage.depth for stage in stages)
     }
     first = [batch(index, 0) for index in range(len(stages))]

@@ -296,7 +296,7 @@ def _measured(
         )
     keep_memory()
     training = training_plan(recipe, corpus)
-    ((precision, rate),) = machine.rates.items()
+    (rate,) = machine.rates.values()
     share = min(1.0, LONGEST_TURN * rate / stages.step_flops.sum())
     if share < 1.0:
         notes.append(
@@ -318,7 +318,6 @@ def _measured(
             validation_batch(recipe, corpus),
             corpus.vocabulary,
             device=here,
-            precision=precision,
             patience=MAX_TIMING_SECONDS,
         )
     return recipe, replace(timing, step=tuple(timing.step * stages.rows / timed_rows))
