@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from stackbert.errors import UserError
 from stackbert.files import explain, reading
@@ -81,9 +81,9 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 (plain YAML values)
         return _parse(path.read_text(encoding="utf-8"))
 
 
-def differing_fields(a: Recipe, b: Recipe) -> list[str]:
-    """Dotted names of the fields in which two recipes differ, with both values."""
-    flat_a, flat_b = (_flatten(recipe.model_dump(mode="json"), "") for recipe in (a, b))
+def differing_fields(a: BaseModel, b: BaseModel) -> list[str]:
+    """Dotted names of the fields in which two recipes or requests differ, with both values."""
+    flat_a, flat_b = (_flatten(each.model_dump(mode="json"), "") for each in (a, b))
     return [
         f"{name} ({flat_a.get(name)} there, {flat_b.get(name)} here)"
         for name in {**flat_a, **flat_b}
