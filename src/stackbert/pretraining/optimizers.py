@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NamedState = dict[str, dict[str, Tensor]]
-"""Optimiser tensors by parameter name, then by their own name ("exp_avg", "step", …)."""
+"""Optimizer tensors by parameter name, then by their own name ("exp_avg", "step", …)."""
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -95,7 +95,7 @@ def orthogonalise(
 
 
 class Optimizers:
-    """Every parameter of a model in exactly one group of exactly one optimiser.
+    """Every parameter of a model in exactly one group of exactly one optimizer.
 
     Args:
         model: the model to train, on its device already.
@@ -171,7 +171,7 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def groups(self) -> list[list[str]]:
-        """Parameter names of each group of each optimiser."""
+        """Parameter names of each group of each optimizer."""
         return [
             [self._names[p] for p in group["params"]]
             for optimizer, _ in self._all
@@ -179,7 +179,7 @@ class Optimizers:
         ]
 
     def state(self) -> NamedState:
-        """The optimisers' tensors by parameter name; no copies."""
+        """The optimizers' tensors by parameter name; no copies."""
         return {
             self._names[parameter]: dict(tensors)
             for optimizer, _ in self._all
@@ -195,11 +195,11 @@ class Optimizers:
         for name, tensors in state.items():
             parameter = self._parameters.get(name)
             if parameter is None:
-                raise RunError(f"The optimiser's state names {name}, which the model lacks.")
+                raise RunError(f"The optimizer's state names {name}, which the model lacks.")
             for key, tensor in tensors.items():
                 if tensor.ndim and tensor.shape != parameter.shape:
                     raise RunError(
-                        f"The optimiser's {key} of {name} has the shape {tuple(tensor.shape)}, the "
+                        f"The optimizer's {key} of {name} has the shape {tuple(tensor.shape)}, the "
                         f"parameter {tuple(parameter.shape)}."
                     )
             owner = next(o for o, _ in self._all if _owns(o, parameter))

@@ -1,4 +1,4 @@
-"""Optional copies of the ledger's numbers: TensorBoard, Weights & Biases."""
+"""Copies of the ledger's numbers in TensorBoard or Weights & Biases, where asked for."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,48 +23,35 @@ class Tracker(Protocol):
 
 class _TensorBoard:
     def __init__(self, run: Path, first: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "--track tensorboard needs the package tensorboard: pip install "
-                "'stackbert[tensorboard]'."
-            ) from error
-        # purge_step hides what a killed run wrote behind the checkpoint that it resumes from.
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides what a killed run wrote after the checkpoint that it resumes from.
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+        self.close = self._writer.close
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
-
 
 class _WandB:
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                "--track wandb needs the package wandb: pip install 'stackbert[wandb]'."
-            ) from error
+        import wandb
+
         self._run: Any = wandb.init(
             project="stackbert", name=run.name, id=run.name, dir=run, resume="allow", config=config
         )
+        self.close = self._run.finish
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 def check_trackers(names: Iterable[str]) -> None:
     """Refuse an unknown tracker.
 
     Raises:
-        UserError: naming it and those that there are.
+        UserError: naming it and the known ones.
     """
     for name in names:
         if name not in TRACKERS:
@@ -83,14 +70,14 @@ def open_trackers(
         config: the recipe's plain values.
 
     Raises:
-        UserError: an unknown name, or a package that is not installed.
+        UserError: the package of a tracker is not installed.
     """
-    names = list(names)
-    check_trackers(names)
     opened: list[Tracker] = []
     for name in names:
-        if name == "tensorboard":
-            opened.append(_TensorBoard(run, first))
-        else:
-            opened.append(_WandB(run, config))
+        try:
+            opened.append(_TensorBoard(run, first) if name == "tensorboard" else _WandB(run, config))
+        except ImportError as error:
+            raise UserError(
+                f"--track {name} needs the package {name}: pip install 'stackbert[{name}]'."
+            ) from error
     return opened

@@ -11,7 +11,7 @@ end of an epoch it runs on from the corpus' end to its beginning).
 
 import numpy as np
 
-from stackbert.randomness import I64, Permutation, derive_key
+from stackbert.batches.randomness import I64, Permutation, derive_key
 
 Segments = tuple[I64, I64]
 """Contiguous pieces of the corpus, one after the other: first tokens (N,) and lengths (N,)."""
