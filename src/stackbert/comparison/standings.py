@@ -48,7 +48,8 @@ def standings(results: pd.DataFrame) -> pd.DataFrame:
         }
         rows.append(row)
     rows.sort(key=lambda row: (row["variant"] != SCRATCH, -row["fraction"], row["difference"]))
-    return pd.DataFrame(rows)
+    bounds = ["loss_low", "loss_high", "low", "high"]
+    return pd.DataFrame(rows).astype(dict.fromkeys(bounds, float)) if rows else pd.DataFrame()
 
 
 def _outcome(gap: Interval) -> str:
