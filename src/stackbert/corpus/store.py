@@ -129,7 +129,7 @@ class TokenStream:
         """Several ranges, one after the other in one new array; starts and lengths (N,)."""
         tokens = self._tokens  # slices of a plain array are joined twice as fast as a gather
         ranges = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
-        return np.concatenate([tokens[start:end] for start, end in ranges])
+        return np.concatenate([tokens[:0], *(tokens[start:end] for start, end in ranges)])
 
     def sentence_starts_within(self, starts: Offsets, lengths: Offsets) -> tuple[Offsets, Offsets]:
         """Sentence starts within the tokens of several ranges; starts and lengths (N,).
