@@ -7,7 +7,6 @@
 They are written by a thread, from copies of the tensors, while training continues.
 """
 
-import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stackbert.errors import UserError
 from stackbert.files import Record, new_folder, reading, sha256, writing
 from stackbert.model_files import open_model, save_model
-from stackbert.pretraining.optimizers import NamedState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +62,16 @@ class Counters:
     """Steps left out because loss or gradient was not finite."""
     window: Window = field(default_factory=Window)
 
+    def count(self, tokens: int, flops: int, *, timed: bool) -> None:
+        """Add a step; one that compiled is not `timed`."""
+        self.step += 1
+        self.tokens += tokens
+        self.flops += flops
+        self.last_loss = None
+        if timed:
+            self.window.tokens += tokens
+            self.window.flops += flops
+
 
 class CheckpointState(Record):
     """The content of state.json; everything else follows from the recipe."""
@@ -76,7 +84,7 @@ class CheckpointState(Record):
     """By kind of work."""
     ledger_bytes: NonNegativeInt
     """Length of the ledger when this was saved."""
-    sha256: dict[str, str] = {}
+    sha256: dict[str, str] = Field(default_factory=dict)
     """Checksum of every other file."""
 
 
@@ -98,10 +106,18 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. The run's lock keeps other processes away."""
+    """The checkpoints of one run directory. The run's lock keeps other processes away.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the checkpoints.
+        tokenizer: folder, copied into each.
+        sequence_length: tokens of the run's longest row.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Path, sequence_length: int) -> None:
         self.folder = folder
+        self._tokenizer = tokenizer
+        self._sequence_length = sequence_length
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._running: Future[None] | None = None
 
@@ -126,9 +142,9 @@ class Checkpoints:
         problems: dict[Path, str] = {}
         for path in reversed(self.paths()):
             try:
-                state = _verified(path)
+                state = read_checkpoint(path)
             except UserError as error:
-                problems[path] = str(error).rstrip(".")
+                problems[path] = str(error)
                 continue
             # Only now that there is a good one: without any, the next call must not start anew.
             for damaged, problem in problems.items():
@@ -139,31 +155,28 @@ class Checkpoints:
             return state
         if problems:
             raise UserError(
-                f"Every checkpoint in {self.folder} is damaged: {'; '.join(problems.values())}. "
+                f"Every checkpoint in {self.folder} is damaged: {' '.join(problems.values())} "
                 "Start a new run in another folder."
             )
         return None
 
     def load(
         self, step: int, model_class: type["PreTrainedModel"]
-    ) -> tuple["PreTrainedModel", NamedState]:
-        """Model (fp32, in training mode) and optimizer state of a checkpoint.
+    ) -> tuple["PreTrainedModel", dict[str, Tensor]]:
+        """Model (fp32) and optimizer state, named "parameter|tensor", of a checkpoint.
 
         Raises:
             UserError: a file cannot be opened, or a tensor is missing, unknown or misshapen.
         """
         folder = self.folder / checkpoint_name(step)
         model = open_model(folder, model_class)
-        model.train()
-        state: NamedState = {}
         with reading(folder / OPTIMIZER):
-            for flat, tensor in load_file(folder / OPTIMIZER).items():
-                name, _, key = flat.rpartition("|")
-                state.setdefault(name, {})[key] = tensor
-        missing = sorted({name for name, _ in model.named_parameters()} - set(state))
+            tensors = load_file(folder / OPTIMIZER)
+        held = {name.rpartition("|")[0] for name in tensors}
+        missing = sorted({name for name, _ in model.named_parameters()} - held)
         if missing:
             raise UserError(f"{folder / OPTIMIZER} has no state of {', '.join(missing[:3])}.")
-        return model, state
+        return model, tensors
 
     def save(
         self,
@@ -172,8 +185,6 @@ class Checkpoints:
         weights: dict[str, Tensor],
         optimizer_state: dict[str, Tensor],
         *,
-        tokenizer: Path,
-        sequence_length: int,
         keep: int,
         always: set[int],
     ) -> None:
@@ -184,23 +195,18 @@ class Checkpoints:
             model: whose config is saved.
             weights: a snapshot of its state_dict.
             optimizer_state: a snapshot of the optimizer's tensors, named "parameter|tensor".
-            tokenizer: folder, copied into the checkpoint.
-            sequence_length: the longest row of the run.
             keep: newest checkpoints that are kept.
             always: steps whose checkpoints are kept in any case.
         """
-        self.wait()
 
         def write() -> None:
-            with (
-                writing(f"saving a checkpoint in {self.folder}"),
-                new_folder(self.folder / checkpoint_name(state.counters.step)) as folder,
-            ):
+            path = self.folder / checkpoint_name(state.counters.step)
+            with writing(f"saving {path}"), new_folder(path) as folder:
                 save_model(
                     model,
                     folder,
-                    tokenizer=tokenizer,
-                    sequence_length=sequence_length,
+                    tokenizer=self._tokenizer,
+                    sequence_length=self._sequence_length,
                     weights=weights,
                 )
                 save_file(optimizer_state, folder / OPTIMIZER)
@@ -213,6 +219,7 @@ class Checkpoints:
                     # Renamed first: a kill in the middle must not leave half a checkpoint.
                     shutil.rmtree(path.rename(path.with_name(path.name + ".partial")))
 
+        self.wait()
         self._running = self._thread.submit(write)
 
     def poll(self) -> None:
@@ -234,12 +241,17 @@ class Checkpoints:
             self._thread.shutdown()
 
 
-def _verified(folder: Path) -> CheckpointState:
+def read_checkpoint(folder: Path) -> CheckpointState:
+    """The state of a checkpoint, of which every file was compared with its checksum.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
     state = CheckpointState.read(folder / STATE)
     if checkpoint_name(state.counters.step) != folder.name:
-        raise UserError(f"{folder} holds the state after step {state.counters.step}")
+        raise UserError(f"{folder} holds the state after step {state.counters.step}.")
     for name, expected in state.sha256.items():
         with reading(folder / name):
             if sha256(folder / name) != expected:
-                raise UserError(f"{folder / name} differs from its checksum")
+                raise UserError(f"{folder / name} differs from its checksum.")
     return state

@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,16 +68,29 @@ class World:
 
     def all_reduce_max(self, value: int) -> int:
         """The largest of all processes' values."""
-        if self.size == 1:
-            return value
         box = torch.tensor([value])
-        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._cpu_group)
+        if self.size > 1:
+            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._cpu_group)
         return int(box)
 
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors in host memory with rank 0's, which come in the same order."""
-        for tensor in tensors if self.size > 1 else ():
-            dist.broadcast(tensor, src=0, group=self._cpu_group)
+    def all_pass(self, check: Callable[[], None]) -> None:
+        """Call `check` on every rank; if one raises, all stop and the lowest such rank reports it.
+
+        Raises:
+            StackBertError: what `check` raised here.
+            OtherRankError: another rank reports the error.
+        """
+        error: StackBertError | None = None
+        try:
+            check()
+        except StackBertError as raised:
+            error = raised
+        mine = 0 if error is None else (self.size - self.rank) * 256 + error.exit_code
+        first = self.all_reduce_max(mine)
+        if error is not None and mine == first:
+            raise error
+        if first:
+            raise OtherRankError(first % 256)
 
     def broadcast_object(self, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (JSON values)
         """What `make` returns on rank 0, on every rank; the other ranks do not call it.
@@ -90,42 +103,30 @@ class World:
         """
         if self.size == 1:
             return make()
-        error: StackBertError | None = None
-        message: dict[str, Any] = {}
-        if self.is_main:
-            try:
-                message = {"value": make()}
-            except StackBertError as raised:
-                error, message = raised, {"exit_code": raised.exit_code}
-        data = torch.tensor(list(json.dumps(message).encode()), dtype=torch.uint8)
-        length = torch.tensor([len(data)])
-        self.broadcast([length])
-        data = data if self.is_main else torch.empty(int(length), dtype=torch.uint8)
-        self.broadcast([data])
-        if error is not None:
-            raise error
-        message = json.loads(bytes(data.tolist()))
-        if "exit_code" in message:
-            raise OtherRankError(message["exit_code"])
-        return message["value"]
+        made: list[Any] = []
+        self.all_pass(lambda: made.append(make()) if self.is_main else None)
+        text = torch.frombuffer(bytearray(json.dumps(made).encode()), dtype=torch.uint8)
+        length = torch.tensor([len(text)])
+        dist.broadcast(length, src=0, group=self._cpu_group)
+        text = text if self.is_main else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(text, src=0, group=self._cpu_group)
+        return json.loads(bytes(text.tolist()))[0]
 
-    def all_pass(self, check: Callable[[], None]) -> None:
-        """Call `check` on every rank; if one raises, all stop and the lowest such rank reports it.
+    def broadcast(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors, in host memory, that `make` returns on rank 0, on every rank by name."""
+        tensors: dict[str, Tensor] = {}
 
-        Raises:
-            UserError: what `check` raised here.
-            OtherRankError: another rank reports the error.
-        """
-        error: UserError | None = None
-        try:
-            check()
-        except UserError as raised:
-            error = raised
-        reporter = self.size - self.all_reduce_max(self.size - self.rank if error else 0)
-        if error is not None and reporter == self.rank:
-            raise error
-        if reporter < self.size:
-            raise OtherRankError(UserError.exit_code)
+        def layout() -> dict[str, tuple[list[int], str]]:
+            tensors.update(make())
+            return {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
+
+        for name, (shape, dtype) in self.broadcast_object(layout).items():
+            if not self.is_main:
+                dtype = getattr(torch, dtype.removeprefix("torch."))
+                tensors[name] = torch.empty(shape, dtype=dtype)
+            if self.size > 1:
+                dist.broadcast(tensors[name], src=0, group=self._cpu_group)
+        return tensors
 
 
 SINGLE = World()
@@ -228,31 +229,31 @@ class ParallelModel:
     def __init__(self, model: "PreTrainedModel", world: World, engine: Engine) -> None:
         self.model = model
         self.is_sharded = world.size > 1 and engine == "fsdp"
-        self._world = world
+        self._is_copied = world.size > 1 and engine == "ddp"
         self._losses: Any = _Losses(model)
-        self._ddp: Any = None
         if self.is_sharded:
             mesh = init_device_mesh(model.device.type, (world.size,))
             for layer in find_layers(model)[1]:
                 fully_shard(layer, mesh=mesh)
             fully_shard(self._losses, mesh=mesh)
-        elif world.size > 1:
+        elif self._is_copied:
             # Only gradients are exchanged: the models have no buffers that change, and every
             # parameter has a gradient in every step. torch 2.13 renamed the switch.
             known = inspect.signature(DistributedDataParallel).parameters
             new = "forward_sync_buffers" in known
             off: Any = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-            self._ddp = DistributedDataParallel(self._losses, gradient_as_bucket_view=True, **off)
+            self._losses = DistributedDataParallel(
+                self._losses, gradient_as_bucket_view=True, **off
+            )
 
     def __call__(self, batch: Batch, kernels: Kernels = EAGER) -> Tensor:
-        """(2,): masked-LM and next-sentence loss of some rows, summed; the second 0 without pairs."""
-        sums: Tensor = (self._ddp or self._losses)(batch, self._hooked(kernels))
-        return sums
-
-    @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Tensor:
-        """The same without gradients, which DDP's hooks would wait for."""
-        sums: Tensor = self._losses(batch, self._hooked(EAGER))
+        """(2,): masked-LM and next-sentence loss of some rows, summed; without pairs the second
+        is 0."""
+        if self.is_sharded and supports_masked_forward(self.model):
+            # FSDP gathers a layer in hooks around its forward pass.
+            layer, last_layer = _in_forward(kernels.layer), _in_forward(kernels.last_layer)
+            kernels = Kernels(layer, last_layer, kernels.masked_loss)
+        sums: Tensor = self._losses(batch, kernels)
         return sums
 
     @contextlib.contextmanager
@@ -260,41 +261,24 @@ class ParallelModel:
         """Around a forward and backward pass: exchange gradients, or only accumulate them here."""
         if self.is_sharded:
             self._losses.set_requires_gradient_sync(now)
-        with contextlib.nullcontext() if self._ddp is None or now else self._ddp.no_sync():
+        with self._losses.no_sync() if self._is_copied and not now else contextlib.nullcontext():
             yield
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's state_dict, every tensor whole; a collective call."""
-        state = self.model.state_dict()
-        if not self.is_sharded:
-            return dict(state)
-        # Tied parameters stay one tensor, so that a checkpoint holds them once.
-        names: dict[int, str] = {}
+        whole: dict[Tensor, Tensor] = {}  # tied parameters stay one tensor, saved once
+        weights = dict(self.model.state_dict())
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), name)
-        first = {
-            name: names[id(parameter)]
-            for name, parameter in self.model.named_parameters(remove_duplicate=False)
-        }
-        whole = {name: full_tensor(state[name]) for name in names.values()}
-        return {name: whole[first[name]] if name in first else state[name] for name in state}
-
-    def _hooked(self, kernels: Kernels) -> Kernels:
-        """FSDP gathers a layer in hooks around its forward pass, so that has to run the kernels."""
-        if not self.is_sharded or not supports_masked_forward(self.model):
-            return kernels
-        for layer in find_layers(self.model)[1]:
-            layer.forward = functools.partial(_forward, kernels, layer)
-        return Kernels(
-            lambda layer, x_BSH: layer(x_BSH),
-            lambda layer, x_BSH, positions_M: layer(x_BSH, positions_M),
-            kernels.masked_loss,
-        )
+            if parameter not in whole:
+                whole[parameter] = full_tensor(parameter.detach())
+            weights[name] = whole[parameter]
+        return weights
 
 
-def _forward(
-    kernels: Kernels, layer: nn.Module, x_BSH: Tensor, positions_M: Tensor | None = None
-) -> Tensor:
-    if positions_M is None:
-        return kernels.layer(layer, x_BSH)
-    return kernels.last_layer(layer, x_BSH, positions_M)
+def _in_forward(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(layer: nn.Module, *inputs: Tensor) -> Tensor:
+        layer.forward = functools.partial(kernel, layer)
+        result: Tensor = layer(*inputs)
+        return result
+
+    return run

@@ -130,7 +130,9 @@ def read_ledger(run: str | Path) -> pd.DataFrame:
         rows += [json.loads(last)]
     table = pd.DataFrame(rows, columns=None if rows else ["kind", "step"])
     with reading(path):
-        for name in table.columns.difference(["kind", "operator", "optimizer_state", "wall", "rows"]):
+        for name in table.columns.difference(
+            ["kind", "operator", "optimizer_state", "wall", "rows"]
+        ):
             table[name] = pd.to_numeric(table[name])
     return table
 
@@ -152,10 +154,17 @@ def stage_table(run: str | Path) -> pd.DataFrame:
     record, ledger = read_run(run), read_ledger(run)
     rows = []
     with reading(Path(run) / LEDGER):
-        at = ledger[ledger.kind == "evaluation"].drop_duplicates("step", keep="last").set_index("step")
+        at = (
+            ledger[ledger.kind == "evaluation"]
+            .drop_duplicates("step", keep="last")
+            .set_index("step")
+        )
         grown = ledger[ledger.kind == "growth"].set_index("step")
         for stage, first, end in zip(
-            record.recipe.stages, record.recipe.boundaries, record.recipe.boundaries[1:], strict=False
+            record.recipe.stages,
+            record.recipe.boundaries,
+            record.recipe.boundaries[1:],
+            strict=False,
         ):
             if first not in at.index or end not in at.index:
                 break

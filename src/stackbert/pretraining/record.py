@@ -1,6 +1,6 @@
 """run.json: what was asked for, and the recipe that was made of it.
 
-    RUN/run.json  RUN/recipe.yaml  RUN/metrics.jsonl  RUN/checkpoints/step-00000500/  RUN/model/
+RUN/run.json  RUN/recipe.yaml  RUN/metrics.jsonl  RUN/checkpoints/step-00000500/  RUN/model/
 """
 
 from pathlib import Path

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
@@ -23,9 +24,14 @@ from stackbert.machine import (
     working_precision,
 )
 from stackbert.model import model_class
-from stackbert.model_files import save_model
+from stackbert.model_files import read_config, save_model
 from stackbert.pretraining.autotune import autotune, measure, scaled_to
-from stackbert.pretraining.checkpoints import Checkpoints, CheckpointState, Counters
+from stackbert.pretraining.checkpoints import (
+    Checkpoints,
+    CheckpointState,
+    Counters,
+    checkpoint_name,
+)
 from stackbert.pretraining.distributed import World, init_distributed
 from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger, stage_table
 from stackbert.pretraining.loop import Run, train
@@ -43,7 +49,7 @@ from stackbert.pretraining.record import (
     write_run,
 )
 from stackbert.pretraining.signals import StopRequest
-from stackbert.pretraining.tracking import check_trackers, open_trackers
+from stackbert.pretraining.tracking import TRACKERS, open_trackers
 from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
@@ -82,19 +88,12 @@ class RunResult:
         return float(self.stages.steps.sum() * last.seconds / last.steps)
 
     def table(self) -> str:
-        """The stages as text, and two sentences on where the time went."""
-        shown = self.stages.rename(
-            columns={"mfu": "MFU", "loss_grown": "loss after growth", "loss": "loss at the end"}
-        ).drop(columns="flops")
+        """The stages as text, and where the time went in a sentence or two."""
+        shown = self.stages.drop(columns="flops")
         shown.insert(4, "share", self.stages.seconds / self.seconds)
-        three, percent = "{:.3f}", "{:.0%}"
-        formats = {
-            "seconds": "{:,.1f}",
-            "share": percent,
-            "MFU": percent,
-            "loss after growth": three,
-            "loss at the end": three,
-        }
+        shown.columns = [*shown.columns[:5], "MFU", "loss after growth", "loss at the end"]
+        forms = ("{}", "{:,}", "{:,}", "{:,.1f}", "{:.0%}", "{:.0%}", "{:.3f}", "{:.3f}")
+        formats = dict(zip(shown.columns, forms, strict=True))
         lines = [table_text(shown, f"Stages of {self.folder}", formats)]
         if len(self.stages) > 1:
             lines.append(
@@ -149,41 +148,32 @@ def pretrain(
     """
     if budget is not None and steps is not None:
         raise UserError("Give a budget or a number of steps, not both.")
-    check_trackers(track)
     if budget is not None:
         parse_duration(budget)
+    for name in set(track) - set(TRACKERS):
+        raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=opened.fingerprint)
-    run = Path(out)
+    folder = Path(out)
     keep_memory()
     with (
         torch.random.fork_rng(),  # every step seeds dropout
-        writing(f"training in {run}"),
+        writing(f"training in {folder}"),
         init_distributed() as world,
         explaining_out_of_memory(),
         contextlib.ExitStack() as stack,
     ):
-        world.broadcast_object(lambda: stack.enter_context(locked(run, f"{run} is in use")))
+        world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
         progress = (progress or Progress()) if world.is_main else Progress()
-        _start_or_resume(run, asked, opened, resume, track, progress, world)
-        told = world.broadcast_object(lambda: _result(run))
-        return RunResult(run, run / MODEL, pd.DataFrame(told["stages"]), told["loss"], told["wall"])
+        _train_and_export(folder, asked, opened, resume, track, progress, world)
+        told = world.broadcast_object(lambda: _result(folder))
+    return RunResult(
+        folder, folder / MODEL, pd.DataFrame(told["stages"]), told["loss"], told["wall"]
+    )
 
 
-def _result(run: Path) -> dict[str, Any]:
-    try:
-        stages, ledger = stage_table(run), read_ledger(run)
-    except UserError as error:
-        raise UserError(f"{error} The model is whole all the same: {run / MODEL}.") from error
-    return {
-        "stages": stages.to_dict("list"),
-        "loss": float(ledger.loss[ledger.kind == "evaluation"].iloc[-1]),
-        "wall": ledger.wall.dropna().iloc[-1],
-    }
-
-
-def _start_or_resume(
-    run: Path,
+def _train_and_export(
+    folder: Path,
     asked: Request,
     corpus: Corpus,
     resume: str,
@@ -194,51 +184,46 @@ def _start_or_resume(
     device = pick_device()
     watch = Stopwatch(lambda: synchronise(device))
     with watch.measuring("start-up"):
-        found = world.broadcast_object(lambda: _find(run, asked, resume, world))
-        if world.broadcast_object(lambda: (run / MODEL).exists()):
-            progress.say(f"{run} is finished already; its model is {run / MODEL}.")
+        found = world.broadcast_object(lambda: _find(folder, asked, resume, world))
+        if world.broadcast_object(lambda: (folder / MODEL).exists()):
+            progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
             return
-        world.all_pass(lambda: _check_corpus(asked, corpus, world))
+        fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
+        world.all_pass(lambda: _check_corpus(corpus, fingerprint))
         if found is None:
             with watch.measuring("tuning"):
-                recipe, rate = _tune(asked, corpus, device, progress, world)
-            machine = describe(device) | ({"processes": world.size} if world.size > 1 else {})
-            record = RunRecord(
-                request=asked,
-                recipe=recipe,
-                corpus_folder=str(corpus.folder),
-                machine=machine,
-                matrix_rate=rate,
-            )
+                record = _tune(asked, corpus, device, progress, world)
             if world.is_main:
-                write_run(run, record)
+                write_run(folder, record)
         else:
             record = RunRecord.model_validate(found)
     with progress, StopRequest() as stop:
         with watch.measuring("start-up"):
-            state = _open(run, record, corpus, device, track, progress, watch, world)
+            run = _open(folder, record, corpus, device, track, progress, watch, world)
         try:
-            train(state, stop)
+            train(run, stop)
         except (OSError, UserError):
-            if state.ledger is not None:
-                state.ledger.check_place()  # a folder that is gone explains either
+            if run.ledger is not None:
+                run.ledger.check_place()  # a folder that is gone explains either
             raise
         finally:
-            state.close()
-    _export(state, record)
+            run.close()
+    weights = run.trainer.full_weights()
+    if world.is_main:
+        _export(run, weights, record, corpus)
 
 
-def _find(run: Path, asked: Request, resume: str, world: World) -> dict[str, Any] | None:
+def _find(folder: Path, asked: Request, resume: str, world: World) -> dict[str, Any] | None:
     """The record of the run in the folder, if it is the one asked for; None if it is empty."""
-    if not is_run(run):
-        check_new(run)
+    if not is_run(folder):
+        check_new(folder)
         return None
     if resume == "never":
         raise UserError(
-            f"{run} holds a run already. Resume it (--resume auto) or choose a new folder."
+            f"{folder} holds a run already. Resume it (--resume auto) or choose a new folder."
         )
-    record = read_run(run)
-    check_same(run, record, asked)
+    record = read_run(folder)
+    check_same(folder, record, asked)
     _check_rows(record.recipe, world)
     return record.model_dump(mode="json")
 
@@ -253,12 +238,11 @@ def _check_rows(recipe: Recipe, world: World) -> None:
             )
 
 
-def _check_corpus(asked: Request, corpus: Corpus, world: World) -> None:
-    first = world.broadcast_object(lambda: asked.corpus)
-    if asked.corpus != first:
+def _check_corpus(corpus: Corpus, fingerprint: str) -> None:
+    if corpus.fingerprint != fingerprint:
         raise UserError(
-            f"Process {world.rank} has another corpus ({asked.corpus}) than the first ({first}). "
-            "Give every process the same."
+            f"{corpus.folder} differs between processes (fingerprint {corpus.fingerprint} here, "
+            f"{fingerprint} in the first one). Give every process the same corpus."
         )
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of each machine is enough
         corpus.verify()
@@ -266,8 +250,8 @@ def _check_corpus(asked: Request, corpus: Corpus, world: World) -> None:
 
 def _tune(
     asked: Request, corpus: Corpus, device: torch.device, progress: Progress, world: World
-) -> tuple[Recipe, float]:
-    """The request's recipe with nothing left open, and the measured matrix rate."""
+) -> RunRecord:
+    """The record of a new run: the request's recipe with nothing left open."""
     seconds = None if asked.budget is None else parse_duration(asked.budget)
 
     def tune() -> dict[str, Any]:
@@ -275,11 +259,10 @@ def _tune(
         _check_rows(recipe, world)
         with torch.device("meta"):  # a wrong model field is found before anything is written
             recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
-        plan = training_plan(recipe, corpus)
         tuned = autotune(
             recipe,
             corpus.vocabulary,
-            plan,
+            training_plan(recipe, corpus),
             device=device,
             seconds=seconds,
             world_size=world.size,
@@ -289,39 +272,37 @@ def _tune(
         return {"recipe": tuned.recipe.model_dump(mode="json"), "rate": tuned.matrix_rate}
 
     tuned = world.broadcast_object(tune)
-    recipe, rate = Recipe.model_validate(tuned["recipe"]), float(tuned["rate"])
-    if seconds is None:
-        return recipe, rate
-    progress.say("measuring seconds per step at every depth …")
-    plan = training_plan(recipe, corpus)
+    recipe = Recipe.model_validate(tuned["recipe"])
+    if seconds is not None:
+        progress.say("measuring seconds per step at every depth …")
+        plan = training_plan(recipe, corpus)
 
-    def batch(stage: int, turn: int) -> Batch:
-        step = recipe.boundaries[stage] + min(turn, recipe.stages[stage].steps - 1)
-        return plan.batch(step, world.rank, world.size)
+        def batch(stage: int, turn: int) -> Batch:
+            step = recipe.boundaries[stage] + min(turn, recipe.stages[stage].steps - 1)
+            return plan.batch(step, world.rank, world.size)
 
-    timing = measure(
-        recipe,
-        batch,
-        validation_batch(recipe, corpus),
-        corpus.vocabulary,
-        device=device,
-        precision=working_precision(recipe),
-        world=world,
+        validation = validation_batch(recipe, corpus)
+        timing = measure(recipe, batch, validation, corpus.vocabulary, device=device, world=world)
+        scaled = world.broadcast_object(  # rank 0's clock decides for all
+            lambda: scaled_to(recipe, timing, seconds).model_dump(mode="json")
+        )
+        recipe = Recipe.model_validate(scaled)
+        pace = ", ".join(
+            f"{1000 * step:.0f} ms at depth {stage.depth}"
+            for step, stage in zip(timing.step, recipe.stages, strict=True)
+        )
+        progress.say(f"{recipe.total_steps:,} steps fit into {asked.budget}: a step takes {pace}")
+    return RunRecord(
+        request=asked,
+        recipe=recipe,
+        corpus_folder=str(corpus.folder),
+        machine=describe(device) | ({"processes": world.size} if world.size > 1 else {}),
+        matrix_rate=tuned["rate"],
     )
-    # Rank 0's clock decides, or the ranks would plan different runs.
-    scaled = Recipe.model_validate(
-        world.broadcast_object(lambda: scaled_to(recipe, timing, seconds).model_dump(mode="json"))
-    )
-    pace = ", ".join(
-        f"{1000 * s:.0f} ms at depth {stage.depth}"
-        for s, stage in zip(timing.step, recipe.stages, strict=True)
-    )
-    progress.say(f"{scaled.total_steps:,} steps fit into {asked.budget}: a step takes {pace}")
-    return scaled, rate
 
 
 def _open(
-    run: Path,
+    folder: Path,
     record: RunRecord,
     corpus: Corpus,
     device: torch.device,
@@ -332,25 +313,27 @@ def _open(
 ) -> Run:
     """The run at its newest whole checkpoint, or at its beginning.
 
-    Only rank 0 reads the run directory, which may be on its machine alone.
+    Only rank 0 looks into the run directory, which may be on its machine alone.
     """
     recipe = record.recipe
-    checkpoints = Checkpoints(run / CHECKPOINTS)
+    checkpoints = Checkpoints(
+        folder / CHECKPOINTS, corpus.tokenizer_folder, recipe.longest_sequence
+    )
 
     def newest() -> dict[str, Any] | None:
         state = checkpoints.newest(progress.say)
         return None if state is None else state.model_dump(mode="json")
 
     found = world.broadcast_object(newest)
-    counters, keep_bytes, optimizer_state = Counters(), 0, NamedState()
     if found is None:
+        counters, ledger_bytes, optimizer_state = Counters(), 0, NamedState()
         depth = recipe.stages[0].depth
         model = recipe_model(recipe, corpus.vocabulary, depth, seed=recipe.seed)
     else:
         state = CheckpointState.model_validate(found)
-        counters, keep_bytes = state.counters, state.ledger_bytes
-        model, optimizer_state = _load(checkpoints, state, recipe, corpus, world)
+        counters, ledger_bytes = state.counters, state.ledger_bytes
         watch.carry_over(state.seconds)
+        model, optimizer_state = _load(checkpoints, counters.step, recipe, world)
         progress.say(f"resuming at step {counters.step:,} of {recipe.total_steps:,}")
     trainer = Trainer(
         model,
@@ -368,20 +351,18 @@ def _open(
     if world.size > 1:
         held = "a shard" if trainer.is_sharded else "a copy"
         progress.say(f"{world.size} processes share each step, each with {held} of the model")
-    first = 0 if found is None else counters.step + 1
-    config = recipe.model_dump(mode="json")
+    first, config = counters.step + (found is not None), recipe.model_dump(mode="json")
     return Run(
-        folder=run,
+        folder=folder,
         recipe=recipe,
-        corpus=corpus,
         plan=training_plan(recipe, corpus),
         validation=validation_batch(recipe, corpus),
         trainer=trainer,
         counters=counters,
         checkpoints=checkpoints,
-        ledger=Ledger(run / LEDGER, keep_bytes=keep_bytes) if world.is_main else None,
+        ledger=Ledger(folder / LEDGER, keep_bytes=ledger_bytes) if world.is_main else None,
         watch=watch,
-        trackers=open_trackers(track, run, first=first, config=config) if world.is_main else [],
+        trackers=open_trackers(track, folder, first=first, config=config) if world.is_main else [],
         progress=progress,
         matrix_rate=record.matrix_rate * world.size,
         world=world,
@@ -389,51 +370,56 @@ def _open(
 
 
 def _load(
-    checkpoints: Checkpoints, state: CheckpointState, recipe: Recipe, corpus: Corpus, world: World
+    checkpoints: Checkpoints, step: int, recipe: Recipe, world: World
 ) -> "tuple[PreTrainedModel, NamedState]":
     """Model and optimizer state of a checkpoint, which rank 0 reads and sends to the others."""
-    read: list[Any] = []
+    kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
+    config = world.broadcast_object(lambda: read_config(checkpoints.folder / checkpoint_name(step)))
+    models: list[PreTrainedModel] = []
 
-    def load() -> dict[str, dict[str, tuple[list[int], str]]]:
-        kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
-        read.extend(checkpoints.load(state.counters.step, kind))
-        return {
-            name: {key: (list(t.shape), str(t.dtype)) for key, t in tensors.items()}
-            for name, tensors in read[1].items()
-        }
+    def load() -> dict[str, Tensor]:
+        model, optimizer_state = checkpoints.load(step, kind)
+        models.append(model)
+        return {name: p.data for name, p in model.named_parameters()} | optimizer_state
 
-    layout = world.broadcast_object(load)
+    tensors = world.broadcast(load)
     if not world.is_main:
-        empty = {
-            name: {
-                key: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
-                for key, (shape, dtype) in tensors.items()
-            }
-            for name, tensors in layout.items()
-        }
-        read.extend([recipe_model(recipe, corpus.vocabulary, state.depth), empty])
-    model, optimizer_state = read
-    world.broadcast(p.data for _, p in model.named_parameters())
-    for name, tensors in layout.items():
-        world.broadcast(optimizer_state[name][key] for key in tensors)
-    return model, optimizer_state
+        models.append(kind(kind.config_class.from_dict(config)))
+        for name, parameter in models[0].named_parameters():
+            parameter.data = tensors[name]
+    models[0].train()
+    optimizer_state = NamedState()
+    for flat, tensor in tensors.items():
+        name, bar, key = flat.rpartition("|")
+        if bar:
+            optimizer_state.setdefault(name, {})[key] = tensor
+    return models[0], optimizer_state
 
 
-def _export(state: Run, record: RunRecord) -> None:
+def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Corpus) -> None:
     """Write the final model, whole or not at all."""
-    weights = state.trainer.full_weights()
-    if not state.world.is_main:
-        return
     stages = None
     with contextlib.suppress(UserError):  # a damaged ledger, which is said when the model is there
-        stages = stage_table(state.folder)
-    with new_folder(state.folder / MODEL) as folder:
+        stages = stage_table(run.folder)
+    with new_folder(run.folder / MODEL) as folder:
         save_model(
-            state.trainer.model,
+            run.trainer.model,
             folder,
-            tokenizer=state.corpus.tokenizer_folder,
-            sequence_length=state.recipe.longest_sequence,
+            tokenizer=corpus.tokenizer_folder,
+            sequence_length=run.recipe.longest_sequence,
             weights=weights,
         )
-        card = model_card(state.recipe, state.corpus.manifest, stages, record.machine)
-        (folder / "README.md").write_text(str(card), encoding="utf-8")
+        card = model_card(run.recipe, corpus.manifest, stages, record.machine)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    try:
+        stages, ledger = stage_table(folder), read_ledger(folder)
+    except UserError as error:
+        raise UserError(f"{error} The model is whole all the same: {folder / MODEL}.") from error
+    return {
+        "stages": stages.to_dict("list"),
+        "loss": float(ledger.loss[ledger.kind == "evaluation"].iloc[-1]),
+        "wall": ledger.wall.dropna().iloc[-1],
+    }

@@ -1,61 +1,21 @@
 """Copies of the ledger's numbers in TensorBoard or Weights & Biases, where asked for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stackbert.errors import UserError
 
 TRACKERS = ("tensorboard", "wandb")
 
 
-class Tracker(Protocol):
+@dataclass(frozen=True)
+class Tracker:
     """Takes numbers by name and step."""
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Record numbers."""
-        ...
-
-    def close(self) -> None:
-        """Flush and end."""
-        ...
-
-
-class _TensorBoard:
-    def __init__(self, run: Path, first: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # purge_step hides what a killed run wrote after the checkpoint that it resumes from.
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first)
-        self.close = self._writer.close
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
-
-
-class _WandB:
-    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        import wandb
-
-        self._run: Any = wandb.init(
-            project="stackbert", name=run.name, id=run.name, dir=run, resume="allow", config=config
-        )
-        self.close = self._run.finish
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(dict(numbers), step=step)
-
-
-def check_trackers(names: Iterable[str]) -> None:
-    """Refuse an unknown tracker.
-
-    Raises:
-        UserError: naming it and the known ones.
-    """
-    for name in names:
-        if name not in TRACKERS:
-            raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
+    log: Callable[[int, Mapping[str, float]], object]
+    close: Callable[[], object]
 
 
 def open_trackers(
@@ -72,12 +32,36 @@ def open_trackers(
     Raises:
         UserError: the package of a tracker is not installed.
     """
-    opened: list[Tracker] = []
+    trackers = []
     for name in names:
         try:
-            opened.append(_TensorBoard(run, first) if name == "tensorboard" else _WandB(run, config))
+            trackers.append(
+                _tensorboard(run, first) if name == "tensorboard" else _wandb(run, config)
+            )
         except ImportError as error:
             raise UserError(
                 f"--track {name} needs the package {name}: pip install 'stackbert[{name}]'."
             ) from error
-    return opened
+    return trackers
+
+
+def _tensorboard(run: Path, first: int) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # purge_step hides what a killed run wrote after the checkpoint that it resumes from.
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+
+    def log(step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+
+    return Tracker(log, writer.close)
+
+
+def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
+    import wandb
+
+    started = wandb.init(
+        project="stackbert", name=run.name, id=run.name, dir=run, resume="allow", config=config
+    )
+    return Tracker(lambda step, numbers: started.log(dict(numbers), step=step), started.finish)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,7 +119,7 @@ class Trainer:
         self._world = world
         self._engine: Engine = engine
         self._compile = compile and supports_masked_forward(model)
-        self._compiled_shapes: set[tuple[int, int, int, bool]] = set()
+        self._compiled: set[tuple[int, ...]] = set()  # shapes
         self._last_step: Any = None  # a CUDA event, once there is one
         self._take(model, state or {})
 
@@ -158,16 +158,12 @@ class Trainer:
 
     def will_compile(self, batch: Batch) -> bool:
         """Whether the next step on such a batch compiles first, as its shape is new."""
-        return self._compile and not self._shapes(batch) <= self._compiled_shapes
+        return self._compile and self._shape(batch) not in self._compiled
 
-    def _shapes(self, batch: Batch) -> set[tuple[int, int, int, bool]]:
-        # On a CPU all layers but the last are compiled; a model of one layer has no other.
-        if self.depth == 1 and self.device.type == "cpu":
-            return set()
+    def _shape(self, batch: Batch) -> tuple[int, ...]:
         rows, length = batch.input_ids_BS.shape
         size = self.rows_at_once(rows, length)
-        masked = batch.columns_BK.shape[1]
-        return {(part, length, masked, self.depth > 1) for part in {size, rows % size} - {0}}
+        return size, rows % size, length, batch.columns_BK.shape[1], min(self.depth, 2)
 
     def step(self, number: int, batch: Batch, factor: float) -> StepResult:
         """Train on one batch.
@@ -198,7 +194,7 @@ class Trainer:
             sums += self.backward(batch.rows(start, end), all_masked, all_rows, last=end == rows)
         sums = self._world.all_reduce(sums)
         if self._compile:
-            self._compiled_shapes |= self._shapes(batch)
+            self._compiled.add(self._shape(batch))
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.model.parameters() if p.grad is not None]
         )
@@ -246,6 +242,7 @@ class Trainer:
         enabled = self.precision != "fp32"
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=enabled)
 
+    @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
         """Losses on a validation batch, of which each process does its share.
 
@@ -257,38 +254,41 @@ class Trainer:
         """
         rows, length = batch.input_ids_BS.shape
         size = rows_at_once("auto", rows, length, self.device)
-        share = _share(batch, self._world).to(self.device)
+        share = batch.share(self._world.rank, self._world.size).to(self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        was_training = self.model.training
         self.model.train(False)
-        for start in range(0, len(share.input_ids_BS), size):
+        for start in range(0, len(share), size):
             with self._autocast():
-                sums += self._parallel.evaluate(
-                    share.rows(start, min(start + size, len(share.input_ids_BS)))
-                )
-        self.model.train(was_training)
+                sums += self._parallel(share.rows(start, start + size))
+        self.model.train(True)
         masked_lm, pair = self._world.all_reduce(sums).tolist()
         masked = max(1, int((batch.labels_BK != IGNORED).sum()))
         return Losses(masked_lm / masked, None if batch.is_random_B is None else pair / rows)
 
-    def bad_rows(self, batch: Batch) -> list[int] | None:
-        """Rows of a step (from 0, over all processes) whose loss alone is not finite.
+    @torch.no_grad()
+    def blame(self, batch: Batch) -> str:
+        """Which rows of a step have a loss that alone is not finite; a collective call.
 
-        A collective call, after a step that left the weights as they were.
+        Args:
+            batch: of a step that left the weights as they were.
 
         Returns:
-            None where nothing can be told: the weights are not finite either, or are sharded.
+            "row 3 of the step"; empty where nothing can be told: the weights are not finite
+            either, or each process holds a shard of them.
         """
         if self.is_sharded or not self.finite:
-            return None
-        batch = batch.to(self.device)
-        rows = len(batch.input_ids_BS)
+            return ""
+        batch, rows = batch.to(self.device), len(batch)
         bad = torch.zeros(self._world.size, rows, device=self.device)
         for row in range(rows):
             with self._autocast():
-                sums = self._parallel.evaluate(batch.rows(row, row + 1))
+                sums = self._parallel(batch.rows(row, row + 1))
             bad[self._world.rank, row] = float(not sums.isfinite().all())
-        return self._world.all_reduce(bad).flatten().nonzero().flatten().tolist()
+        found = self._world.all_reduce(bad).flatten().nonzero().flatten() + 1
+        if not len(found):
+            return "the loss of each row alone is finite: the gradient is not"
+        noun = "row" if len(found) == 1 else "rows"
+        return f"{noun} {', '.join(map(str, found.tolist()))} of the step"
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's state_dict, every tensor whole; a collective call."""
@@ -350,30 +350,6 @@ def recipe_model(
         sequence_length=recipe.longest_sequence,
         next_sentence=recipe.objective.next_sentence,
         seed=seed,
-    )
-
-
-def _share(batch: Batch, world: World) -> Batch:
-    """The rows of a batch that this process evaluates; every process has as many.
-
-    Where they do not divide equally, the first row is repeated with labels that do not count:
-    processes that share a model have to pass through it equally often.
-    """
-    if world.size == 1:
-        return batch
-    rows = len(batch.input_ids_BS)
-    share = -(-rows // world.size)
-    places = torch.arange(world.rank * share, (world.rank + 1) * share)
-    beyond = places >= rows
-    places = places.masked_fill(beyond, 0)
-    types, is_random = batch.token_types_BS, batch.is_random_B
-    return replace(
-        batch,
-        input_ids_BS=batch.input_ids_BS[places],
-        columns_BK=batch.columns_BK[places],
-        labels_BK=batch.labels_BK[places].masked_fill(beyond[:, None], IGNORED),
-        token_types_BS=None if types is None else types[places],
-        is_random_B=None if is_random is None else is_random[places].masked_fill(beyond, IGNORED),
     )
 
 
