@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def calibrate(
             )
             for kind in kinds
         ),
-        # Fresh layers reach any depth, and a constant rate has no warm-up that could be too long.
+        # Fresh layers reach any depth, in about the time of copies; a constant rate has no warm-up
+        # that could be too long.
         "growth": GrowthSpec(operator="random"),
         "schedule": ScheduleSpec(name="constant"),
     }
@@ -85,15 +87,12 @@ def calibrate(
         "recipe": scratch.model_copy(update=changes).model_dump(mode="json"),
         "corpus": str(corpus),
         "seconds": seconds,
-        "growth": scratch.growth.model_dump(),
         "pairs": pairs,
     }
-    (tuned,) = _ask("autotune", request, threads=threads, processes=1)
+    (tuned,) = _ask("autotune", request, threads, 1)
     recipe = parse_recipe(tuned["recipe"], "the autotuned recipe")
     request["recipe"] = tuned["recipe"]
-    answers = []
-    for _ in range(ROUNDS):
-        answers += _ask("measure", request, threads=threads, processes=jobs)
+    answers = [answer for _ in range(ROUNDS) for answer in _ask("measure", request, threads, jobs)]
 
     readings = pd.DataFrame([answer["steps"] for answer in answers])
     growing = pd.DataFrame([answer["growths"] for answer in answers]).median()
@@ -114,46 +113,28 @@ def calibrate(
             seconds=growing
         ),
     )
-    say(
-        "a step takes "
-        + ", ".join(
-            f"{1000 * row.seconds:.0f} ms at depth {row.depth}"
-            for row in reference.steps.itertuples()
-        )
-    )
+    rows = reference.steps.itertuples()
+    pace = ", ".join(f"{1000 * row.seconds:.0f} ms at depth {row.depth}" for row in rows)
+    say(f"a step takes {pace}")
     return known.extended(reference, step_kinds(scratch)[-1]) if known else reference
 
 
-def _ask(
-    what: str, request: dict[str, Any], *, threads: int, processes: int
-) -> list[dict[str, Any]]:
+def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[dict[str, Any]]:
     """The answers of measuring processes that run at the same time."""
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", __name__, what, json.dumps(request)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(threads),
-        )
-        for _ in range(processes)
-    ]
-    try:
-        answers = []
-        for process in running:
-            output, errors = process.communicate()
-            last = errors.strip().rpartition("\n")[2] or "no message"
-            if process.returncode == UserError.exit_code:
-                raise UserError(last)
-            if process.returncode != 0:
-                raise RunError(f"Measuring seconds per step failed: {last}")
-            answers.append(json.loads(output.strip().rpartition("\n")[2]))
-        return answers
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
+
+    def ask(_: int) -> dict[str, Any]:
+        command = [sys.executable, "-m", __name__, what, json.dumps(request)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
+        last = (done.stderr if done.returncode else done.stdout).strip().rpartition("\n")[2]
+        if done.returncode == UserError.exit_code:
+            raise UserError(last)
+        if done.returncode:
+            raise RunError(f"Measuring seconds per step failed: {last}")
+        answer: dict[str, Any] = json.loads(last)
+        return answer
+
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(ask, range(processes)))
 
 
 def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +143,6 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
 
     from stackbert.batches.batches import training_plan, validation_batch
     from stackbert.corpus.store import open_corpus
-    from stackbert.growth.operators import get_operator
     from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
     from stackbert.model import training_flops
     from stackbert.pretraining.autotune import autotune, measure
@@ -194,8 +174,6 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
             model = recipe_model(recipe, vocabulary, stage.depth)
         length = stage.sequence_length
         flops.append(training_flops(model, rows=rows, sequence_length=length, masked=masked))
-    growth = GrowthSpec.model_validate(request["growth"])
-    reaches = get_operator(growth.operator).reaches
     depths = [stage.depth for stage in recipe.stages]
     for source, target in request["pairs"]:
         index = depths.index(source)
@@ -208,11 +186,9 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
             seed=0,
         )
         trainer.step(0, batch(index, 0), 1.0)  # so that the optimizer has a state
-        # A variant's operator may reach depths that the recipe's does not; all take about as long.
-        usable = growth if reaches(source, target) else GrowthSpec(operator="random")
         synchronise(device)
         start = time.perf_counter()
-        trainer.grow(target, usable, 1)
+        trainer.grow(target, recipe.growth, 1)
         synchronise(device)
         growths.append(time.perf_counter() - start)
     return {"steps": timing.step, "flops": flops, "growths": growths}

@@ -10,7 +10,7 @@ from stackbert.comparison.calibration import calibrate
 from stackbert.comparison.processes import threads_each, train_all
 from stackbert.comparison.reference import Budget, parse_budget
 from stackbert.comparison.results import COMPARISON, RUNS, Comparison, Request, read_comparison
-from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants
+from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants, validated
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
 from stackbert.files import LOCK, locked, write_text, writing
@@ -81,33 +81,33 @@ def compare(
         ... )
         >>> print(*comparison.verdict(), sep="\\n")  # doctest: +SKIP
     """
-    if jobs < 1:
-        raise UserError(f"jobs must be at least 1, not {jobs}.")
-    rates = tuple(sorted(set(learning_rates)))
-    if not rates or not all(0.0 < rate < 1000.0 for rate in rates):
-        raise UserError(f"Learning rates are factors above 0, such as 0.5,1,2; not {list(rates)}.")
     if not growths_of(recipe):
         raise UserError(
             f"Recipe '{recipe.name}' has one depth only, so nothing grows. Give it stages of "
             "rising depth; 'scratch' is made from them."
         )
-    recipe = _without_micro_batches(recipe if steps is None else recipe.scaled(steps))
+    recipe = recipe if steps is None else recipe.scaled(steps)
+    # Micro-batches are chosen for all variants alike.
+    stages = tuple(stage.model_copy(update={"micro_batch": None}) for stage in recipe.stages)
+    recipe = recipe.model_copy(update={"stages": stages})
     asked = load_variants(variants, recipe, seeds=seeds, fractions=fractions)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    request = Request(
+    request = validated(
+        Request,
+        "A comparison",
         recipe=recipe,
         corpus=opened.fingerprint,
         budget=budget,
-        learning_rates=rates,
+        learning_rates=tuple(sorted(set(learning_rates))),
         jobs=jobs,
     )
     folder, tell = Path(out), progress or Progress()
     with writing(f"comparing in {folder}"), locked(folder, f"{folder} is in use"):
         comparison = _started(folder, request, asked, opened, tell)
         train = functools.partial(_train, folder, opened, keep_checkpoints, tell)
-        if len(rates) > 1:
+        if len(request.learning_rates) > 1:
             once = replace(asked[0], seeds=1, fractions=(1.0,))
-            comparison = train(*comparison.planned([once], rates))
+            comparison = train(*comparison.planned([once], request.learning_rates))
             tell.say(
                 f"scratch does best at {comparison.learning_rate:g} times the recipe's learning "
                 "rates; all variants take that"
@@ -232,9 +232,3 @@ def _train(
     if failed and len(failed) == len(recipes):
         raise RunError(f"No run could be trained. {failed[0]}")
     return comparison
-
-
-def _without_micro_batches(recipe: Recipe) -> Recipe:
-    """The recipe without its stages' micro-batches, which a comparison chooses for all alike."""
-    stages = tuple(stage.model_copy(update={"micro_batch": None}) for stage in recipe.stages)
-    return recipe.model_copy(update={"stages": stages})

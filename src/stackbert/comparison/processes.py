@@ -116,7 +116,7 @@ def _start(run: Path, corpus: Path, threads: int) -> "subprocess.Popen[bytes]":
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # returns when the other end of the pipe closes
+    os.read(0, 1)  # nothing is ever written: it returns when the other end of the pipe closes
     os.kill(os.getpid(), signal.SIGTERM)
 
 

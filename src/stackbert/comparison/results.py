@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from stackbert.comparison import standings, verdict
 from stackbert.comparison.processes import last_line, log_of
@@ -40,9 +40,11 @@ class Request(BaseModel):
     """Fingerprint."""
     budget: str | None
     """As the user wrote it; None is what scratch takes for the recipe's steps."""
-    learning_rates: tuple[float, ...]
+    learning_rates: Annotated[
+        tuple[Annotated[float, Field(gt=0.0, lt=1000.0)], ...], Field(min_length=1)
+    ]
     """Factors of the learning rates that scratch tries."""
-    jobs: int
+    jobs: PositiveInt
 
 
 class Comparison(Record):

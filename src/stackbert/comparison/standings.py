@@ -8,6 +8,7 @@ from stackbert.comparison.reference import Unit
 from stackbert.comparison.statistics import Interval, crossing, interval, paired, share_for
 from stackbert.comparison.variants import SCRATCH
 
+
 def losses(results: pd.DataFrame, variant: str, fraction: float = 1.0) -> dict[int, float]:
     """Seed → final validation loss."""
     own = results[(results["variant"] == variant) & (results["fraction"] == fraction)]

@@ -9,19 +9,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stackbert.errors import UserError
 from stackbert.files import explain
 from stackbert.growth.operators import OPERATORS
-from stackbert.recipe import PositiveInt, Recipe
+from stackbert.recipe import PositiveInt, Recipe, StageSpec
 from stackbert.recipes import parse_recipe, read_yaml
 
 SCRATCH = "scratch"
 _FREE = ("stages", "growth", "schedule", "optimizer")
 """The parts of a recipe that a variant may change."""
+T = TypeVar("T", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -77,13 +78,7 @@ def load_variants(
     variants = []
     for name, fields in found.items():
         default = {"seeds": seeds, "fractions": (1.0,) if name == SCRATCH else tuple(fractions)}
-        try:
-            spec = VariantSpec.model_validate(default | fields)
-        except ValidationError as error:
-            raise UserError(
-                f"Variant '{name}': {explain(error, VariantSpec)}. A variant may set "
-                f"{', '.join(VariantSpec.model_fields)}; all else is the same for all variants."
-            ) from error
+        spec = validated(VariantSpec, f"Variant '{name}'", **(default | fields))
         # All others are compared with scratch at the whole budget.
         shares = {*spec.fractions, *((1.0,) if name == SCRATCH else ())}
         varied = _varied(name, spec, recipe)
@@ -91,20 +86,28 @@ def load_variants(
     return tuple(variants)
 
 
+def validated(model: type[T], where: str, **fields: object) -> T:
+    """A pydantic model of some fields.
+
+    Raises:
+        UserError: `where`, and what is wrong with which field.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        known = ", ".join(model.model_fields)
+        raise UserError(f"{where}: {explain(error, model)}. The fields are {known}.") from error
+
+
 def at_depth(recipe: Recipe, depth: int) -> Recipe:
     """The recipe at one depth from the first step; whatever else its stages set stays."""
-    merged = []
+    merged: list[StageSpec] = []
     for stage in recipe.stages:
         own = stage.model_copy(update={"depth": depth})
         if merged and own.model_copy(update={"steps": merged[-1].steps}) == merged[-1]:
             own = own.model_copy(update={"steps": own.steps + merged.pop().steps})
         merged.append(own)
     return recipe.model_copy(update={"stages": tuple(merged)})
-
-
-def scratch_of(recipe: Recipe) -> Recipe:
-    """The recipe at its full depth from the first step."""
-    return at_depth(recipe, recipe.stages[-1].depth)
 
 
 def at_rate(recipe: Recipe, factor: float) -> Recipe:
@@ -145,7 +148,7 @@ def _varied(name: str, spec: VariantSpec, recipe: Recipe) -> Recipe:
                 "Variant 'scratch' is the recipe at full depth from the first step; it cannot "
                 f"change {', '.join(changes)}. Give the variant another name."
             )
-        return scratch_of(recipe)
+        return at_depth(recipe, recipe.stages[-1].depth)
     if name in OPERATORS:
         changes["growth"] = {"operator": name, **changes.get("growth", {})}
     elif not changes:
