@@ -113,12 +113,8 @@ class Reference(BaseModel):
         steps[["seconds", "fastest", "slowest"]] *= scale
         growths = new.growths[[pair not in self.growth_seconds for pair in new.growth_seconds]]
         growths = growths.assign(seconds=growths["seconds"] * scale)
-        return self.model_copy(
-            update={
-                "steps": joined(self.steps, steps),
-                "growths": joined(self.growths, growths),
-            }
-        )
+        both = {"steps": joined(self.steps, steps), "growths": joined(self.growths, growths)}
+        return Reference(**(dict(self) | both))  # not a copy, which would keep cached properties
 
 
 def joined(*tables: pd.DataFrame) -> pd.DataFrame:

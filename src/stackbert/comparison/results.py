@@ -100,14 +100,20 @@ class Comparison(Record):
         return standings.speeds(self.results, self.budget.unit)
 
     def curves(self) -> pd.DataFrame:
-        """`results` with `main`: whether the run stands for its variant (its first seed, at the
-        whole budget or, without such a run, at the largest share)."""
-        results = self.results
-        off = (results["fraction"] != 1.0) * (10.0 - results["fraction"])
-        first = results.assign(off=off).sort_values(["off", "seed"], kind="stable")
-        main = first.drop_duplicates("variant")[_RUN[:3]].assign(main=True)
-        curves = results.merge(main, how="left")
-        return curves.assign(main=curves["main"].notna())
+        """The learning curves as a report draws them: group (variant), run, detail (seed and
+        share), main (whether the run stands for its variant: its first seed, at the whole budget
+        or else at the largest share), depth, seconds, flops, tokens, steps, loss."""
+        rows, main = self.results, {}
+        runs = rows[_RUN[:3]].drop_duplicates().itertuples(index=False, name=None)
+        for name, *run in sorted(runs, key=lambda run: (run[1] != 1.0, -run[1], run[2])):
+            main.setdefault(name, run)
+        detail = "seed " + rows["seed"].astype(str) + ", "
+        detail += rows["fraction"].map("{:.3g}".format) + " of the budget"
+        return rows.assign(
+            detail=detail,
+            run=rows["variant"] + ", " + detail,
+            main=[main[row.variant] == [row.fraction, row.seed] for row in rows.itertuples()],
+        ).rename(columns={"variant": "group", "step": "steps"})
 
     def growths(self) -> pd.DataFrame:
         """What growing did to the validation loss: variant, fraction, seed, step, source_depth,

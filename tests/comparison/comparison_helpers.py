@@ -1,0 +1,112 @@
+"""A tiny recipe, and tables of costs and results made by hand."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from recipe_fields import recipe_of
+from stackbert.comparison.reference import Reference, StepKind, step_kinds
+from stackbert.comparison.variants import at_depth, growths_of
+from stackbert.errors import UserError
+from stackbert.recipe import Recipe
+
+# Whatever is left to the machine or the clock by default is fixed here.
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "model": {
+        "type": "megatron-bert",
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "stages": [{"depth": 1, "steps": 40}, {"depth": 2, "steps": 40}, {"depth": 4, "steps": 40}],
+    "batch": {"sequences": 16, "sequence_length": 32, "micro_batch": 16},
+    "optimizer": {"name": "adamw", "lr": 2e-3},
+    "schedule": {"warmup_steps": 6},
+    "precision": "fp32",
+    "compile": False,
+    "evaluation": {"sequences": 16, "every_steps": 10},
+    "checkpoint": {"every_steps": 5, "every_minutes": None},
+    "log_every": 1,
+}
+
+
+def tiny_recipe(**fields: object) -> Recipe:
+    """The tiny recipe; `optimizer__lr=1e-3` sets optimizer.lr."""
+    return recipe_of(TINY, **fields)
+
+
+def scratch_of(recipe: Recipe) -> Recipe:
+    return at_depth(recipe, recipe.stages[-1].depth)
+
+
+def table(
+    *recipes: Recipe,
+    seconds: Callable[[StepKind], float] = lambda kind: 0.1 + 0.2 * kind.depth,
+    growth: float = 0.5,
+) -> Reference:
+    """A reference table that nobody measured, for every kind of step of some recipes."""
+    kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
+    pairs = dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe))
+    steps = [
+        {
+            **kind._asdict(),
+            "micro_batch": 4 * kind.depth,
+            "flops": 1000 * kind.depth + kind.sequence_length,
+            "seconds": seconds(kind),
+            "fastest": seconds(kind),
+            "slowest": seconds(kind),
+            "readings": 1,
+        }
+        for kind in kinds
+    ]
+    growths = [(a, b, growth) for a, b in pairs]
+    return Reference(
+        machine={"device": "none"},
+        threads=1,
+        precision="fp32",
+        compile=False,
+        steps=pd.DataFrame(steps),
+        growths=pd.DataFrame(growths, columns=["source_depth", "target_depth", "seconds"]),
+    )
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The one sentence of the UserError that `call` must raise."""
+    try:
+        call()
+    except UserError as error:
+        text = str(error)
+        assert text.endswith((".", "…", "?")), text
+        return text
+    raise AssertionError("it was not refused")
+
+
+def results(
+    losses: Mapping[str, Mapping[float, Sequence[float | None]]],
+    *,
+    masked_lm: float | None = None,
+    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> pd.DataFrame:
+    """Results by hand, on a budget of 100 seconds, 50 steps or 1e9 FLOPs.
+
+    Args:
+        losses: variant → share of the budget → final loss by seed from 0; None has not finished.
+        masked_lm: last masked-LM loss of every run; by default the whole loss.
+        curves: variant → (share of the budget, loss) before the end.
+    """
+    rows = []
+    for variant, by_share in losses.items():
+        for share, by_seed in by_share.items():
+            for seed, loss in enumerate(by_seed):
+                if loss is None:
+                    continue
+                last = loss if masked_lm is None else masked_lm
+                for at, value in [*(curves or {}).get(variant, [(0.0, 7.0)]), (share, loss)]:
+                    spent = (50.0 * at, 100.0 * at, 1e9 * at, 1e6 * at)
+                    rows.append((variant, share, seed, *spent, value, last))
+    axes = ["step", "seconds", "flops", "tokens"]
+    return pd.DataFrame(rows, columns=["variant", "fraction", "seed", *axes, "loss", "masked_lm"])

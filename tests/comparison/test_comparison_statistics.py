@@ -1,0 +1,134 @@
+"""Noise is called noise, a difference a difference, and a bound a bound."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp, ttest_rel
+
+from stackbert.comparison.statistics import (
+    Interval,
+    Share,
+    crossing,
+    interval,
+    paired,
+    share_for,
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "half"),
+    [  # Student's t at 97.5 %: 12.7062 (1 degree of freedom), 4.30265 (2), 2.77645 (4)
+        ((0.0, 1.0), 0.5, 12.7062 * math.sqrt(0.5) / math.sqrt(2)),
+        ((1.0, 2.0, 3.0), 2.0, 4.30265 * 1.0 / math.sqrt(3)),
+        ((2.0, 4.0, 4.0, 5.0, 5.0), 4.0, 2.77645 * math.sqrt(1.5) / math.sqrt(5)),
+    ],
+)
+def test_an_interval_is_students(values, mean, half) -> None:
+    found = interval(values)
+    assert (found.mean, found.number) == (pytest.approx(mean), len(values))
+    assert found.low == pytest.approx(mean - half, rel=1e-4)
+    assert found.high == pytest.approx(mean + half, rel=1e-4)
+    by_scipy = ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((by_scipy.low, by_scipy.high))
+
+
+def test_one_value_has_no_interval_and_never_excludes_zero() -> None:
+    assert interval([5.0]) == Interval(5.0, None, None, 1)
+    assert not interval([5.0]).excludes_zero
+
+
+def test_values_that_agree_are_an_interval_of_their_own() -> None:
+    assert interval([0.0, 0.0, 0.0]) == Interval(0.0, 0.0, 0.0, 3)
+    assert not interval([0.0, 0.0]).excludes_zero
+    assert interval([0.5, 0.5]).excludes_zero
+
+
+def test_of_pairs_that_do_not_differ_one_in_twenty_is_called_different() -> None:
+    draws, random = 2000, np.random.default_rng(20)
+    sides = random.normal(size=(draws, 3)) + random.normal(size=(2, draws, 3))
+    found = [paired(dict(enumerate(a)), dict(enumerate(b))) for a, b in zip(*sides, strict=True)]
+    # Three standard deviations of a count of 2000 at 5 %.
+    assert 0.035 < np.mean([each.excludes_zero for each in found]) < 0.065
+    by_scipy = ttest_rel(*sides, axis=1).confidence_interval(0.95)
+    assert [each.low for each in found] == pytest.approx(by_scipy.low)
+
+
+@pytest.mark.parametrize("shift", [-1.0, 1.0])
+def test_a_shift_of_many_sigmas_is_found_on_its_side(shift) -> None:
+    random = np.random.default_rng(21)
+    for _ in range(100):
+        b = random.normal(size=3)
+        a = b + shift + random.normal(scale=0.01, size=3)
+        found = paired(dict(enumerate(a)), dict(enumerate(b)))
+        assert found.excludes_zero
+        assert math.copysign(1.0, found.mean) == shift
+
+
+def test_only_seeds_that_both_have_are_paired() -> None:
+    assert paired({0: 1.0, 1: 2.0, 7: 100.0}, {1: 1.5, 0: 0.5, 8: -100.0}) == interval([0.5, 0.5])
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "target", "share"),
+    [
+        ({1.0: 2.0, 0.25: 4.0}, 3.0, Share(0.5)),  # straight over the logarithm
+        ({0.5: 3.0, 1.0: 2.0}, 2.0, Share(1.0)),
+        ({0.5: 3.0, 1.0: 2.0}, 3.5, Share(0.5, "<=")),
+        ({0.5: 3.0, 1.0: 2.0}, 3.0, Share(0.5, "<=")),
+        ({0.5: 3.0, 1.0: 2.0}, 1.9, Share(1.0, ">")),
+        ({0.5: 2.5, 1.0: 2.8}, 2.6, Share(1.0, ">")),
+        ({0.5: 3.0}, 2.9, Share(0.5, ">")),
+    ],
+)
+def test_a_share_is_interpolated_between_runs_and_a_bound_beyond_them(
+    losses, target, share
+) -> None:
+    found = share_for(losses, target)
+    assert (found.value, found.bound) == (pytest.approx(share.value), share.bound)
+
+
+def test_losses_that_rise_again_do_not_flatter_the_variant() -> None:
+    # Below the target at a half by luck, above it again at 0.7, below from there on.
+    found = share_for({0.3: 3.0, 0.5: 2.5, 0.7: 2.8, 1.0: 2.4}, 2.6)
+    assert found.bound == "="
+    assert 0.7 < found.value < 1.0
+
+
+def test_a_share_of_no_runs_cannot_be_had() -> None:
+    with pytest.raises(ValueError, match="no runs"):
+        share_for({}, 3.0)
+
+
+@given(
+    losses=st.dictionaries(st.floats(0.05, 4.0), st.floats(1.0, 9.0), min_size=1, max_size=6),
+    targets=st.lists(st.floats(0.5, 9.5), min_size=2, max_size=5).map(sorted),
+)
+def test_a_lower_loss_never_takes_less(losses, targets) -> None:
+    found = [share_for(losses, target) for target in targets]
+    for lower, higher in pairwise(found):
+        assert lower.value >= higher.value * (1.0 - 1e-9)
+    for share in found:
+        assert min(losses) * (1 - 1e-9) <= share.value <= max(losses) * (1 + 1e-9)
+        assert share.bound != ">" or share.value == max(losses)
+        assert share.bound != "<=" or share.value == min(losses)
+
+
+@pytest.mark.parametrize(
+    ("curve", "share"),
+    [
+        ([(0, 7.0), (10, 5.0), (20, 3.0)], Share(0.30)),  # 15 of 50 seconds
+        ([(0, 7.0), (10, 4.0), (20, 3.0)], Share(0.20)),
+        ([(0, 7.0), (10, 5.0), (10, 3.0), (20, 3.0)], Share(0.20)),  # at a growth
+        ([(0, 7.0), (10, 3.0), (10, 6.0), (20, 5.0)], Share(0.15)),  # before one
+        ([(0, 3.0), (10, 5.0)], Share(0.0)),
+        ([(0, 7.0), (10, 5.0), (20, 4.5)], Share(0.40, ">")),
+    ],
+)
+def test_a_learning_curve_crosses_where_it_first_reaches_the_target(curve, share) -> None:
+    found = crossing(curve, 4.0, 50.0)
+    assert (found.value, found.bound) == (pytest.approx(share.value), share.bound)
