@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import pre_tokenizers
 from transformers import PreTrainedModel
 
 from stackbert.errors import UserError
@@ -75,7 +74,7 @@ def attention_maps(
             maps_LHSS = np.stack([layer[row, :, : len(ids), : len(ids)] for layer in layers])
             _check_probabilities(model, maps_LHSS)
             separators = [at for at, each in enumerate(ids) if each == tokenizer.sep_token_id]
-            tokens = readable_tokens(tokenizer, ids)
+            tokens = readable_tokens(tokenizer, sentences[index], ids)
             yield SentenceMaps(index, tokens, tuple(separators), maps_LHSS)
 
 
@@ -93,36 +92,120 @@ def encode(
     return [list(map(int, ids)) for ids in encoded["input_ids"]]
 
 
-def readable_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:  # noqa: ANN401
-    """Tokens as a reader knows them; those of a byte-level tokenizer as text, not as its bytes.
+def readable_tokens(tokenizer: Any, sentence: str, ids: Sequence[int]) -> tuple[str, ...]:  # noqa: ANN401
+    """The tokens of a sentence as a reader knows them.
 
-    A character may be spread over several byte-level tokens. Each of them then shows the whole
-    character.
+    Byte-level tokens are shown as the text that they stand for. Where a character is spread over
+    several of them, each shows the character.
     """
     tokens: list[str] = tokenizer.convert_ids_to_tokens(ids)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if "ByteLevel" not in f"{getattr(backend, 'pre_tokenizer', '')!r}":
+    if "ByteLevel" not in repr(getattr(backend, "pre_tokenizer", None)):
         return tuple(tokens)
-    special = set(tokenizer.all_special_ids)
-    byte_of = _byte_of_symbol()
-    parts = [
-        token.encode() if at in special else bytes(byte_of.get(symbol, 63) for symbol in token)
-        for token, at in zip(tokens, ids, strict=True)
-    ]
-    text = b"".join(parts)
-    ends = np.cumsum([0, *map(len, parts)])
+    spans = tokenizer(
+        sentence, truncation=True, max_length=len(ids), return_offsets_mapping=True
+    )["offset_mapping"]
+    # Special tokens stand for no text, and neither does a space alone ("Ġ").
     return tuple(
-        _widened(text, int(start), int(end)) for start, end in zip(ends, ends[1:], strict=False)
+        sentence[start:end] or token.replace("Ġ", " ")
+        for token, (start, end) in zip(tokens, spans, strict=True)
     )
 
 
-def _byte_of_symbol() -> dict[str, int]:
-    """The byte that each symbol of a byte-level tokenizer stands for (GPT-2's alphabet).
+def longest_sentence(model: PreTrainedModel, tokenizer: Any, max_length: int) -> int:  # noqa: ANN401
+    """`max_length`, or fewer tokens if the model's positions or its tokenizer allow only fewer."""
+    positions = getattr(model.config, "max_position_embeddings", None) or max_length
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if padding is not None:  # RoBERTa's first position comes after the padding id
+        positions -= padding + 1
+    return int(min(max_length, positions, tokenizer.model_max_length or max_length))
 
-    Printable bytes stand for themselves; the others are numbered from 256 on.
-    """
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {
-        chr(256 + nth): byte for nth, byte in enumerate(rest)
-    }
+
+def _check_ids(model: PreTrainedModel, encoded: list[list[int]]) -> None:
+    try:
+        table: Any = model.get_input_embeddings()
+    except NotImplementedError:
+        table = None
+    if not isinstance(table, torch.nn.Embedding):
+        raise UserError(f"{_name(model)} has no plain table of token embeddings. {_USABLE}")
+    highest = max((max(ids) for ids in encoded if ids), default=0)
+    if highest >= table.num_embeddings:
+        raise UserError(
+            f"The tokenizer gives the id {highest}, but {type(model).__name__} has "
+            f"{table.num_embeddings} embeddings. Use the tokenizer that the model was trained with."
+        )
+
+
+def _groups(encoded: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Positions of the sentences that share a forward pass."""
+    group: list[int] = []
+    for index in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
+        if not encoded[index]:
+            continue  # an empty sentence of a tokenizer without special tokens
+        if group and (len(group) + 1) * len(encoded[index]) > batch_tokens:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def _forward(model: PreTrainedModel, encoded: list[list[int]]) -> list[F32]:
+    """An array (B, H, S, S) for each layer."""
+    base: Any = model.base_model
+    longest = max(map(len, encoded))
+    padding = getattr(model.config, "pad_token_id", None) or 0
+    ids_BS = torch.full((len(encoded), longest), padding)
+    mask_BS = torch.zeros_like(ids_BS)
+    for row, ids in enumerate(encoded):
+        ids_BS[row, : len(ids)] = torch.tensor(ids)
+        mask_BS[row, : len(ids)] = 1
+    inputs = {"input_ids": ids_BS.to(model.device), "attention_mask": mask_BS.to(model.device)}
+    try:
+        with eager_attention(model), torch.no_grad():
+            output = base(**inputs, output_attentions=True, return_dict=True)
+    except Exception as error:  # every architecture fails in its own way
+        raise UserError(
+            f"{_name(model)} does not run with output_attentions=True: {reason(error)}. {_USABLE}"
+        ) from error
+    layers: Any = getattr(output, "attentions", None) or [None]
+    shapes = {tuple(getattr(layer, "shape", ())) for layer in layers}
+    shape = shapes.pop()
+    if shapes or len(shape) != 4 or (shape[0], *shape[2:]) != (len(encoded), longest, longest):
+        raise UserError(
+            f"{_name(model)} returns no attention weights of every token to every token. {_USABLE}"
+        )
+    return [layer.float().cpu().numpy() for layer in layers]
+
+
+def _check_probabilities(model: PreTrainedModel, maps_LHSS: F32) -> None:
+    sums = maps_LHSS.sum(axis=-1)
+    if maps_LHSS.min() >= 0 and np.allclose(sums, 1, rtol=0, atol=ROW_TOLERANCE):
+        return  # not so if there is a NaN
+    raise UserError(
+        f"{_name(model)} returns attention weights that are no probabilities: the weights of one "
+        f"token sum to {sums.min():.3g} up to {sums.max():.3g}, not to 1. {_USABLE}"
+    )
+
+
+_USABLE = "Use an encoder such as BERT, RoBERTa, Megatron-BERT or ModernBERT."
+
+
+def _name(model: PreTrainedModel) -> str:
+    return f"{type(model).__name__} ('{model.config.model_type}')"
+
+
+@contextlib.contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """In this block the model runs eager attention in evaluation mode; afterwards as before."""
+    before = model.config._attn_implementation
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.set_attn_implementation("eager")
+        model.train(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        model.set_attn_implementation(before)

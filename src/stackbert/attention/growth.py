@@ -1,0 +1,220 @@
+"""What a growth of a run, and the training after it, did to the heads.
+
+A growth is seen at three moments: the shallow model at the end of its stage; the model right after
+growing, made again with the run's operator and seed; the end of the next stage. At each, every
+head is compared with all heads of the shallow model, on the same sentences.
+
+"Kept" needs no threshold: a head has kept its pattern if, of all heads of the shallow model, the
+one it was copied from is the one that it is most like.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stackbert.attention.likeness import divergences
+from stackbert.attention.maps import SentenceMaps
+from stackbert.attention.measures import PAPER_CLASSES
+from stackbert.attention.subject import Observed, Sample, final_model, load_encoder, observe
+from stackbert.batches.randomness import derive_key
+from stackbert.errors import UserError
+from stackbert.growth.grow import Growth, grow_with_origins
+from stackbert.growth.operators import DepthMap
+from stackbert.pretraining.record import CHECKPOINTS, is_run, read_run
+from stackbert.recipe import Recipe
+
+MOMENTS = {
+    "shallow": "shallow",
+    "grown": "right after growing",
+    "next": "end of next stage",
+}
+"""The moments of a growth, and what a reader calls them."""
+OUTCOMES = ("kept", "regained", "changed")
+
+
+@dataclass(frozen=True)
+class ObservedGrowth:
+    """One growth of a run."""
+
+    moments: pd.DataFrame
+    """As `AttentionResult.growths`."""
+    heads: pd.DataFrame
+    """As `AttentionResult.growth_heads`."""
+    maps: dict[str, SentenceMaps]
+    """Of one sentence, at each moment."""
+
+
+def find_runs(model: object, beside: Sequence[str | Path]) -> dict[str, Path]:
+    """The runs whose growths are measured, by name. What would stop that is said before it begins.
+
+    They are called by their operators if no two have the same, else by their folders, and by their
+    paths where two folders have one name.
+
+    Args:
+        model: what is measured; only a run directory has growths.
+        beside: further run directories.
+
+    Raises:
+        UserError: a run is not finished, lacks a checkpoint, or never grew and so has nothing to
+            compare; or the model itself is not a run.
+    """
+    first = Path(model) if isinstance(model, str | Path) else None
+    if first is None or not is_run(first):
+        if beside:
+            raise UserError("Growths of other runs can only be compared with those of a run.")
+        return {}
+    folders = list(dict.fromkeys([first, *map(Path, beside)]))
+    recipes = [read_run(folder).recipe for folder in folders]
+    for folder, recipe in zip(folders, recipes, strict=True):
+        final_model(folder)
+        for step in recipe.growth_steps:
+            _checkpoint(folder, step)
+        if beside and not recipe.growth_steps:
+            raise UserError(f"{folder} never grew, so it has no growth to compare.")
+    operators = [recipe.growth.operator for recipe in recipes]
+    names = [folder.resolve().name for folder in folders]
+    unique = [each for each in (operators, names) if len(set(each)) == len(folders)]
+    return dict(zip([*unique, list(map(str, folders))][0], folders, strict=True))
+
+
+def observe_growths(run: Path, name: str, sample: Sample, example: str) -> list[ObservedGrowth]:
+    """Measure all growths of a finished run.
+
+    Args:
+        run: a run directory with the checkpoint of each stage's last step.
+        name: what the run is called.
+        sample: the sentences, for the run's tokenizer.
+        example: the sentence whose maps are kept.
+
+    Raises:
+        UserError: a checkpoint is missing or damaged.
+    """
+    recipe = read_run(run).recipe
+    found: list[ObservedGrowth] = []
+    for step, after in itertools.pairwise([*recipe.growth_steps, recipe.total_steps]):
+        shallow = load_encoder(_checkpoint(run, step))
+        growth = grown_again(shallow, recipe, step)
+        last = after == recipe.total_steps
+        later = load_encoder(final_model(run) if last else _checkpoint(run, after))
+        models = {"shallow": shallow, "grown": growth.model, "next": later}
+        seen = {moment: observe(model, moment, sample, [example]) for moment, model in models.items()}
+        found.append(_compare(name, recipe, step, after, growth.depth_map, seen))
+    return found
+
+
+def grown_again(shallow: Any, recipe: Recipe, step: int) -> Growth:  # noqa: ANN401 (an encoder)
+    """What the run made of its shallow model at `step`."""
+    depth = recipe.stages[recipe.stage_index(step)].depth
+    seed = derive_key(recipe.seed, "growth", step) >> 1  # as in the run's trainer
+    return grow_with_origins(shallow, depth, recipe.growth.operator, seed=seed)
+
+
+def _compare(
+    name: str, recipe: Recipe, step: int, after: int, depth_map: DepthMap, seen: dict[str, Observed]
+) -> ObservedGrowth:
+    operator, depth = recipe.growth.operator, seen["shallow"].about["depth"]
+    unchanged = list(range(depth)), [False] * depth
+    grown = sources_of(depth_map, depth)
+    tables = {
+        moment: compare_heads(observed, seen["shallow"], *sources)
+        for (moment, observed), sources in zip(seen.items(), (unchanged, grown, grown), strict=True)
+    }
+    tables["next"]["outcome"] = outcomes(tables["grown"], tables["next"])
+    about = {
+        "run": name,
+        "label": name if name == operator else f"{name} ({operator})",
+        "growth_step": step,
+        "source_depth": depth,
+        "depth": len(depth_map),
+        "heads_per_layer": seen["shallow"].about["heads_per_layer"],
+    }
+    steps = {"shallow": step, "grown": step, "next": after}
+    rows = [
+        {**about, "moment": moment, "step": steps[moment], **_summary(table)}
+        for moment, table in tables.items()
+    ]
+    heads = [table.assign(**about, moment=moment) for moment, table in tables.items()]
+    maps = {moment: observed.examples[0] for moment, observed in seen.items()}
+    return ObservedGrowth(pd.DataFrame(rows), pd.concat(heads, ignore_index=True), maps)
+
+
+def sources_of(depth_map: DepthMap, source_depth: int) -> tuple[list[int], list[bool]]:
+    """The layer that each new layer is compared with, and whether it is fresh.
+
+    A fresh layer is compared with the one that stacking would have copied there.
+    """
+    sources = [
+        place % source_depth if origin.source is None else origin.source
+        for place, origin in enumerate(depth_map)
+    ]
+    return sources, [origin.source is None for origin in depth_map]
+
+
+def compare_heads(
+    observed: Observed, shallow: Observed, sources: list[int], fresh: list[bool]
+) -> pd.DataFrame:
+    """The measures of each head, and how it compares with the heads of the shallow model.
+
+    Args:
+        observed: a model at some moment.
+        shallow: the model before growing.
+        sources: for each layer the layer of the shallow model that it is compared with, from 0.
+        fresh: whether the layer copies none.
+    """
+    divergence, _ = divergences(observed.rows, shallow.rows)
+    layer, head = np.indices(divergence.shape[:2]).reshape(2, -1)
+    source = np.array(sources)[layer]
+    nearest = divergence.reshape(len(layer), -1).argmin(axis=-1)
+    nearest_layer, nearest_head = np.divmod(nearest, divergence.shape[3])
+    # A layer is new if it is fresh, or a further copy of a layer that is copied below, too.
+    new = [source in sources[:place] for place, source in enumerate(sources)]
+    return observed.heads.assign(
+        source=source + 1,
+        fresh=np.array(fresh)[layer],
+        new=np.array(new)[layer],
+        divergence=divergence[layer, head, source, head],
+        nearest_layer=nearest_layer + 1,
+        nearest_head=nearest_head + 1,
+        source_is_nearest=(nearest_layer == source) & (nearest_head == head),
+    )
+
+
+def outcomes(grown: pd.DataFrame, later: pd.DataFrame) -> list[str]:
+    """What became of each copied head between two moments.
+
+    "kept" if its source is the most similar head at both, "regained" if only at the second,
+    "changed" if not at the second; "fresh" if it copies none.
+    """
+    rules = [grown["fresh"], ~later["source_is_nearest"], grown["source_is_nearest"]]
+    found: list[str] = np.select(rules, ["fresh", "changed", "kept"], "regained").tolist()
+    return found
+
+
+def _summary(heads: pd.DataFrame) -> dict[str, Any]:
+    """Means over the heads of the new layers; where there are none (shallow), over all heads."""
+    new = heads[heads["new"]]
+    of = heads if new.empty else new
+    return {
+        "heads": len(of),
+        "divergence": new["divergence"].mean(),
+        "source_is_nearest": new.loc[~new["fresh"], "source_is_nearest"].mean(),
+        "within_4": of["within_4"].mean(),
+        "first": of["first"].mean(),
+        **{name: int((of["class"] == name).sum()) for name in PAPER_CLASSES},
+        **{name: int((new["outcome"] == name).sum()) for name in OUTCOMES if "outcome" in new},
+    }
+
+
+def _checkpoint(run: Path, step: int) -> Path:
+    folder = run / CHECKPOINTS / f"step-{step:08d}"
+    if not folder.is_dir():
+        raise UserError(
+            f"{run} has no checkpoint after step {step}, the end of a stage, so the growth there "
+            "cannot be measured. Runs keep it; comparisons do with --keep-checkpoints."
+        )
+    return folder

@@ -1,0 +1,184 @@
+"""A result in words: how far the paper's three claims hold, what growing did, and a table."""
+
+import pandas as pd
+
+from stackbert.attention.likeness import Contrast
+from stackbert.attention.measure import AttentionResult
+from stackbert.attention.measures import CLASSES, LOCAL_WINDOW, PAPER_CLASSES, paper_share
+
+_VERDICTS = ((2 / 3, "holds"), (1 / 3, "holds in part"), (0.1, "hardly holds"))
+"""By the least share of the way from untrained layers to layers that heads do not depend on."""
+_AS_UNTRAINED = 0.02
+"""A model that differs less from an untrained one has not learned where to look. Then all of its
+layers are alike, which says nothing."""
+
+
+def statements(result: AttentionResult) -> list[str]:
+    """The three claims of Gong et al. (2019), section 3, on this model and text.
+
+    Returns:
+        A sentence or more for each claim that the result has numbers for, then for each growth,
+        and one for all growths from and to the same depths.
+    """
+    lines = [_patterns(result)]
+    if result.top_bottom:
+        lines.append(_top_and_bottom(result.top_bottom))
+    if result.shallow_deep:
+        lines.append(_shallow_and_deep(result, result.shallow_deep))
+    for group in growth_groups(result):
+        lines += [line for _, growth in group.groupby("growth") for line in _growth(growth)]
+        if group["growth"].nunique() > 1:
+            lines.append(_between_runs(group))
+    return lines
+
+
+def growth_groups(result: AttentionResult) -> list[pd.DataFrame]:
+    """The rows of `growths` by what can be compared: equal depths and heads per layer."""
+    if result.growths.empty:
+        return []
+    keys = ["source_depth", "depth", "heads_per_layer"]
+    return [group for _, group in result.growths.groupby(keys, sort=False)]
+
+
+def likeness_share(contrast: Contrast) -> float:
+    """How alike the layers are, from 0 to 1.
+
+    0 if they are no closer than untrained layers, 1 if as close as if it did not matter in which
+    layer a head is, and in proportion between.
+    """
+    if contrast.matched >= contrast.untrained:
+        return 0.0
+    if contrast.matched <= contrast.dealt:
+        return 1.0
+    return (contrast.untrained - contrast.matched) / (contrast.untrained - contrast.dealt)
+
+
+def _patterns(result: AttentionResult) -> str:
+    heads, uniform = result.heads_of("measured"), result.about("measured")
+    fresh = paper_share(result.heads_of("untrained"), result.about("untrained"))
+    share = paper_share(heads, uniform)
+    near, far = (paper_share(heads, uniform, window) for window in (2, 8))
+    counts = [f"{(heads['class'] == name).sum()} {name}" for name in CLASSES]
+    return (
+        "Claim 1, most heads look at their neighbours or at [CLS]: "
+        f"{'holds' if share > 0.5 else 'does not hold'}. {round(share * len(heads))} of "
+        f"{len(heads)} heads ({share:.0%}) do: {', '.join(counts[:3])}. The others are "
+        f"{', '.join(counts[3:])}. With neighbours up to 2 positions away instead of "
+        f"{LOCAL_WINDOW} it is {near:.0%} of the heads, with 8 {far:.0%}. Of an untrained model's "
+        f"heads it is {fresh:.0%}."
+    )
+
+
+def _top_and_bottom(contrast: Contrast) -> str:
+    return (
+        f"Claim 2, top layers look like bottom layers: {_verdict(contrast)}. Each layer of the top "
+        f"half differs from the most similar layer of the bottom half by "
+        f"{_numbers(contrast, 'the bottom half')}, and {contrast.untrained:.3f} from an untrained "
+        "bottom half. (The two halves of the untrained model differ by only "
+        f"{contrast.untrained_alike:.3f}, as all its heads are nearly uniform.)"
+    )
+
+
+def _shallow_and_deep(result: AttentionResult, contrast: Contrast) -> str:
+    models = [result.about("measured"), result.about("compared")]
+    shallow, deep = sorted(models, key=lambda model: int(model["depth"]))
+    return (
+        f"Claim 3, a shallow model's maps look like a deep one's: {_verdict(contrast)}. Each of "
+        f"the {deep['depth']} layers of {deep['name']} differs from the most similar of the "
+        f"{shallow['depth']} layers of {shallow['name']} by {_numbers(contrast, shallow['name'])}, "
+        f"and {contrast.untrained:.3f} from the most similar layer of an untrained model."
+    )
+
+
+def _numbers(contrast: Contrast, others: str) -> str:
+    return (
+        f"{contrast.matched:.3f} (Jensen-Shannon divergence, 0 to 1, heads matched one to one). For "
+        f"comparison: {contrast.random_pairs:.3f} with heads paired at random, "
+        f"{contrast.dealt:.3f} with heads dealt to the layers at random, "
+        f"{contrast.all_pairs:.3f} from all layers of {others}"
+    )
+
+
+def _verdict(contrast: Contrast) -> str:
+    if contrast.untrained < _AS_UNTRAINED:
+        return "cannot be judged, as the maps hardly differ from an untrained model's"
+    share = likeness_share(contrast)
+    word = next((word for least, word in _VERDICTS if share >= least), "does not hold")
+    return (
+        f"{word} ({share:.0%}; 0% means no closer than untrained layers, 100% as close as if it did "
+        "not matter in which layer a head is)"
+    )
+
+
+def _growth(moments: pd.DataFrame) -> list[str]:
+    shallow, grown, later = (row for _, row in moments.iterrows())
+    patterned = [f"{row[list(PAPER_CLASSES)].sum():.0f} of {row['heads']}" for row in (grown, later)]
+    lines = [
+        f"Growth by {grown['run']} from {grown['source_depth']} to {grown['depth']} layers at step "
+        f"{grown['step']:,}: the heads of the new layers differ from those that stacking copies by "
+        f"{grown['divergence']:.3f} right after growing and by {later['divergence']:.3f} at the end "
+        f"of the next stage. Their mass on the first token is {grown['first']:.2f}, then "
+        f"{later['first']:.2f} (the shallow model's: {shallow['first']:.2f}). "
+        f"{patterned[0]} heads have one of the paper's patterns (local, [CLS], mixed), then "
+        f"{patterned[1]}."
+    ]
+    kept, regained, changed = (int(later[name]) for name in ("kept", "regained", "changed"))
+    if copied := kept + regained + changed:
+        chance = 1 / (grown["source_depth"] * grown["heads_per_layer"])
+        lines.append(
+            f"Of the {copied} heads that {grown['run']} copies into new layers, {kept} keep their "
+            "pattern throughout (of all heads of the shallow model, their source is the most "
+            f"similar), {regained} lose and regain it, {changed} change. By chance {chance:.0%} "
+            "would be most similar to their source."
+        )
+    return lines
+
+
+def _between_runs(group: pd.DataFrame) -> str:
+    grown, later = (group[group["moment"] == moment] for moment in ("grown", "next"))
+    patterned = later.assign(share=later[list(PAPER_CLASSES)].sum(axis=1) / later["heads"])
+    return (
+        f"Between the runs that grew from {grown['source_depth'].iloc[0]} to "
+        f"{grown['depth'].iloc[0]} layers: the new layers' mass on the first token is "
+        f"{_range(grown, 'first', '.2f')} right after growing and {_range(later, 'first', '.2f')} "
+        "at the end of the next stage; their heads differ from those that stacking copies by "
+        f"{_range(grown, 'divergence', '.3f')}, then by {_range(later, 'divergence', '.3f')}; at "
+        f"the end {_range(patterned, 'share', '.0%')} of them have one of the paper's patterns."
+    )
+
+
+def _range(rows: pd.DataFrame, name: str, form: str) -> str:
+    """The lowest and the highest value with their runs, if their digits tell them apart."""
+    low, high = (rows.loc[at] for at in (rows[name].idxmin(), rows[name].idxmax()))
+    ends = [format(float(row[name]), form) for row in (low, high)]
+    if ends[0] == ends[1]:
+        return f"{ends[0]} in all"
+    return f"{ends[0]} ({low['run']}) to {ends[1]} ({high['run']})"
+
+
+def layer_table(result: AttentionResult) -> pd.DataFrame:
+    """Means over the heads of each layer, then of all, of a uniform head and an untrained model."""
+    columns = {
+        f"within_{LOCAL_WINDOW}": f"within {LOCAL_WINDOW}",
+        "itself": "itself",
+        "previous": "previous",
+        "following": "next",
+        "first": "[CLS]",
+        "sep": "[SEP]",
+        "entropy": "entropy",
+        "distance": "distance",
+    }
+
+    def row(label: str, heads: pd.DataFrame) -> dict[str, object]:
+        counts = {name: int((heads["class"] == name).sum()) for name in CLASSES}
+        classes = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return {"layer": label, **heads[list(columns)].mean(), "heads": classes}
+
+    heads, fresh = result.heads_of("measured"), result.about("untrained")
+    rows = [row(str(layer), of) for layer, of in heads.groupby("layer")]
+    rows += [
+        row("all", heads),
+        {"layer": "uniform", **result.about("measured")[list(columns)], "heads": ""},
+        row(f"untrained ({fresh['sentences']})", result.heads_of("untrained")),
+    ]
+    return pd.DataFrame(rows).rename(columns=columns)
