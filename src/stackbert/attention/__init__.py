@@ -1,5 +1,5 @@
 """Where attention looks: measures of every head, how alike layers are, what growing does to them.
 
-    text ─► sample ─► maps ─► measures ─► result ─► statements
-                        └───► likeness ──┘
+text ─► sample ─► maps ─► measures ─► result ─► statements
+                    └───► likeness ──┘
 """

@@ -50,50 +50,39 @@ class ObservedGrowth:
 
 
 def find_runs(model: object, beside: Sequence[str | Path]) -> dict[str, Path]:
-    """The runs whose growths are measured, by name. What would stop that is said before it begins.
+    """The runs whose growths are measured, by name, `model` first if it is one.
 
-    They are called by their operators if no two have the same, else by their folders, and by their
-    paths where two folders have one name.
-
-    Args:
-        model: what is measured; only a run directory has growths.
-        beside: further run directories.
+    A run is called by its operator; where two have the same, by its folder, too.
 
     Raises:
-        UserError: a run is not finished, lacks a checkpoint, or never grew and so has nothing to
-            compare; or the model itself is not a run.
+        UserError: `model` is not a run but there are others; or a run is not finished, lacks a
+            checkpoint, or never grew and so has nothing to compare.
     """
     first = Path(model) if isinstance(model, str | Path) else None
     if first is None or not is_run(first):
         if beside:
             raise UserError("Growths of other runs can only be compared with those of a run.")
         return {}
-    folders = list(dict.fromkeys([first, *map(Path, beside)]))
-    recipes = [read_run(folder).recipe for folder in folders]
-    for folder, recipe in zip(folders, recipes, strict=True):
+    operators = {}
+    for folder in (first, *map(Path, beside)):
+        recipe = read_run(folder).recipe
         final_model(folder)
         for step in recipe.growth_steps:
             _checkpoint(folder, step)
         if beside and not recipe.growth_steps:
             raise UserError(f"{folder} never grew, so it has no growth to compare.")
-    operators = [recipe.growth.operator for recipe in recipes]
-    names = [folder.resolve().name for folder in folders]
-    unique = [each for each in (operators, names) if len(set(each)) == len(folders)]
-    return dict(zip([*unique, list(map(str, folders))][0], folders, strict=True))
+        operators[folder] = recipe.growth.operator
+    names = [
+        list(operators.values()),
+        [f"{operator} in {folder.resolve().name}" for folder, operator in operators.items()],
+        [f"{operator} in {folder}" for folder, operator in operators.items()],
+    ]
+    unique = next(each for each in names if len(set(each)) == len(operators))
+    return dict(zip(unique, operators, strict=True))
 
 
 def observe_growths(run: Path, name: str, sample: Sample, example: str) -> list[ObservedGrowth]:
-    """Measure all growths of a finished run.
-
-    Args:
-        run: a run directory with the checkpoint of each stage's last step.
-        name: what the run is called.
-        sample: the sentences, for the run's tokenizer.
-        example: the sentence whose maps are kept.
-
-    Raises:
-        UserError: a checkpoint is missing or damaged.
-    """
+    """Measure all growths of a finished run; `example` is the sentence whose maps are kept."""
     recipe = read_run(run).recipe
     found: list[ObservedGrowth] = []
     for step, after in itertools.pairwise([*recipe.growth_steps, recipe.total_steps]):
@@ -102,8 +91,10 @@ def observe_growths(run: Path, name: str, sample: Sample, example: str) -> list[
         last = after == recipe.total_steps
         later = load_encoder(final_model(run) if last else _checkpoint(run, after))
         models = {"shallow": shallow, "grown": growth.model, "next": later}
-        seen = {moment: observe(model, moment, sample, [example]) for moment, model in models.items()}
-        found.append(_compare(name, recipe, step, after, growth.depth_map, seen))
+        seen = {
+            moment: observe(model, moment, sample, [example]) for moment, model in models.items()
+        }
+        found.append(_compare(name, step, after, growth.depth_map, seen))
     return found
 
 
@@ -115,11 +106,10 @@ def grown_again(shallow: Any, recipe: Recipe, step: int) -> Growth:  # noqa: ANN
 
 
 def _compare(
-    name: str, recipe: Recipe, step: int, after: int, depth_map: DepthMap, seen: dict[str, Observed]
+    name: str, step: int, after: int, depth_map: DepthMap, seen: dict[str, Observed]
 ) -> ObservedGrowth:
-    operator, depth = recipe.growth.operator, seen["shallow"].about["depth"]
-    unchanged = list(range(depth)), [False] * depth
-    grown = sources_of(depth_map, depth)
+    depth = seen["shallow"].about["depth"]
+    unchanged, grown = (list(range(depth)), [False] * depth), sources_of(depth_map, depth)
     tables = {
         moment: compare_heads(observed, seen["shallow"], *sources)
         for (moment, observed), sources in zip(seen.items(), (unchanged, grown, grown), strict=True)
@@ -127,7 +117,6 @@ def _compare(
     tables["next"]["outcome"] = outcomes(tables["grown"], tables["next"])
     about = {
         "run": name,
-        "label": name if name == operator else f"{name} ({operator})",
         "growth_step": step,
         "source_depth": depth,
         "depth": len(depth_map),
@@ -135,12 +124,12 @@ def _compare(
     }
     steps = {"shallow": step, "grown": step, "next": after}
     rows = [
-        {**about, "moment": moment, "step": steps[moment], **_summary(table)}
+        {**about, "moment": moment, "step": steps[moment], **_means(table)}
         for moment, table in tables.items()
     ]
-    heads = [table.assign(**about, moment=moment) for moment, table in tables.items()]
+    heads = pd.concat(tables, names=["moment"]).reset_index("moment").reset_index(drop=True)
     maps = {moment: observed.examples[0] for moment, observed in seen.items()}
-    return ObservedGrowth(pd.DataFrame(rows), pd.concat(heads, ignore_index=True), maps)
+    return ObservedGrowth(pd.DataFrame(rows), heads, maps)
 
 
 def sources_of(depth_map: DepthMap, source_depth: int) -> tuple[list[int], list[bool]]:
@@ -160,11 +149,7 @@ def compare_heads(
 ) -> pd.DataFrame:
     """The measures of each head, and how it compares with the heads of the shallow model.
 
-    Args:
-        observed: a model at some moment.
-        shallow: the model before growing.
-        sources: for each layer the layer of the shallow model that it is compared with, from 0.
-        fresh: whether the layer copies none.
+    `sources` and `fresh` are those of `sources_of`, for each layer of the observed model.
     """
     divergence, _ = divergences(observed.rows, shallow.rows)
     layer, head = np.indices(divergence.shape[:2]).reshape(2, -1)
@@ -195,7 +180,7 @@ def outcomes(grown: pd.DataFrame, later: pd.DataFrame) -> list[str]:
     return found
 
 
-def _summary(heads: pd.DataFrame) -> dict[str, Any]:
+def _means(heads: pd.DataFrame) -> dict[str, Any]:
     """Means over the heads of the new layers; where there are none (shallow), over all heads."""
     new = heads[heads["new"]]
     of = heads if new.empty else new

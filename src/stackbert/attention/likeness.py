@@ -12,8 +12,8 @@ Shape letters: L layers, H heads, R rows kept of a sentence, S tokens; 2 is the 
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -40,36 +40,27 @@ _TINY = 1e-30
 class Likeness:
     """How much the maps of two models differ, or those of one and itself; 0 to 1."""
 
-    sentences: int
     queries: int
+    """That the divergences are means over."""
     heads: F64
     """(L, H, L2, H2): between every two heads."""
     divergence: F64
     """(L, L2): mean over the heads of two layers, matched so that it is smallest."""
-    random_pairs: F64
-    """(L, L2): mean over all pairs of heads, which is the mean over all matchings."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """How alike some layers are to others, and what to compare that with.
+    """Divergence of some layers from the most similar of others, a mean over the former.
 
-    Divergences, 0 to 1, means over the layers in question.
+    A divergence alone says little. If it did not matter in which layer a head is, it would be
+    `dealt`; for fresh layers in place of the others it would be `untrained`.
     """
 
     matched: float
-    """From the most similar of the other layers."""
-    all_pairs: float
-    """From all of the other layers."""
-    random_pairs: float
-    """From the most similar one, with heads paired at random (the exact mean)."""
     dealt: float
-    """As `matched`, after heads were dealt to the layers at random: what `matched` would be if it
-    did not matter in which layer a head is."""
+    """After heads were dealt to the layers at random."""
     untrained: float
-    """As `matched`, with an untrained model's layers in place of the others."""
-    untrained_alike: float | None = None
-    """`matched` of the untrained model itself. Small, as all its maps are nearly uniform."""
+    """From the layers of an untrained model."""
 
 
 def keep_rows(sentence: SentenceMaps, seed: int) -> F32:
@@ -77,14 +68,14 @@ def keep_rows(sentence: SentenceMaps, seed: int) -> F32:
     random = np.random.default_rng((seed, sentence.index))
     kept = np.sort(random.permutation(len(sentence.tokens))[:ROWS])
     rows: F32 = sentence.maps_LHSS[:, :, kept]
-    return rows / rows.sum(axis=-1, keepdims=True)  # half precision is off by some thousandths
+    rows /= rows.sum(axis=-1, keepdims=True)  # half precision is off by some thousandths
+    return rows
 
 
 def divergences(first: Rows, second: Rows) -> tuple[F64, int]:
-    """Between every head of one model and every head of another, on the sentences of both.
+    """(L, H, L2, H2): between every head of one model and every head of another, 0 to 1.
 
-    Returns:
-        ((L, H, L2, H2) from 0 to 1, queries compared).
+    Only on the sentences of both; the number of queries is returned, too.
     """
     total, queries = torch.zeros(()), 0
     for index in sorted(first.keys() & second.keys()):
@@ -131,76 +122,53 @@ def match(heads: F64) -> F64:
 def likeness(first: Rows, second: Rows) -> Likeness:
     """How alike every two layers of two models (or of one) are."""
     heads, queries = divergences(first, second)
-    sentences = len(first.keys() & second.keys())
-    return Likeness(sentences, queries, heads, match(heads), heads.mean(axis=(1, 3)))
+    return Likeness(queries, heads, match(heads))
 
 
-def top_and_bottom(
-    own: Likeness, to_untrained: Likeness, untrained: Likeness, *, seed: int = 0
-) -> Contrast | None:
+def top_and_bottom(own: Likeness, to_untrained: Likeness, seed: int) -> Contrast | None:
     """Compare the layers of a model's top half with those of its bottom half.
 
-    Args:
-        own: the model with itself.
-        to_untrained: the model with an untrained one of the same config.
-        untrained: the untrained one with itself.
-        seed: of dealing.
-
-    Returns:
-        The contrast; `untrained` in it is against the untrained model's bottom half, which is what
-        fresh layers would have been. None for a single layer, which has no halves.
+    The untrained model's bottom half is what fresh layers would have been. A single layer has no
+    halves.
     """
-    depth = len(own.divergence)
+    depth, heads = own.heads.shape[:2]
     if depth < 2:
         return None
     halves = np.ix_(range(depth - depth // 2, depth), range(depth // 2))
-    alike = float(untrained.divergence[halves].min(axis=1).mean())
-    return _contrast(own, halves, to_untrained.divergence[halves], seed, alike)
+    flat = own.heads.reshape((depth * heads,) * 2)
+
+    def deal(random: np.random.Generator) -> F64:
+        order = random.permutation(depth * heads)
+        return match(flat[np.ix_(order, order)].reshape(own.heads.shape))[halves]
+
+    return _contrast(own.divergence[halves], deal, to_untrained.divergence[halves], seed)
 
 
-def shallow_and_deep(between: Likeness, deep_to_untrained: Likeness, *, seed: int = 0) -> Contrast:
-    """Compare the layers of the deeper model with those of the shallower.
+def shallow_and_deep(between: Likeness, deep_to_untrained: Likeness, seed: int) -> Contrast:
+    """Compare the layers of the deeper of two models with those of the shallower.
 
-    Args:
-        between: the two models; of equal depth, the second counts as the deeper.
-        deep_to_untrained: the deeper model with an untrained one.
-        seed: of dealing.
+    Of equal depth, the second counts as the deeper.
     """
-    if between.heads.shape[0] <= between.heads.shape[2]:
-        between = replace(
-            between,
-            heads=between.heads.transpose(2, 3, 0, 1),
-            divergence=between.divergence.T,
-            random_pairs=between.random_pairs.T,
-        )
-    return _contrast(between, ..., deep_to_untrained.divergence, seed)
+    heads, divergence = between.heads, between.divergence
+    if heads.shape[0] <= heads.shape[2]:
+        heads, divergence = heads.transpose(2, 3, 0, 1), divergence.T
+    flat = heads.reshape(heads.shape[0] * heads.shape[1], -1)
+
+    def deal(random: np.random.Generator) -> F64:
+        rows, columns = (random.permutation(size) for size in flat.shape)
+        return match(flat[np.ix_(rows, columns)].reshape(heads.shape))
+
+    return _contrast(divergence, deal, deep_to_untrained.divergence, seed)
 
 
 def _contrast(
-    between: Likeness,
-    layers: Any,  # noqa: ANN401 (an index into an array of layers by layers)
-    to_untrained: F64,
-    seed: int,
-    untrained_alike: float | None = None,
+    layers: F64, deal: Callable[[np.random.Generator], F64], untrained: F64, seed: int
 ) -> Contrast:
-    """Of some layers, the rows that `layers` picks, with others, the columns."""
-    shape = between.heads.shape
-    flat = between.heads.reshape(shape[0] * shape[1], -1)
+    """Of (layers, others) arrays of divergences; `deal` returns one after dealing."""
     random = np.random.default_rng(seed)
-    dealt = []
-    for _ in range(DEALS):
-        order = others = random.permutation(len(flat))
-        if untrained_alike is None:  # of two models each keeps its own heads
-            others = random.permutation(flat.shape[1])
-        heads = flat[np.ix_(order, others)].reshape(shape)
-        dealt.append(match(heads)[layers].min(axis=1).mean())
-    divergence = between.divergence[layers]
-    nearest = np.arange(len(divergence)), divergence.argmin(axis=1)
+    dealt = [deal(random).min(axis=1).mean() for _ in range(DEALS)]
     return Contrast(
-        matched=float(divergence[nearest].mean()),
-        all_pairs=float(divergence.mean()),
-        random_pairs=float(between.random_pairs[layers][nearest].mean()),
+        matched=float(layers.min(axis=1).mean()),
         dealt=float(np.mean(dealt)),
-        untrained=float(to_untrained.min(axis=1).mean()),
-        untrained_alike=untrained_alike,
+        untrained=float(untrained.min(axis=1).mean()),
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.errors import UserError
 from stackbert.files import reason
@@ -26,7 +26,7 @@ BATCH_TOKENS = 2048
 """Tokens of a forward pass, padding included. With 12 x 12 heads and sentences of 128 tokens the
 maps take 151 MB."""
 ROW_TOLERANCE = 0.01
-"""How far the sum of a row may be from 1. Half precision is off by up to some thousandths."""
+"""How far the sum of a row may be from 1. Half precision is off by some thousandths."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SentenceMaps:
 
 def attention_maps(
     model: PreTrainedModel,
-    tokenizer: Any,  # noqa: ANN401 (any transformers tokenizer)
+    tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
     *,
     batch_tokens: int = BATCH_TOKENS,
@@ -52,18 +52,13 @@ def attention_maps(
 ) -> Iterator[SentenceMaps]:
     """Run an encoder over sentences and yield the maps of each, shortest sentence first.
 
-    Sentences of similar length share a forward pass, and only the maps of one pass are held.
-
-    Args:
-        model: a transformers encoder, with or without a head; left as it was.
-        tokenizer: the model's tokenizer.
-        sentences: each is encoded alone, between the tokenizer's special tokens.
-        batch_tokens: the most tokens of a forward pass, padding included.
-        max_length: tokens at which a sentence is cut, special ones included.
+    Each sentence is encoded alone, between the tokenizer's special tokens, and cut at `max_length`
+    tokens. Sentences of similar length share a forward pass of at most `batch_tokens`, padding
+    included; only the maps of one pass are held. The model is left as it was.
 
     Raises:
-        UserError: the model returns no attention probabilities, or does not know the ids of the
-            tokenizer.
+        UserError: the model returns no attention probabilities, or does not know the tokenizer's
+            ids.
     """
     encoded = encode(tokenizer, sentences, max_length)
     _check_ids(model, encoded)
@@ -72,14 +67,21 @@ def attention_maps(
         for row, index in enumerate(group):
             ids = encoded[index]
             maps_LHSS = np.stack([layer[row, :, : len(ids), : len(ids)] for layer in layers])
-            _check_probabilities(model, maps_LHSS)
+            sums = maps_LHSS.sum(axis=-1)
+            # Also refuses NaN, which is close to nothing.
+            if maps_LHSS.min() < 0 or not np.allclose(sums, 1, rtol=0, atol=ROW_TOLERANCE):
+                raise _refusal(
+                    model,
+                    "returns attention weights that are not probabilities: those of a token sum "
+                    f"to anything from {sums.min():.3g} to {sums.max():.3g}, not to 1",
+                )
             separators = [at for at, each in enumerate(ids) if each == tokenizer.sep_token_id]
             tokens = readable_tokens(tokenizer, sentences[index], ids)
             yield SentenceMaps(index, tokens, tuple(separators), maps_LHSS)
 
 
 def encode(
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
     max_length: int,
 ) -> list[list[int]]:
@@ -92,27 +94,31 @@ def encode(
     return [list(map(int, ids)) for ids in encoded["input_ids"]]
 
 
-def readable_tokens(tokenizer: Any, sentence: str, ids: Sequence[int]) -> tuple[str, ...]:  # noqa: ANN401
+def readable_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    sentence: str,
+    ids: list[int],
+) -> tuple[str, ...]:
     """The tokens of a sentence as a reader knows them.
 
     Byte-level tokens are shown as the text that they stand for. Where a character is spread over
     several of them, each shows the character.
     """
-    tokens: list[str] = tokenizer.convert_ids_to_tokens(ids)
+    tokens = list(tokenizer.convert_ids_to_tokens(ids))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if "ByteLevel" not in repr(getattr(backend, "pre_tokenizer", None)):
         return tuple(tokens)
-    spans = tokenizer(
-        sentence, truncation=True, max_length=len(ids), return_offsets_mapping=True
-    )["offset_mapping"]
-    # Special tokens stand for no text, and neither does a space alone ("Ġ").
+    encoded = tokenizer(sentence, truncation=True, max_length=len(ids), return_offsets_mapping=True)
+    # A special token stands for no text, and neither does a space alone ("Ġ").
     return tuple(
         sentence[start:end] or token.replace("Ġ", " ")
-        for token, (start, end) in zip(tokens, spans, strict=True)
+        for token, (start, end) in zip(tokens, encoded["offset_mapping"], strict=True)
     )
 
 
-def longest_sentence(model: PreTrainedModel, tokenizer: Any, max_length: int) -> int:  # noqa: ANN401
+def longest_sentence(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> int:
     """`max_length`, or fewer tokens if the model's positions or its tokenizer allow only fewer."""
     positions = getattr(model.config, "max_position_embeddings", None) or max_length
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
@@ -128,7 +134,7 @@ def _check_ids(model: PreTrainedModel, encoded: list[list[int]]) -> None:
     except NotImplementedError:
         table = None
     if not isinstance(table, torch.nn.Embedding):
-        raise UserError(f"{_name(model)} has no plain table of token embeddings. {_USABLE}")
+        raise _refusal(model, "has no plain table of token embeddings")
     highest = max((max(ids) for ids in encoded if ids), default=0)
     if highest >= table.num_embeddings:
         raise UserError(
@@ -153,7 +159,6 @@ def _groups(encoded: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
 
 def _forward(model: PreTrainedModel, encoded: list[list[int]]) -> list[F32]:
     """An array (B, H, S, S) for each layer."""
-    base: Any = model.base_model
     longest = max(map(len, encoded))
     padding = getattr(model.config, "pad_token_id", None) or 0
     ids_BS = torch.full((len(encoded), longest), padding)
@@ -163,41 +168,27 @@ def _forward(model: PreTrainedModel, encoded: list[list[int]]) -> list[F32]:
         mask_BS[row, : len(ids)] = 1
     inputs = {"input_ids": ids_BS.to(model.device), "attention_mask": mask_BS.to(model.device)}
     try:
-        with eager_attention(model), torch.no_grad():
-            output = base(**inputs, output_attentions=True, return_dict=True)
+        with _eager_attention(model), torch.no_grad():
+            output = model.base_model(**inputs, output_attentions=True, return_dict=True)
     except Exception as error:  # every architecture fails in its own way
-        raise UserError(
-            f"{_name(model)} does not run with output_attentions=True: {reason(error)}. {_USABLE}"
-        ) from error
+        raise _refusal(model, f"does not run with output_attentions: {reason(error)}") from error
     layers: Any = getattr(output, "attentions", None) or [None]
     shapes = {tuple(getattr(layer, "shape", ())) for layer in layers}
     shape = shapes.pop()
     if shapes or len(shape) != 4 or (shape[0], *shape[2:]) != (len(encoded), longest, longest):
-        raise UserError(
-            f"{_name(model)} returns no attention weights of every token to every token. {_USABLE}"
-        )
+        raise _refusal(model, "returns no attention weights of every token to every token")
     return [layer.float().cpu().numpy() for layer in layers]
 
 
-def _check_probabilities(model: PreTrainedModel, maps_LHSS: F32) -> None:
-    sums = maps_LHSS.sum(axis=-1)
-    if maps_LHSS.min() >= 0 and np.allclose(sums, 1, rtol=0, atol=ROW_TOLERANCE):
-        return  # not so if there is a NaN
-    raise UserError(
-        f"{_name(model)} returns attention weights that are no probabilities: the weights of one "
-        f"token sum to {sums.min():.3g} up to {sums.max():.3g}, not to 1. {_USABLE}"
+def _refusal(model: PreTrainedModel, why: str) -> UserError:
+    return UserError(
+        f"{type(model).__name__} ('{model.config.model_type}') {why}. Use an encoder such as BERT, "
+        "RoBERTa, Megatron-BERT or ModernBERT."
     )
 
 
-_USABLE = "Use an encoder such as BERT, RoBERTa, Megatron-BERT or ModernBERT."
-
-
-def _name(model: PreTrainedModel) -> str:
-    return f"{type(model).__name__} ('{model.config.model_type}')"
-
-
 @contextlib.contextmanager
-def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """In this block the model runs eager attention in evaluation mode; afterwards as before."""
     before = model.config._attn_implementation
     modes = [(module, module.training) for module in model.modules()]

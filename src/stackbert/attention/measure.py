@@ -4,7 +4,8 @@
 between single heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.attention.growth import ObservedGrowth, find_runs, observe_growths
 from stackbert.attention.likeness import (
+    SENTENCES,
     Contrast,
     Likeness,
     likeness,
@@ -29,15 +31,12 @@ from stackbert.attention.subject import (
     Observed,
     Sample,
     check_same_tokenizer,
-    final_model,
-    load_encoder,
     observe,
     open_subject,
     untrained,
 )
 from stackbert.errors import UserError
 from stackbert.files import Record, reading, sha256, writing
-from stackbert.model_files import open_tokenizer
 from stackbert.progress import Progress
 from stackbert.tables import Frame
 from stackbert.units import counted
@@ -46,8 +45,6 @@ ATTENTION = "attention.json"
 ARRAYS = "attention.npz"
 EXAMPLES = 8
 """Sentences whose maps are kept."""
-SHORT = 20
-"""Tokens of a sentence whose maps can be drawn side by side."""
 
 
 class AttentionResult(Record):
@@ -87,7 +84,7 @@ class AttentionResult(Record):
     """Of `attention.npz`, so that nobody draws the maps of another measurement."""
     arrays: dict[str, npt.NDArray[Any]] = Field(default_factory=dict, exclude=True, repr=False)
     """`maps_N` (L, H, S, S): the measured model on example N; `growth_G_MOMENT` (L, H, S, S): the
-    model of that moment on the short example; `likeness_MODEL` (L, H, L2, H2): single heads."""
+    model of that moment on the shortest example; `likeness_MODEL` (L, H, L2, H2): single heads."""
 
     def about(self, model: str = "measured") -> "pd.Series[Any]":
         """The row of a model."""
@@ -96,6 +93,11 @@ class AttentionResult(Record):
     def heads_of(self, model: str = "measured") -> pd.DataFrame:
         """The heads of a model."""
         return self.heads[self.heads["model"] == model]
+
+    @property
+    def shortest(self) -> int:
+        """Number of the shortest example, on which growths are drawn."""
+        return min(range(len(self.examples)), key=lambda number: len(self.examples[number]))
 
     def save(self, folder: str | Path) -> None:
         """Write both files into a folder, which is made if need be.
@@ -132,7 +134,7 @@ def measure_attention(
     *,
     text: str | Path | Sequence[str],
     out: str | Path | None = None,
-    tokenizer: Any = None,  # noqa: ANN401 (a transformers tokenizer or a folder)
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     sentences: int = 256,
     max_length: int = 128,
     seed: int = 0,
@@ -171,49 +173,41 @@ def measure_attention(
         with writing(f"making {out}"):
             Path(out).mkdir(parents=True, exist_ok=True)
     runs = find_runs(model, beside)
-    encoder, tokenizer, name = open_subject(model, tokenizer)
-    second = None if compare is None else _open_second(compare, tokenizer)
-    for each in (encoder, *([second[0]] if second else ())):
-        max_length = longest_sentence(each, tokenizer, max_length)
-    for folder in [final_model(run) for run in list(runs.values())[1:]]:
-        check_same_tokenizer(tokenizer, open_tokenizer(folder))
-        max_length = longest_sentence(load_encoder(folder), tokenizer, max_length)
+    encoder, known, name = open_subject(model, tokenizer)
+    second = None
+    if compare is not None:
+        second = open_subject(compare, None if isinstance(compare, str | Path) else known)
+    max_length = longest_sentence(encoder, known, max_length)
+    for other in (second, *map(open_subject, list(runs.values())[1:])):
+        if other:
+            check_same_tokenizer(known, other.tokenizer)
+            max_length = longest_sentence(other.model, known, max_length)
     if isinstance(text, str | Path):
-        chosen = sample_sentences(text, tokenizer, sentences, seed=seed)
+        chosen = sample_sentences(text, known, sentences, seed=seed)
     else:
         chosen = list(text)
     if not chosen:
         raise UserError("The list of sentences is empty; give at least one.")
-    sample = Sample(chosen, tokenizer, max_length, seed)
+    sample = Sample(chosen, known, max_length, seed)
     examples = _choose_examples(sample)
 
     say(f"measuring {name} on {counted(len(chosen), 'sentence')}")
     seen = {"measured": observe(encoder, name, sample, examples)}
     say("measuring an untrained model of the same config")
-    fresh = untrained(encoder, seed)
-    seen["untrained"] = observe(fresh, "untrained", sample, few=True)
+    few = replace(sample, sentences=chosen[:SENTENCES])
+    seen["untrained"] = observe(untrained(encoder, seed), "untrained", few)
     if second:
-        say(f"measuring {second[1]}")
-        seen["compared"] = observe(*second, sample)
-    short = examples[short_example([maps.tokens for maps in seen["measured"].examples])]
+        say(f"measuring {second.name}")
+        seen["compared"] = observe(second.model, second.name, sample)
+    shortest = min(seen["measured"].examples, key=lambda maps: len(maps.tokens))
     growths = []
     for run, folder in runs.items():
         say(f"measuring the growths of {run}")
-        growths += observe_growths(folder, run, sample, short)
+        growths += observe_growths(folder, run, sample, examples[shortest.index])
     result = _result(sample, seen, growths, text)
     if out is not None:
         result.save(out)
     return result
-
-
-def _open_second(
-    compare: str | Path | PreTrainedModel,
-    tokenizer: Any,  # noqa: ANN401
-) -> tuple[PreTrainedModel, str]:
-    given = None if isinstance(compare, str | Path) else tokenizer
-    model, second, name = open_subject(compare, given)
-    check_same_tokenizer(tokenizer, second)
-    return model, name
 
 
 def _choose_examples(sample: Sample) -> list[str]:
@@ -224,13 +218,6 @@ def _choose_examples(sample: Sample) -> list[str]:
     return [sample.sentences[number] for number in order[:EXAMPLES]]
 
 
-def short_example(examples: Sequence[Sequence[str]]) -> int:
-    """Number of the first example that can be drawn side by side, or of the shortest."""
-    lengths = [len(tokens) for tokens in examples]
-    short = (number for number, length in enumerate(lengths) if length <= SHORT)
-    return next(short, lengths.index(min(lengths)))
-
-
 def _result(
     sample: Sample,
     seen: dict[str, Observed],
@@ -239,13 +226,12 @@ def _result(
 ) -> AttentionResult:
     measured, rows = seen["measured"], {model: each.rows for model, each in seen.items()}
     alike = {model: likeness(rows["measured"], rows[model]) for model in seen}
-    blank = likeness(rows["untrained"], rows["untrained"])
     shallow_deep = None
     if "compared" in seen:
         depth, other_depth = alike["compared"].divergence.shape
         deeper = rows["measured" if depth > other_depth else "compared"]
         to_untrained = likeness(deeper, rows["untrained"])
-        shallow_deep = shallow_and_deep(alike["compared"], to_untrained, seed=sample.seed)
+        shallow_deep = shallow_and_deep(alike["compared"], to_untrained, sample.seed)
     maps = {f"maps_{number}": each for number, each in enumerate(measured.examples)}
     for number, growth in enumerate(growths):
         maps |= {f"growth_{number}_{moment}": each for moment, each in growth.maps.items()}
@@ -256,15 +242,13 @@ def _result(
         seed=sample.seed,
         max_length=sample.max_length,
         models=pd.DataFrame({"model": model, **each.about} for model, each in seen.items()),
-        heads=_stacked([each.heads.assign(model=model) for model, each in seen.items()]),
-        likeness=_stacked([_layers(each).assign(model=model) for model, each in alike.items()]),
+        heads=_stacked("model", {model: each.heads for model, each in seen.items()}),
+        likeness=_stacked("model", {model: _layers(each) for model, each in alike.items()}),
         likeness_queries=alike["measured"].queries,
-        top_bottom=top_and_bottom(
-            alike["measured"], alike["untrained"], blank, seed=sample.seed
-        ),
+        top_bottom=top_and_bottom(alike["measured"], alike["untrained"], sample.seed),
         shallow_deep=shallow_deep,
-        growths=_stacked([each.moments.assign(growth=n) for n, each in enumerate(growths)]),
-        growth_heads=_stacked([each.heads.assign(growth=n) for n, each in enumerate(growths)]),
+        growths=_stacked("growth", dict(enumerate(each.moments for each in growths))),
+        growth_heads=_stacked("growth", dict(enumerate(each.heads for each in growths))),
         examples=tuple(each.tokens for each in measured.examples),
         arrays=arrays | {f"likeness_{model}": each.heads for model, each in alike.items()},
     )
@@ -272,15 +256,12 @@ def _result(
 
 def _layers(alike: Likeness) -> pd.DataFrame:
     layer, other = np.indices(alike.divergence.shape).reshape(2, -1) + 1
-    return pd.DataFrame(
-        {
-            "layer": layer,
-            "other_layer": other,
-            "divergence": alike.divergence.ravel(),
-            "random_pairs": alike.random_pairs.ravel(),
-        }
-    )
+    divergence = alike.divergence.ravel()
+    return pd.DataFrame({"layer": layer, "other_layer": other, "divergence": divergence})
 
 
-def _stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+def _stacked(name: str, tables: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other, each marked by its key in the column `name`."""
+    if not tables:
+        return pd.DataFrame()
+    return pd.concat(tables, names=[name]).reset_index(name).reset_index(drop=True)

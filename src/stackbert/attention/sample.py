@@ -4,7 +4,8 @@ import hashlib
 import heapq
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from stackbert.corpus.sentences import split_sentences
 from stackbert.corpus.text import open_files
@@ -16,7 +17,7 @@ MIN_TOKENS = 12
 
 def sample_sentences(
     text: str | Path | Sequence[str | Path],
-    tokenizer: Any,  # noqa: ANN401 (any transformers tokenizer)
+    tokenizer: PreTrainedTokenizerBase,
     count: int,
     *,
     seed: int = 0,

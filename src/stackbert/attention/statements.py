@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from stackbert.attention.growth import OUTCOMES
 from stackbert.attention.likeness import Contrast
 from stackbert.attention.measure import AttentionResult
 from stackbert.attention.measures import CLASSES, LOCAL_WINDOW, PAPER_CLASSES, paper_share
@@ -55,27 +56,23 @@ def likeness_share(contrast: Contrast) -> float:
 
 def _patterns(result: AttentionResult) -> str:
     heads, uniform = result.heads_of("measured"), result.about("measured")
+    share, near, far = (paper_share(heads, uniform, window) for window in (LOCAL_WINDOW, 2, 8))
     fresh = paper_share(result.heads_of("untrained"), result.about("untrained"))
-    share = paper_share(heads, uniform)
-    near, far = (paper_share(heads, uniform, window) for window in (2, 8))
-    counts = [f"{(heads['class'] == name).sum()} {name}" for name in CLASSES]
+    counts = ", ".join(f"{(heads['class'] == name).sum()} {name}" for name in CLASSES)
     return (
         "Claim 1, most heads look at their neighbours or at [CLS]: "
         f"{'holds' if share > 0.5 else 'does not hold'}. {round(share * len(heads))} of "
-        f"{len(heads)} heads ({share:.0%}) do: {', '.join(counts[:3])}. The others are "
-        f"{', '.join(counts[3:])}. With neighbours up to 2 positions away instead of "
-        f"{LOCAL_WINDOW} it is {near:.0%} of the heads, with 8 {far:.0%}. Of an untrained model's "
-        f"heads it is {fresh:.0%}."
+        f"{len(heads)} heads ({share:.0%}) do; in an untrained model {fresh:.0%}. By class: "
+        f"{counts}. With neighbours within 2 positions instead of {LOCAL_WINDOW} it is "
+        f"{near:.0%} of the heads, within 8 {far:.0%}."
     )
 
 
 def _top_and_bottom(contrast: Contrast) -> str:
     return (
         f"Claim 2, top layers look like bottom layers: {_verdict(contrast)}. Each layer of the top "
-        f"half differs from the most similar layer of the bottom half by "
-        f"{_numbers(contrast, 'the bottom half')}, and {contrast.untrained:.3f} from an untrained "
-        "bottom half. (The two halves of the untrained model differ by only "
-        f"{contrast.untrained_alike:.3f}, as all its heads are nearly uniform.)"
+        "half differs from the most similar layer of the bottom half by "
+        f"{_numbers(contrast, 'an untrained bottom half')}"
     )
 
 
@@ -85,17 +82,16 @@ def _shallow_and_deep(result: AttentionResult, contrast: Contrast) -> str:
     return (
         f"Claim 3, a shallow model's maps look like a deep one's: {_verdict(contrast)}. Each of "
         f"the {deep['depth']} layers of {deep['name']} differs from the most similar of the "
-        f"{shallow['depth']} layers of {shallow['name']} by {_numbers(contrast, shallow['name'])}, "
-        f"and {contrast.untrained:.3f} from the most similar layer of an untrained model."
+        f"{shallow['depth']} layers of {shallow['name']} by "
+        f"{_numbers(contrast, 'the layers of an untrained model')}"
     )
 
 
-def _numbers(contrast: Contrast, others: str) -> str:
+def _numbers(contrast: Contrast, untrained: str) -> str:
     return (
-        f"{contrast.matched:.3f} (Jensen-Shannon divergence, 0 to 1, heads matched one to one). For "
-        f"comparison: {contrast.random_pairs:.3f} with heads paired at random, "
-        f"{contrast.dealt:.3f} with heads dealt to the layers at random, "
-        f"{contrast.all_pairs:.3f} from all layers of {others}"
+        f"{contrast.matched:.3f} (Jensen-Shannon divergence, 0 to 1, heads matched one to one). "
+        f"From {untrained} it is {contrast.untrained:.3f} (0%); if it did not matter in which "
+        f"layer a head is, it would be {contrast.dealt:.3f} (100%)."
     )
 
 
@@ -104,46 +100,43 @@ def _verdict(contrast: Contrast) -> str:
         return "cannot be judged, as the maps hardly differ from an untrained model's"
     share = likeness_share(contrast)
     word = next((word for least, word in _VERDICTS if share >= least), "does not hold")
-    return (
-        f"{word} ({share:.0%}; 0% means no closer than untrained layers, 100% as close as if it did "
-        "not matter in which layer a head is)"
-    )
+    return f"{word} ({share:.0%})"
 
 
 def _growth(moments: pd.DataFrame) -> list[str]:
     shallow, grown, later = (row for _, row in moments.iterrows())
-    patterned = [f"{row[list(PAPER_CLASSES)].sum():.0f} of {row['heads']}" for row in (grown, later)]
+    patterns = [f"{sum(row[name] for name in PAPER_CLASSES)}" for row in (grown, later)]
     lines = [
         f"Growth by {grown['run']} from {grown['source_depth']} to {grown['depth']} layers at step "
         f"{grown['step']:,}: the heads of the new layers differ from those that stacking copies by "
-        f"{grown['divergence']:.3f} right after growing and by {later['divergence']:.3f} at the end "
-        f"of the next stage. Their mass on the first token is {grown['first']:.2f}, then "
-        f"{later['first']:.2f} (the shallow model's: {shallow['first']:.2f}). "
-        f"{patterned[0]} heads have one of the paper's patterns (local, [CLS], mixed), then "
-        f"{patterned[1]}."
+        f"{grown['divergence']:.3f} right after growing, and by {later['divergence']:.3f} at the "
+        f"end of the next stage. Their mass on the first token is {grown['first']:.2f}, then "
+        f"{later['first']:.2f} (shallow model: {shallow['first']:.2f}). One of the paper's "
+        f"patterns is found in {patterns[0]}, then {patterns[1]} of {grown['heads']} heads."
     ]
-    kept, regained, changed = (int(later[name]) for name in ("kept", "regained", "changed"))
+    kept, regained, changed = (int(later[name]) for name in OUTCOMES)
     if copied := kept + regained + changed:
         chance = 1 / (grown["source_depth"] * grown["heads_per_layer"])
         lines.append(
             f"Of the {copied} heads that {grown['run']} copies into new layers, {kept} keep their "
-            "pattern throughout (of all heads of the shallow model, their source is the most "
-            f"similar), {regained} lose and regain it, {changed} change. By chance {chance:.0%} "
-            "would be most similar to their source."
+            f"pattern throughout, {regained} lose and regain it, {changed} change. A head keeps it "
+            "if, of all heads of the shallow model, its source is the most similar; by chance "
+            f"{chance:.0%} would."
         )
     return lines
 
 
 def _between_runs(group: pd.DataFrame) -> str:
     grown, later = (group[group["moment"] == moment] for moment in ("grown", "next"))
-    patterned = later.assign(share=later[list(PAPER_CLASSES)].sum(axis=1) / later["heads"])
+    patterns = later.assign(share=later[list(PAPER_CLASSES)].sum(axis=1) / later["heads"])
+    first = group.iloc[0]
     return (
-        f"Between the runs that grew from {grown['source_depth'].iloc[0]} to "
-        f"{grown['depth'].iloc[0]} layers: the new layers' mass on the first token is "
-        f"{_range(grown, 'first', '.2f')} right after growing and {_range(later, 'first', '.2f')} "
-        "at the end of the next stage; their heads differ from those that stacking copies by "
-        f"{_range(grown, 'divergence', '.3f')}, then by {_range(later, 'divergence', '.3f')}; at "
-        f"the end {_range(patterned, 'share', '.0%')} of them have one of the paper's patterns."
+        f"Between the runs, growing from {first['source_depth']} to {first['depth']} layers: the "
+        f"new layers' mass on the first token is {_range(grown, 'first', '.2f')} right after "
+        f"growing and {_range(later, 'first', '.2f')} at the end of the next stage. Their heads "
+        f"differ from those that stacking copies by {_range(grown, 'divergence', '.3f')}, then by "
+        f"{_range(later, 'divergence', '.3f')}. At the end the share of them with one of the "
+        f"paper's patterns is {_range(patterns, 'share', '.0%')}."
     )
 
 

@@ -4,15 +4,16 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.attention.likeness import SENTENCES, Rows, keep_rows
 from stackbert.attention.maps import SentenceMaps, attention_maps
-from stackbert.attention.measures import MEASURES, head_table, sentence_sums
+from stackbert.attention.measures import F64, MEASURES, head_table, sentence_sums
 from stackbert.errors import UserError
 from stackbert.model_files import open_model, open_tokenizer, stored_class
 from stackbert.pretraining.record import MODEL, is_run
@@ -21,12 +22,20 @@ EXAMPLE_TOKENS = 32
 """Tokens at which a sentence to be drawn is cut: the labels of more could not be read."""
 
 
+class Subject(NamedTuple):
+    """A model with its tokenizer; the name of a run's model is the run's."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
 @dataclass(frozen=True)
 class Sample:
     """What every model of a measurement reads."""
 
     sentences: Sequence[str]
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     max_length: int
     seed: int
 
@@ -47,19 +56,12 @@ class Observed:
 
 def open_subject(
     model: str | Path | PreTrainedModel,
-    tokenizer: Any = None,  # noqa: ANN401 (any transformers tokenizer)
-) -> tuple[PreTrainedModel, Any, str]:
-    """Open a model and its tokenizer.
-
-    Args:
-        model: a Hugging Face folder, a run directory (its final model), or a transformers model.
-        tokenizer: its tokenizer or the folder of one; by default the one in the model's folder.
-
-    Returns:
-        (model, tokenizer, name); the name of a run's model is the run's.
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+) -> Subject:
+    """Open a Hugging Face folder, a run's final model, or take a model as it is.
 
     Raises:
-        UserError: the folder holds no model that transformers opens, or there is no tokenizer.
+        UserError: transformers does not open the folder, or there is no tokenizer.
     """
     if isinstance(model, str | Path):
         folder = final_model(Path(model)).resolve()
@@ -72,21 +74,17 @@ def open_subject(
         raise UserError("A model passed as an object needs tokenizer=, an object or a folder.")
     if isinstance(tokenizer, str | Path):
         tokenizer = open_tokenizer(Path(tokenizer))
-    return model, tokenizer, name
+    return Subject(model, tokenizer, name)
 
 
 def final_model(folder: Path) -> Path:
-    """`folder` itself, or the place where a run directory has its final model.
-
-    Raises:
-        UserError: the run is not finished.
-    """
+    """`folder` itself, or the place where a run directory has its final model."""
     if not is_run(folder):
         return folder
     if not (folder / MODEL).is_dir():
         raise UserError(
-            f"The run {folder} is not finished: it has no {MODEL}/ yet. Wait for it to end, or name "
-            "one of its checkpoints."
+            f"The run {folder} is not finished: it has no {MODEL}/ yet. Wait for it to end, or "
+            "name one of its checkpoints."
         )
     return folder / MODEL
 
@@ -115,27 +113,14 @@ def observe(
     name: str,
     sample: Sample,
     examples: Sequence[str] = (),
-    *,
-    few: bool = False,
 ) -> Observed:
-    """Make a model read a sample. The model is left as it was.
-
-    Args:
-        model: an encoder.
-        name: what it is called.
-        sample: the sentences.
-        examples: sentences whose maps are kept.
-        few: read only as many sentences as likeness needs.
-
-    Raises:
-        UserError: as `attention_maps`, or no sentence has a token.
-    """
-    sums_LHM, uniform_M = 0.0, 0.0
+    """Make a model read a sample, and keep the maps of `examples`. It is left as it was."""
+    sums_LHM: F64 = np.zeros(())
+    uniform_M: F64 = np.zeros(())
     rows: Rows = {}
     lengths = []
-    sentences = sample.sentences[:SENTENCES] if few else sample.sentences
     for sentence in attention_maps(
-        model, sample.tokenizer, sentences, max_length=sample.max_length
+        model, sample.tokenizer, sample.sentences, max_length=sample.max_length
     ):
         heads_LHM, alike_M = sentence_sums(sentence)
         sums_LHM, uniform_M = sums_LHM + heads_LHM, uniform_M + alike_M
@@ -161,7 +146,7 @@ def observe(
     return Observed(about | uniform, heads, rows, sorted(drawn, key=lambda each: each.index))
 
 
-def check_same_tokenizer(first: Any, second: Any) -> None:  # noqa: ANN401
+def check_same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> None:
     """Refuse to compare the maps of models that cut text differently."""
     one, other = first.get_vocab(), second.get_vocab()
     if one != other:
