@@ -55,7 +55,7 @@ def table_text(
     for row in frame.itertuples(index=False, name=None):
         table.add_row(
             *(
-                _cell(value, (formats or {}).get(name))
+                cell_text(value, (formats or {}).get(name))
                 for name, value in zip(frame, row, strict=True)
             )
         )
@@ -66,7 +66,8 @@ def table_text(
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
 
 
-def _cell(value: Any, form: str | None) -> str:  # noqa: ANN401 (a cell)
+def cell_text(value: Any, form: str | None = None) -> str:  # noqa: ANN401 (a cell)
+    """A cell as text; a missing value is empty."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
     if form:

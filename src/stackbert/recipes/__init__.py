@@ -83,12 +83,17 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 (plain YAML values)
 
 def differing_fields(a: Recipe, b: Recipe) -> list[str]:
     """Dotted names of the fields in which two recipes differ, with both values."""
-    flat_a, flat_b = (_flatten(recipe.model_dump(mode="json"), "") for recipe in (a, b))
+    flat_a, flat_b = flat_fields(a), flat_fields(b)
     return [
         f"{name} ({flat_a.get(name)} there, {flat_b.get(name)} here)"
         for name in {**flat_a, **flat_b}
         if flat_a.get(name) != flat_b.get(name)
     ]
+
+
+def flat_fields(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's fields by their dotted names, as `--set` takes them."""
+    return _flatten(recipe.model_dump(mode="json"), "")
 
 
 def _flatten(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 (plain YAML values)
