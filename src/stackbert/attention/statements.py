@@ -174,4 +174,4 @@ def layer_table(result: AttentionResult) -> pd.DataFrame:
         {"layer": "uniform", **result.about("measured")[list(columns)], "heads": ""},
         row(f"untrained ({fresh['sentences']})", result.heads_of("untrained")),
     ]
-    return pd.DataFrame(rows).rename(columns=columns)
+    return pd.DataFrame(rows).round(3).rename(columns=columns)
