@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from stackbert.files import write_text, writing
-from stackbert.report.charts import STYLES
+from stackbert.reports.charts import STYLES
 from stackbert.tables import cell_text
 
 _HERE = Path(__file__).parent

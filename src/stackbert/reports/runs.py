@@ -13,8 +13,8 @@ from stackbert.pretraining.ledger import read_ledger, stage_table
 from stackbert.pretraining.record import RunRecord, read_run
 from stackbert.recipe import Recipe
 from stackbert.recipes import flat_fields
-from stackbert.report.charts import clipping_note, loss_curves
-from stackbert.report.page import Chart, Page, Table
+from stackbert.reports.charts import clipping_note, loss_curves
+from stackbert.reports.page import Chart, Page, Table
 from stackbert.units import counted, format_duration
 
 _POINTS = 250

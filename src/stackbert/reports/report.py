@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stackbert.errors import UserError
 from stackbert.pretraining.record import RUN
-from stackbert.report.page import Page, is_report, save_figures, write_page
+from stackbert.reports.page import Page, is_report, save_figures, write_page
 
 FolderPath = str | os.PathLike[str]
 COMPARISON, ATTENTION, FINETUNE = "comparison.json", "attention.json", "finetune.json"
@@ -85,17 +85,17 @@ def report_page(folders: Sequence[Path]) -> Page:
 def _page(name: str, folders: list[Path]) -> Page:
     # Each page brings the libraries of its subject; load only what is asked for.
     if name == RUN:
-        from stackbert.report.runs import run_page
+        from stackbert.reports.runs import run_page
 
         return run_page(folders)
     if name == COMPARISON:
-        from stackbert.report.comparison import comparison_page
+        from stackbert.reports.comparison import comparison_page
 
         return comparison_page(folders[0])
     if name == FINETUNE:
-        from stackbert.report.finetuning import finetune_page
+        from stackbert.reports.finetuning import finetune_page
 
         return finetune_page(folders[0])
-    from stackbert.report.attention import attention_page
+    from stackbert.reports.attention import attention_page
 
     return attention_page(folders[0])
