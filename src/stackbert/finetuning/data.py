@@ -4,11 +4,11 @@ import csv
 import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from stackbert.errors import UserError
@@ -20,7 +20,7 @@ from stackbert.units import did_you_mean
 LabelKind = Literal["auto", "classification", "regression"]
 Raw = dict[str, tuple[str, pd.DataFrame]]
 """By split: where it comes from, for messages, and its columns as they are there."""
-SPLITS = {
+_SPLITS = {
     "train": ("train",),
     "dev": ("dev", "validation", "dev_matched", "validation_matched"),
     "dev_mismatched": ("dev_mismatched", "validation_mismatched"),
@@ -36,12 +36,15 @@ _MOST_CLASSES = 20
 _DEV_SHARE = 0.1
 
 
-def read_table(path: Path, *, quoted: bool = True) -> pd.DataFrame:
+def read_table(
+    path: Path, *, quoted: bool = True, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
     """The cells of a .csv, .tsv, .json (a list of objects), .jsonl or .parquet file.
 
     Args:
         path: the file.
         quoted: whether quotation marks may enclose a cell, or are characters like any other.
+        columns: of a .csv or .tsv without a header.
 
     Raises:
         UserError: it cannot be read.
@@ -69,12 +72,13 @@ def read_table(path: Path, *, quoted: bool = True) -> pd.DataFrame:
             quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
             lineterminator=None if quoted else "\n",
         )
-    last = cells.columns[-1]
-    cells[last] = cells[last].str.removesuffix("\r")
-    return cells.iloc[1:].set_axis(list(cells.iloc[0]), axis=1).reset_index(drop=True)
+        cells[cells.columns[-1]] = cells[cells.columns[-1]].str.removesuffix("\r")
+        if columns is None:
+            columns, cells = list(cells.iloc[0]), cells.iloc[1:]
+        return cells.set_axis(list(columns), axis=1).reset_index(drop=True)
 
 
-def is_quoted(path: Path) -> bool:
+def _is_quoted(path: Path) -> bool:
     """Whether a .tsv quotes its cells, as pandas writes it, or has quotation marks in its texts."""
     with reading(path):
         text = path.read_bytes().decode("utf-8-sig")
@@ -84,42 +88,35 @@ def is_quoted(path: Path) -> bool:
     except csv.Error:
         return False
     quoted = [row for row in quoted if row]
-    if len({len(row) for row in quoted}) != 1 or len({len(row) for row in plain}) != 1:
-        return len({len(row) for row in quoted}) == 1
+    is_table, is_plain_table = (len({len(row) for row in rows}) == 1 for rows in (quoted, plain))
+    if not is_table or not is_plain_table:
+        return is_table
     # Both are tables. Only whoever quotes doubles the marks within a cell, or quotes the header.
     marked = [cell for row in plain for cell in row if cell.startswith('"')]
     is_doubled = any('""' in cell[1:-1] for cell in marked) or plain[0][0].startswith('"')
     return is_doubled and len(plain) == len(quoted)
 
 
-def read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ()) -> Raw:
-    """The splits of a data set of the library `datasets`.
+def _read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ()) -> Raw:
+    """The splits of a data set of the library `datasets`: a folder, or a name on the hub.
 
-    Args:
-        name: a folder that `save_to_disk` wrote, or a name on the hub (`NAME` or
-            `NAME:CONFIGURATION`), which uses the network.
-        configuration: of the hub, where the name has none.
-        labels: of a known task: classes become names only if the data set has the same ones.
-
-    Raises:
-        UserError: it cannot be opened, or has no splits.
+    Classes become names; of a known task only if the data set has the same ones as `labels`.
     """
     with reading(name, "It is a folder of save_to_disk or a name on the hub, NAME:CONFIGURATION."):
         import datasets
 
+        repository, _, own = name.partition(":")
         if Path(name).exists():
             found = datasets.load_from_disk(name)
         else:
-            repository, _, own = name.partition(":")
             found = datasets.load_dataset(repository, own or configuration or None)
     if not isinstance(found, dict):
         raise UserError(f"{name} has no splits. Save train, validation and test together.")
     raw: Raw = {}
-    for ours, theirs in SPLITS.items():
+    for ours, theirs in _SPLITS.items():
         for split in (split for split in theirs if split in found):
-            rows = found[split]
-            columns = {column: list(rows[column]) for column in rows.column_names}
-            for column, feature in rows.features.items():
+            columns = {column: list(found[split][column]) for column in found[split].column_names}
+            for column, feature in found[split].features.items():
                 names = getattr(feature, "names", None)
                 if names and (not labels or set(names) == set(labels)):
                     # -1 stands for a label that is unknown.
@@ -128,99 +125,109 @@ def read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ())
     return raw
 
 
-def glue_files(task: Task, folder: Path) -> Raw | str:
-    """The official files of a GLUE task, or what is missing ("no folder MNLI").
+def _glue_files(task: Task, folder: Path) -> Raw:
+    """The official files of a GLUE task, in its own folder or one that holds it; none if neither.
 
-    Args:
-        task: of GLUE.
-        folder: holds the tasks' folders (CoLA, SST-2, …; in any case), or is the task's own.
+    Folders may be called in any case, with or without the hyphen (CoLA, SST-2, …).
     """
-    called = [path for path in (folder.resolve(), *sorted(folder.iterdir())) if path.is_dir()]
-    plain = {path: path.name.lower().replace("-", "") for path in called}
-    own = [path for path in called if plain[path] == task.name.replace("-", "")]
-    if not own:
-        return f"no folder {task.title}"
+    folders = [path for path in (folder.resolve(), *sorted(folder.iterdir())) if path.is_dir()]
+    names = [path.name.lower().replace("-", "") for path in folders]
+    if task.name.replace("-", "") not in names:
+        return {}
+    own = folders[names.index(task.name.replace("-", ""))]
     raw: Raw = {}
-    for split, names in SPLITS.items():
-        for path in (own[0] / f"{name}.tsv" for name in names):
+    for split, stems in _SPLITS.items():
+        bare = task.name == "cola" and split != "test"
+        columns = ("source", "label", "mark", "sentence") if bare else None
+        for path in (own / f"{stem}.tsv" for stem in stems):
             if path.is_file():
-                frame = read_table(path, quoted=False)
-                if task.name == "cola" and split != "test":  # the first line is a row
-                    frame.loc[-1] = list(frame.columns)
-                    frame = frame.sort_index().reset_index(drop=True)
-                    frame.columns = pd.Index(["source", "label", "mark", "sentence"])
-                raw[split] = (str(path), frame)
+                raw[split] = (str(path), read_table(path, quoted=False, columns=columns))
     diagnostic = folder / "diagnostic" / "diagnostic.tsv"
-    if task.name == "mnli" and diagnostic.is_file():  # MNLI's models answer it
+    if task.name == "mnli" and raw and diagnostic.is_file():  # MNLI's models answer it
         raw["test_ax"] = (str(diagnostic), read_table(diagnostic, quoted=False))
-    return raw if "train" in raw else f"no train.tsv in {own[0]}"
+    return raw
 
 
-def task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None = None) -> TaskData:
-    """A task's data, checked. Labels of test splits are not even looked at.
-
-    Args:
-        task: with the names of the columns.
-        raw: tables.
-        notes: on the tables.
-        key: the column that predictions go by; without it an index or the row's number.
+def official_tasks(
+    task: str | Sequence[str], data: str | Path | None, dataset: str | None
+) -> tuple[list[TaskData], list[str]]:
+    """GLUE's and SQuAD's tasks, and those of "glue" without data; arguments as of `finetune`.
 
     Raises:
-        UserError: a column is missing, a row is wrong (its table and number are named), or there is
-            no train or dev split.
+        UserError: there is no such task or no such data, or a file is malformed.
     """
+    words = ",".join([task] if isinstance(task, str) else task).lower().split(",")
+    known = ("glue", *TASKS)
+    for name in words:
+        if name not in known:
+            shown = ", ".join((*known, "own"))
+            raise UserError(f"There is no task '{name}'{did_you_mean(name, known)} among {shown}.")
+    if (data is None) == (dataset is None) or (data is not None and not Path(data).is_dir()):
+        raise UserError("Name the folder of the tasks' files (--data) or a data set (--dataset).")
+    works, missing = [], []
+    for name in dict.fromkeys((*GLUE, *words) if "glue" in words else words):
+        if name in ("squad", "squad-v2"):
+            works.append(load_squad(TASKS[name], Path(str(data or dataset))))
+        elif name != "glue":
+            if data is not None:
+                raw = _glue_files(TASKS[name], Path(data))
+            else:
+                raw = _read_dataset(str(dataset), name.replace("-", ""), TASKS[name].labels)
+            if "train" in raw or name in words:
+                works.append(_task_data(TASKS[name], raw))
+            else:
+                missing.append(name)
+    if not works:
+        raise UserError(f"{data} holds no folders of GLUE's tasks (CoLA, MRPC, …) with train.tsv.")
+    return works, missing
+
+
+def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None = None) -> TaskData:
+    """A task's data, checked. Predictions go by `key`, an index, or the row's number."""
     for split in ("train", "dev"):
         if split not in raw:
-            places = ", ".join(where for where, _ in raw.values())
-            raise UserError(f"There is no {split} split of {task.title} (only {places}).")
+            raise UserError(
+                f"There is no {split} split of {task.title} ({task.title}/{split}.tsv)."
+            )
     splits, notes = {}, list(notes)
     for split, (where, frame) in raw.items():
-        columns = {"text": task.text, "text_pair": task.pair, "label": task.label, "key": (key,)}
-        chosen = {
-            name: _column(frame, names, where)
-            for name, names in columns.items()
-            if any(names) and not (name == "label" and split.startswith("test"))
-        }
         index = next((name for name in ("index", "idx", "id") if name in frame), None)
-        if index and not key:
-            chosen["key"] = index
+        wanted = {"key": (key or index,), "text": task.text, "text_pair": task.pair}
+        if not split.startswith("test"):  # labels of test splits are not even looked at
+            wanted["label"] = task.label
+        columns = {n: _column(frame, names, where) for n, names in wanted.items() if any(names)}
         with reading(where):
-            cells = frame[list(chosen.values())].map(_plain)
-        cells.columns = pd.Index(chosen)
-        if "key" not in cells:
-            cells["key"] = cells.index.astype(str)
-        problems = pd.Series("", index=cells.index)
+            cells = frame[list(columns.values())].map(_plain).set_axis(list(columns), axis=1)
+        is_wrong = pd.Series(False, index=cells.index)
         for name in cells.columns.intersection(["text", "text_pair"]):
-            problems[cells[name].str.strip() == ""] = f"the column '{chosen[name]}' is empty"
+            is_wrong |= cells[name].str.strip() == ""
         if "label" in cells:
-            labels = _numbers(task, cells["label"].str.strip())
-            expected = " or ".join(task.labels) or "a number (of STS-B 0 to 5)"
-            for row in labels.index[labels.isna()]:
-                problems[row] = f"the label '{cells['label'][row]}' is not {expected}"
-            cells["label"] = labels
-        wrong = problems[problems != ""]
-        may_be_wrong = _DAMAGED_QQP if (task.name, split) == ("qqp", "train") else 0.0
-        if len(wrong) > may_be_wrong * len(cells):
-            raise UserError(f"{where}, row {wrong.index[0] + 1}: {wrong.iloc[0]}. Correct the row.")
-        if len(wrong):
-            notes.append(f"{where}: {len(wrong)} damaged rows are left out ({wrong.iloc[0]}).")
-        cells = cells.drop(wrong.index).reset_index(drop=True)
+            cells["label"] = _numbers(task, cells["label"].str.strip())
+            is_wrong |= cells["label"].isna()
+        wrong = list(cells.index[is_wrong])
+        if wrong:
+            what = f"{where}, row {wrong[0] + 1} has an empty text or a label that is not "
+            what += " or ".join(task.labels) or "a number (of STS-B from 0 to 5)"
+            shown = frame.loc[wrong[0], list(columns.values())].to_dict()
+            if (task.name, split) != ("qqp", "train") or len(wrong) > _DAMAGED_QQP * len(cells):
+                raise UserError(f"{what}: {shown}. Correct the row.")
+            notes.append(f"{what}. It is left out, and {len(wrong) - 1} like it.")
+        cells = cells.drop(wrong).reset_index(drop=True)
+        if "key" not in cells:
+            cells.insert(0, "key", frame.index.drop(wrong).astype(str))
         if cells.empty or (split != "train" and cells["key"].duplicated().any()):
             raise UserError(f"{where} has no rows, or two with one key, which predictions go by.")
-        if "label" in cells and task.labels:
-            cells["label"] = cells["label"].astype(int)
-        splits[split] = cells[[c for c in ("key", "text", "text_pair", "label") if c in cells]]
+        splits[split] = cells.astype({"label": int}) if task.labels and "label" in cells else cells
     return TaskData(task, splits, tuple(notes))
 
 
 def _column(frame: pd.DataFrame, names: Sequence[str | None], where: str) -> str:
-    found = [column for column in frame.columns if column in names]
+    found = [str(column) for column in frame.columns if column in names]
     if len(found) != 1:
-        raise UserError(
-            f"{where} has {len(found) or 'no'} columns {' or '.join(map(str, names))}; its columns "
-            f"are {', '.join(map(str, frame.columns))}."
-        )
-    return str(found[0])
+        called = " or ".join(f"'{name}'" for name in names)
+        there = ", ".join(map(str, frame.columns))
+        raise UserError(f"{where} has {len(found) or 'no'} columns {called}, only {there}.")
+    return found[0]
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401 (any cell)
@@ -238,47 +245,9 @@ def _numbers(task: Task, labels: "pd.Series[str]") -> "pd.Series[float]":
     if task.labels:
         numbers = {str(number): number for number in range(len(task.labels))}
         return labels.map(numbers | {label: number for number, label in enumerate(task.labels)})
+    low, high = (0.0, 5.0) if task.name == "sts-b" else (-np.finfo(float).max, np.finfo(float).max)
     found = pd.to_numeric(labels, errors="coerce")
-    low, high = (0.0, 5.0) if task.name == "sts-b" else (-math.inf, math.inf)
-    return found.where(found.between(low, high) & (found.abs() < math.inf))
-
-
-def official_tasks(
-    task: str | Sequence[str], data: str | Path | None, dataset: str | None
-) -> tuple[list[TaskData], dict[str, str]]:
-    """GLUE's and SQuAD's tasks, and what is missing for "glue"; the arguments are `finetune`'s.
-
-    Raises:
-        UserError: there is no such task or no such data, or a file is malformed.
-    """
-    words = ",".join([task] if isinstance(task, str) else task).lower().split(",")
-    known = ("glue", *TASKS, "own")
-    for name in words:
-        if name not in known or name == "own":
-            raise UserError(f"There is no task '{name}'{did_you_mean(name, known)}: {known}.")
-    if (data is None) == (dataset is None):
-        raise UserError("Say where the data is: a folder (--data) or a data set (--dataset).")
-    if data is not None and not Path(data).is_dir():
-        raise UserError(f"There is no folder {data}. Name the one with the tasks' files.")
-    works, missing = [], {}
-    for name in dict.fromkeys((*GLUE, *words) if "glue" in words else words):
-        if name == "glue":
-            continue
-        chosen = TASKS[name]
-        if chosen.kind == "span" and data is not None:
-            works.append(load_squad(chosen, Path(data)))
-            continue
-        if data is not None:
-            raw = glue_files(chosen, Path(data))
-        else:
-            raw = read_dataset(str(dataset), name.replace("-", ""), chosen.labels)
-        if isinstance(raw, str):
-            missing[name] = raw
-        else:
-            works.append(task_data(chosen, raw))
-    if not works or set(words) & missing.keys():
-        raise UserError(f"{data} does not have the task's data: {', '.join(missing.values())}.")
-    return works, missing
+    return found.where(found.between(low, high))
 
 
 def read_tables(
@@ -286,15 +255,16 @@ def read_tables(
 ) -> tuple[Raw, str, list[str]]:
     """A user's own tables by split, or a data set: what is in them, a name, and notes."""
     if (tables["train"] is None) == (dataset is None):
-        raise UserError("Say where your data is: a training table (--data) or --dataset.")
+        raise UserError("Name your training table (--data) or a data set (--dataset).")
     train = Path(dataset or str(tables["train"]))
     if dataset is not None or train.is_dir():
-        return read_dataset(str(train)), train.name, []
+        return _read_dataset(str(train)), train.name, []
     raw, notes = {}, []
     for split, path in ((split, Path(str(path))) for split, path in tables.items() if path):
-        quoted = path.suffix.lower() != ".tsv" or is_quoted(path)
+        is_tsv = path.suffix.lower() == ".tsv"
+        quoted = not is_tsv or _is_quoted(path)
         raw[split] = (str(path), read_table(path, quoted=quoted))
-        if quoted and path.suffix.lower() == ".tsv":
+        if is_tsv and quoted:
             notes.append(f"{path}: quotation marks around cells are not taken for text.")
     return raw, train.resolve().parent.name if train.stem == "train" else train.stem, notes
 
@@ -322,17 +292,15 @@ def own_data(
     """
     where, train = raw["train"]
     texts = train[_column(train, (label,), where)].map(_plain).str.strip()
-    numbers = pd.to_numeric(texts, errors="coerce")
-    values = set(texts)
+    values, numbers = sorted(set(texts)), pd.to_numeric(texts, errors="coerce")
     if kind == "auto":
-        is_number = bool(numbers.notna().all())
-        is_whole = is_number and bool((numbers % 1 == 0).all())
+        is_whole = bool((numbers % 1 == 0).all())
         if is_whole and len(values) > _MOST_CLASSES:
             raise UserError(
                 f"{where}: the column '{label}' holds {len(values)} different whole numbers. Are "
                 "they classes or quantities? Say --kind classification or --kind regression."
             )
-        kind = "regression" if is_number and not is_whole else "classification"
+        kind = "classification" if is_whole or numbers.isna().any() else "regression"
         notes = [*notes, f"{where}: the column '{label}' is taken for {kind}."]
     is_class = kind == "classification"
     if is_class and (len(values) < 2 or len(values) == len(texts) > 2):
@@ -340,20 +308,19 @@ def own_data(
             f"{where}: the column '{label}' holds {len(values)} different labels in {len(texts)} "
             "rows, so these are not classes. Name another column, or say --kind regression."
         )
-    in_order = sorted(values, key=lambda one: (float(one) if numbers.notna().all() else 0.0, one))
     task = Task(
         name=f"own-{name}" if name in TASKS else name,
         title=name,
         kind="classes" if is_class else "number",
-        labels=tuple(in_order) if is_class else (),
         metrics=("accuracy", "f1_macro") if is_class else ("pearson", "spearman"),
+        labels=tuple(values if numbers.isna().any() else sorted(values, key=float)) * is_class,
         text=(text,),
         pair=(second,) if second else (),
         label=(label,),
     )
     if "dev" in raw:
-        return task_data(task, raw, notes, key)
-    whole = task_data(task, {**raw, "dev": raw["train"]}, notes, key)
+        return _task_data(task, raw, notes, key)
+    whole = _task_data(task, {**raw, "dev": raw["train"]}, notes, key)
     rows = whole.splits["train"]
     pairs = zip(rows["text"], rows.get("text_pair", [""] * len(rows)), strict=True)
     hashes = pd.Series([hashlib.sha256(json.dumps(pair).encode()).hexdigest() for pair in pairs])

@@ -171,7 +171,8 @@ class Encoded:
     rows: list[dict[str, Any]]
     """"input_ids" and, where the model has them, "token_type_ids", both (S,); of the training split
     also the labels, by the names of the model's arguments."""
-    notes: tuple[str, ...] = ()
+    note: str = ""
+    """How many were cut, if any."""
     windows: Sequence[Any] = ()
     """Of SQuAD, one a row."""
 

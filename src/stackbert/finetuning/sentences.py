@@ -1,12 +1,11 @@
 """Classes and numbers: texts to rows of token ids, and the head's outputs to scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from stackbert.finetuning.models import Encoded, Opened
 from stackbert.finetuning.tasks import TASKS, Settings, TaskData
@@ -18,8 +17,10 @@ _TOGETHER = 1000
 
 def score(metrics: Sequence[str], labels: Array, said: Array) -> dict[str, float]:
     """Each metric as a fraction. "f1" is of class 1; where nothing varies, correlations are 0."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef  # of the extra
+
     varies = len(np.unique(labels)) > 1 and len(np.unique(said)) > 1
-    scorers = {
+    scorers: dict[str, Callable[[], float]] = {
         "accuracy": lambda: accuracy_score(labels, said),
         "f1": lambda: f1_score(labels == 1, said == 1, zero_division=0.0),
         "f1_macro": lambda: f1_score(labels, said, average="macro", zero_division=0.0),
@@ -77,7 +78,7 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
     note = (
         f"{data.task.title}: {cut:,} of {len(rows):,} rows of {split} are cut at {longest} tokens."
     )
-    return Encoded(rows, (note,) if cut else ())
+    return Encoded(rows, note if cut else "")
 
 
 def judge(

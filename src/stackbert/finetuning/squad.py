@@ -62,8 +62,10 @@ def _read(path: Path, task: Task, split: str) -> pd.DataFrame:
                     "text": question["question"].lstrip(),
                     "context": paragraph["context"],
                     "answers": [answer["text"] for answer in answers],
-                    "starts": [answer["answer_start"] for answer in answers],
+                    "start": answers[0]["answer_start"] if answers else 0,
                 }
+    if not rows:
+        raise UserError(f"{path} has no questions.")
     return pd.DataFrame(rows.values())
 
 
@@ -106,7 +108,8 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
     if most < _LEAST_ROOM:
         raise UserError(f"Rows of {longest} tokens leave no room for a paragraph and a question.")
     names = ["input_ids", *(["token_type_ids"] if opened.takes_types else [])]
-    rows, windows, cut = [], [], 0
+    rows: list[dict[str, Any]] = []
+    windows, cut = [], 0
     common: dict[str, Any] = {
         "max_length": longest,
         "verbose": False,
@@ -132,22 +135,19 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
             **common,
         )
         for at, place in enumerate(encoded["overflow_to_sample_mapping"]):
-            row = {name: np.array(encoded[name][at], dtype=np.int32) for name in names}
+            row: dict[str, Any] = {n: np.array(encoded[n][at], dtype=np.int32) for n in names}
             offsets_S2 = np.array(encoded["offset_mapping"][at], dtype=np.int32).reshape(-1, 2)
             offsets_S2[[part != 1 for part in encoded.sequence_ids(at)]] = -1
             first = np.flatnonzero(row["input_ids"] == tokenizer.cls_token_id)
             window = Window(start + place, offsets_S2, int(first[0]) if len(first) else 0)
             if split == "train":
-                begin, answer = next(
-                    zip(some["starts"].iloc[place], some["answers"].iloc[place], strict=True),
-                    (0, ""),
-                )
-                span = window.span_of(begin, begin + len(answer))
-                row |= dict(zip(("start_positions", "end_positions"), span, strict=True))
+                begin, answers = int(some["start"].iloc[place]), some["answers"].iloc[place]
+                first_token, last_token = window.span_of(begin, begin + len((*answers, "")[0]))
+                row |= {"start_positions": first_token, "end_positions": last_token}
             rows.append(row)
             windows.append(window)
     note = f"{data.task.title}: {cut:,} questions of {split} are too long and lose their end."
-    return Encoded(rows, (note,) if cut else (), windows)
+    return Encoded(rows, note if cut else "", windows)
 
 
 def judge(

@@ -4,11 +4,12 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from stackbert.errors import Interrupted, UserError
 from stackbert.files import Record, locked, write_text, writing
@@ -22,15 +23,8 @@ from stackbert.finetuning.models import (
     find_models,
     head_class,
 )
-from stackbert.finetuning.tasks import (
-    Settings,
-    TaskData,
-    check_overrides,
-    default_seeds,
-    settings_for,
-)
+from stackbert.finetuning.tasks import Settings, TaskData, default_seeds, settings_for
 from stackbert.finetuning.train import RunResult, finetune_once, kind_of, rows_of
-from stackbert.finetuning.verdict import RUN
 from stackbert.machine import describe, fastest_precision, keep_memory, pick_device
 from stackbert.pretraining.signals import StopRequest
 from stackbert.progress import Progress
@@ -38,9 +32,9 @@ from stackbert.tables import Frame
 from stackbert.units import counted, format_duration
 
 FINETUNE = "finetune.json"
-RESULTS = "results"
+_RUN = ["task", "model", "member", "seed"]
 _COSTS = ["steps", "loss", "seconds", "predicting", "diverged", "tested"]
-_COLUMNS = [*RUN, "split", "metric", "score", "guess", *_COSTS]
+_COLUMNS = [*_RUN, "split", "metric", "score", "guess", *_COSTS]
 
 
 class TaskRecord(BaseModel):
@@ -66,21 +60,21 @@ class FinetuneResult(Record):
 
     what: ClassVar[str] = "a folder of 'stackbert finetune'"
 
-    models: tuple[Model, ...]
-    """The first is the one that others are compared with; the control comes last."""
-    tasks: dict[str, TaskRecord]
-    missing: dict[str, str]
-    """Tasks that were asked for and have no data, and what is missing."""
     machine: dict[str, Any]
-    scores: Frame
+    models: tuple[Model, ...] = ()
+    """The first is the one that others are compared with; the control comes last."""
+    tasks: dict[str, TaskRecord] = Field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    """Tasks of "glue" that have no data."""
+    scores: Frame = pd.DataFrame(columns=_COLUMNS)
     """A row for every run, split and metric: task, model, member, seed, split, metric, score,
     guess (what always giving the commonest answer scores; a run that diverged has this score), and
     of the run steps, loss, seconds of training, of predicting, diverged, tested."""
 
     @property
     def runs(self) -> pd.DataFrame:
-        """A row a run."""
-        return self.scores.drop_duplicates(RUN)[[*RUN, *_COSTS]]
+        """A row a run: what it cost."""
+        return self.scores.drop_duplicates(_RUN)[[*_RUN, *_COSTS]]
 
     @property
     def unfinished(self) -> int:
@@ -107,7 +101,7 @@ def read_finetune(folder: str | Path) -> FinetuneResult:
 
 def predictions_path(folder: str | Path, task: str, model: Model, seed: int) -> Path:
     """Where a run's predictions are: a JSON object a row, with split, key and prediction."""
-    return Path(folder) / RESULTS / task / f"{model.key}-seed{seed}.jsonl"
+    return Path(folder) / "results" / task / f"{model.key}-seed{seed}.jsonl"
 
 
 def finetune(
@@ -141,10 +135,10 @@ def finetune(
         models: Hugging Face checkpoint folders or run directories (their final model). The others
             are compared with the first.
         task: "glue" for every GLUE task whose data is there, names ("mrpc", "squad-v2",
-            "mrpc,rte"), or "own".
+            "mrpc,rte"), or "own" for your own.
         out: folder for results and predictions.
-        data: the folder with the tasks' official files; of your own task the training table, .csv,
-            .tsv, .json, .jsonl or .parquet.
+        data: the folder with the tasks' official files; your own training table, .csv, .tsv, .json,
+            .jsonl or .parquet.
         dataset: instead, a data set of the library `datasets`: a folder of `save_to_disk` or a name
             on the hub, the only one that uses the network.
         groups: by name, the same model from several pre-training seeds. The interval is then over
@@ -155,13 +149,13 @@ def finetune(
         settings: "field=value" for all tasks or "task.field=value" for one (`tasks.Settings`).
         control: also fine-tune the first model with random weights. A score that is not above this
             one's shows nothing of pre-training.
-        dev: your own task: the table to score on; without it a tenth of the rows is set aside.
-        test: predict the test splits too; your own task: the table to predict.
-        text: your own task: the column of the text, or of the first of a pair.
-        second: the column of a pair's other text.
-        label: the column of the class or number.
-        key: the column that predictions go by; without it the row's number.
-        kind: whether the labels are classes or numbers, where that is not plain.
+        dev: your own table to score on; without it a tenth of the rows is set aside.
+        test: predict the test splits too; your own table to predict.
+        text: your own column of the text, or of the first of a pair.
+        second: your own column of a pair's other text.
+        label: your own column of the class or number.
+        key: your own column that predictions go by; without it the row's number.
+        kind: whether your labels are classes or numbers, where that is not plain.
         progress: hears of progress.
 
     Raises:
@@ -174,54 +168,54 @@ def finetune(
         >>> result = sb.finetune("run", task="mrpc", data="glue", out="ft")  # doctest: +SKIP
         >>> print(result.table(), *result.verdict(), sep="\\n")  # doctest: +SKIP
     """
+    for library in ("accelerate", "sklearn"):
+        if not find_spec(library):
+            raise UserError(f"There is no {library}: pip install 'stackbert[finetuning]'.")
     if seeds is not None and seeds < 1:
         raise UserError(f"seeds must be at least 1, not {seeds}.")
     keep_memory()
     found = find_models(models, groups or {}, along)
     found += control_of(found) if control else []
-    missing: dict[str, str] = {}
+    missing: list[str] = []
     if task == "own":
         raw, name, notes = read_tables({"train": data, "dev": dev, "test": test}, dataset)
-        works = [
-            own_data(raw, name, notes, text=text, second=second, label=label, key=key, kind=kind)
-        ]
+        columns: Any = {"text": text, "label": label, "second": second, "key": key}
+        works = [own_data(raw, name, notes, kind=kind, **columns)]
     else:
         works, missing = official_tasks(task, data, dataset)
-    check_overrides(settings, [work.task.name for work in works])
     for model, work in itertools.product(found, works):
         head_class(model, work.task)
+    names = [work.task.name for work in works]
+    chosen = {name: settings_for(name, settings, names) for name in names}
     folder = Path(out)
     with (
         writing(f"fine-tuning into {folder}"),
         locked(folder, f"{folder} is in use"),
-        progress or Progress() as hears,
         StopRequest() as stop,
     ):
-        result = _begin(folder, found, works, missing, seeds, settings)
-        return _run_all(folder, result, found, works, seeds, bool(test), hears, stop)
+        result = _begin(folder, found, works, chosen, seeds)
+        lacking = {*result.missing, *missing} - result.tasks.keys()
+        result = result.model_copy(update={"missing": tuple(sorted(lacking))})
+        result.write(folder / FINETUNE)
+        return _run_all(
+            folder, result, found, works, seeds, bool(test), progress or Progress(), stop
+        )
 
 
 def _begin(
     folder: Path,
     models: Sequence[Model],
     works: Sequence[TaskData],
-    missing: dict[str, str],
+    chosen: Mapping[str, Settings],
     seeds: int | None,
-    overrides: Sequence[str],
 ) -> FinetuneResult:
-    """The folder's record with what this call adds, written.
+    """The folder's record with the models, tasks and seeds that this call adds.
 
     Raises:
         UserError: the folder holds something else, or other models, settings or data.
     """
     device = pick_device()
-    record = FinetuneResult(
-        models=(),
-        tasks={},
-        missing={},
-        machine=describe(device),
-        scores=pd.DataFrame(columns=_COLUMNS),
-    )
+    record = FinetuneResult(machine=describe(device))
     if (folder / FINETUNE).is_file():
         record = read_finetune(folder)
     elif foreign := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
@@ -231,49 +225,45 @@ def _begin(
     precision = earlier[0] if earlier else fastest_precision(device)
     tasks = dict(record.tasks)
     for work in works:
-        settings = settings_for(work.task, overrides)
+        name, settings = work.task.name, chosen[work.task.name]
         if settings.precision == "auto":
             settings = settings.model_copy(update={"precision": precision})
-        task = TaskRecord(
+        known = tasks.get(name)
+        tasks[name] = TaskRecord(
             title=work.task.title,
             metrics=work.task.metrics,
             settings=settings,
             sizes={split: len(frame) for split, frame in work.splits.items()},
             fingerprints=work.fingerprints,
-            seeds=seeds or default_seeds(len(work.splits["train"])),
-            notes=work.notes,
+            seeds=max(_seeds(work, seeds), known.seeds if known else 0),
+            notes=tuple(dict.fromkeys((*work.notes, *(known.notes if known else ())))),
         )
-        known = tasks.get(work.task.name, task)
-        old, new = known.settings.model_dump(), settings.model_dump()
-        changes = [f"{n} ({old[n]} there, {new[n]} here)" for n in old if old[n] != new[n]]
-        for split, fingerprint in known.fingerprints.items():
-            if task.fingerprints.get(split, fingerprint) != fingerprint:
-                changes.append(f"the rows of {split}")
-        if changes:
-            raise UserError(
-                f"{folder} holds results of {task.title} with other {', '.join(changes)}. Models, "
-                "tasks and seeds can be added; for anything else choose a new folder."
-            )
-        seeds_there = max(known.seeds, task.seeds)
-        tasks[work.task.name] = task.model_copy(update={"seeds": seeds_there})
-    by_name = {(model.name, model.member): model for model in record.models}
+        if known:
+            changed = [f"{n}={old}" for n, old in known.settings if getattr(settings, n) != old]
+            same = known.fingerprints.items() & work.fingerprints.items()
+            if changed or len(same) < len(known.fingerprints.keys() & work.splits.keys()):
+                what = ", ".join(changed) or "other rows"
+                raise UserError(
+                    f"{folder} holds results of {known.title} with {what}. Models, tasks and seeds "
+                    "can be added; for anything else choose a new folder."
+                )
+    everyone = {model.label: model for model in record.models}
     for model in models:
-        other = by_name.get((model.name, model.member), model)
-        if other.fingerprint != model.fingerprint:
+        if everyone.get(model.label, model).fingerprint != model.fingerprint:
             raise UserError(
-                f"{folder} holds results of another model called '{model.name}'. Choose another "
+                f"{folder} holds results of another model called '{model.label}'. Choose another "
                 "folder, or another name (--group NAME=…)."
             )
-        by_name[model.name, model.member] = model  # it may have been moved
-    runs = list(dict.fromkeys(model.run for model in by_name.values()))
+        everyone[model.label] = model  # it may have been moved
+    runs = list(dict.fromkeys(model.run for model in everyone.values()))
     if None in runs and len(runs) > 1:
-        raise UserError(f"{folder} holds models, or checkpoints of runs; choose another folder.")
-    order = sorted(by_name.values(), key=lambda m: (m.untrained, runs.index(m.run), m.step or 0))
-    lacking = {name: why for name, why in (record.missing | missing).items() if name not in tasks}
-    change = {"models": tuple(order), "tasks": tasks, "missing": lacking}
-    record = record.model_copy(update=change)
-    record.write(folder / FINETUNE)
-    return record
+        raise UserError(f"{folder} holds either models or checkpoints of runs. Choose another one.")
+    order = sorted(everyone.values(), key=lambda m: (m.untrained, runs.index(m.run), m.step or 0))
+    return record.model_copy(update={"models": tuple(order), "tasks": tasks})
+
+
+def _seeds(work: TaskData, seeds: int | None) -> int:
+    return seeds or default_seeds(len(work.splits["train"]))
 
 
 def _run_all(
@@ -288,55 +278,47 @@ def _run_all(
 ) -> FinetuneResult:
     """Every run that is not there yet, one after the other."""
     runs = result.runs
-    done = {run[:4]: run.diverged or run.tested >= test for run in runs.itertuples(index=False)}
+    done = {run[:4] for run in runs[runs["diverged"] | (runs["tested"] >= test)].itertuples(False)}
     todo = [
         (work, model, seed)
         for work, model in itertools.product(works, models)
-        for seed in range(seeds or default_seeds(len(work.splits["train"])))
-        if not done.get((work.task.name, model.name, model.member, seed))
+        for seed in range(_seeds(work, seeds))
+        if (work.task.name, model.name, model.member, seed) not in done
     ]
-    rows = {
-        work.task.name: rows_of(len(work.splits["train"]), result.tasks[work.task.name].settings)
-        for work in works
-    }
-    total, spent = sum(rows[work.task.name] for work, _, _ in todo), 0
+    settings = {work.task.name: result.tasks[work.task.name].settings for work in works}
+    rows = [rows_of(len(work.splits["train"]), settings[work.task.name]) for work, _, _ in todo]
     if todo:
         hears.say(f"{counted(len(todo), 'run')} to make.")
-    # A model's runs on a task come one after the other and share its encoded rows.
-    for (task, model), some in itertools.groupby(todo, key=lambda run: (run[0].task.name, run[1])):
-        encoded: dict[str, Encoded] = {}
-        for work, _, seed in some:
-            name = f"{work.task.title}, {model.label}, seed {seed}"
+    encoded: dict[str, Encoded] = {}
+    for place, (work, model, seed) in enumerate(todo):
+        name = f"{work.task.title}, {model.label}, seed {seed}"
+        if place and (work, model) != todo[place - 1][:2]:
+            encoded = {}  # a model's runs on a task share its rows
 
-            def on_step(
-                done: int, steps: int, loss: float, name: str = name, before: int = spent
-            ) -> None:
-                if stop.signal is not None:
-                    raise Interrupted(
-                        f"Stopped. Finished runs are in {folder}; rerun the command to continue.",
-                        stop.signal,
-                    )
-                shown = "" if math.isnan(loss) else f", loss {loss:.3f}"
-                part = rows[task] * done // steps
-                hears.step(before + part, total, f"rows, {name}{shown}")
+        def on_step(done: int, steps: int, loss: float, at: int = place, name: str = name) -> None:
+            if stop.signal is not None:
+                raise Interrupted(
+                    f"Stopped. Finished runs are in {folder}; rerun the command to continue.",
+                    stop.signal,
+                )
+            shown = "" if math.isnan(loss) else f", loss {loss:.3f}"
+            part = sum(rows[:at]) + rows[at] * done // steps
+            hears.step(part, sum(rows), f"rows, {name}{shown}")
 
-            tests = [split for split in work.splits if split.startswith("test") and test]
-            run = finetune_once(
-                model,
-                work,
-                result.tasks[task].settings,
-                seed,
-                splits=[*work.scored, *tests],
-                encoded=encoded,
-                on_step=on_step,
-            )
-            result = _with_run(folder, result, work, model, seed, run, test)
-            spent += rows[task]
-            metric = work.task.metrics[0]
-            shown = (
-                "diverged" if run.diverged else f"{metric} {100 * run.scores['dev'][metric]:.1f}"
-            )
-            hears.say(f"{name}: {shown} ({format_duration(run.seconds)})")
+        tests = [split for split in work.splits if split.startswith("test") and test]
+        run = finetune_once(
+            model,
+            work,
+            settings[work.task.name],
+            seed,
+            splits=[*work.scored, *tests],
+            encoded=encoded,
+            on_step=on_step,
+        )
+        result = _with_run(folder, result, work, model, seed, run, test)
+        metric = work.task.metrics[0]
+        shown = "diverged" if run.diverged else f"{metric} {100 * run.scores['dev'][metric]:.1f}"
+        hears.say(f"{name}: {shown} ({format_duration(run.seconds)})")
     return result
 
 
@@ -363,17 +345,13 @@ def _with_run(
     new = []
     for split in work.scored:
         guess = kind_of(work.task).guess(work, split)
-        scores = run.scores.get(split, guess)
-        new += [
-            (*named, split, metric, score, guess.get(metric), *costs)
-            for metric, score in scores.items()
-        ]
-    old = result.scores[(result.scores[RUN] != named).any(axis=1)]
-    frame = pd.DataFrame(new, columns=_COLUMNS)
-    frame = pd.concat([old, frame], ignore_index=True) if len(old) else frame
+        for metric, score in run.scores.get(split, guess).items():
+            new.append((*named, split, metric, score, guess.get(metric), *costs))
+    old = result.scores[(result.scores[_RUN] != named).any(axis=1)]
+    scores = pd.DataFrame([*old.itertuples(index=False), *new], columns=_COLUMNS)
     task = result.tasks[work.task.name]
-    notes = tuple(dict.fromkeys((*task.notes, *run.notes)))
+    notes = tuple(dict.fromkeys((*task.notes, *filter(None, run.notes))))
     tasks = result.tasks | {work.task.name: task.model_copy(update={"notes": notes})}
-    result = result.model_copy(update={"scores": frame, "tasks": tasks})
+    result = result.model_copy(update={"scores": scores, "tasks": tasks})
     result.write(folder / FINETUNE)
     return result

@@ -1,10 +1,9 @@
 """What a task predicts and how it is scored, and the settings that it is fine-tuned with."""
 
-import functools
 import hashlib
-import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import pandas as pd
@@ -13,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stackbert.errors import UserError
 from stackbert.files import explain
 
-Kind = Literal["classes", "number", "span"]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
@@ -27,24 +25,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 5e-5
-    """The highest, after warm-up."""
+    """The highest, after warm-up; then it falls linearly to zero."""
     epochs: Annotated[float, Field(gt=0.0)] = 3.0
     max_steps: PositiveInt | None = None
-    """Stop after this many steps instead, with the learning rate at zero; to try things out."""
+    """Stop after this many steps instead; to try things out."""
     batch: PositiveInt = 16
-    """Rows of a step."""
     warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    """Share of the steps in which the learning rate rises; then it falls linearly to zero."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """AdamW's, of matrices only."""
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-    """Gradients are clipped to this norm; 0 leaves them."""
+    """0 does not clip gradients."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = 0.1
-    """Replaces each dropout rate of the model's config, as small data is passed over several
-    times; None keeps the model's own."""
+    """Replaces each dropout rate of the model, as small data is passed over several times; None
+    keeps the model's own."""
     max_length: Annotated[int, Field(ge=8)] = 128
-    """Tokens of a row, if the model has as many positions; longer rows are cut. SQuAD's paragraphs
-    are laid out in windows of this length."""
+    """Tokens of a row, if the model has as many positions; of SQuAD, of a window."""
     stride: Annotated[int, Field(ge=0)] = 128
     """SQuAD: tokens that a window shares with the one before."""
     max_answer: PositiveInt = 30
@@ -56,7 +51,7 @@ class Settings(BaseModel):
     predict_batch: PositiveInt = 64
     """Rows of a forward pass that only predicts; changes memory and time, not the result."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """"auto" is bf16 where this machine multiplies matrices faster in it, else fp32."""
+    """"auto" is bf16 where this machine multiplies matrices faster in it."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +59,17 @@ class Task:
     """What is predicted, how it is scored, and which columns hold it."""
 
     name: str
-    """As the command line takes it."""
     title: str
-    """As tables show it; GLUE's folder of the task is called so."""
-    kind: Kind
+    kind: Literal["classes", "number", "span"]
+    metrics: tuple[str, ...]
+    """The first is the headline."""
     labels: tuple[str, ...] = ()
     """The classes, in the order of their numbers."""
-    metrics: tuple[str, ...] = ("accuracy",)
-    """The first is the headline."""
     text: tuple[str, ...] = ()
-    """Names that the column of the text has, in GLUE's files and in the hub's data set."""
+    """Names that the column may have, in GLUE's files and in the hub's data set."""
     pair: tuple[str, ...] = ()
     """The same of the second text; empty of single texts."""
-    label: tuple[str, ...] = ("label",)
+    label: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -90,22 +83,22 @@ class TaskData:
 
     task: Task
     splits: dict[str, pd.DataFrame]
-    """By name: "train", "dev", of MNLI "dev_mismatched", and those to predict, which begin with
-    "test" and have no labels. Columns: key, text, text_pair (of pairs), label (a class's number,
-    or the number to predict); of SQuAD key, text (the question), context, answers, starts."""
+    """"train", "dev", of MNLI "dev_mismatched", and those to predict, which begin with "test" and
+    have no labels. Columns: key, text, text_pair (of pairs), label (a class's number, or the number
+    to predict); of SQuAD key, text (the question), context, answers, start (of the first)."""
     notes: tuple[str, ...] = ()
     """Sentences on the data that the user should see."""
 
     @property
     def scored(self) -> list[str]:
         """The splits that scores are of."""
-        return [name for name in self.splits if name.startswith("dev")]
+        return [split for split in self.splits if split.startswith("dev")]
 
-    @functools.cached_property
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of each split's content, wherever it was read from."""
-        texts = {name: frame.to_json(orient="values") for name, frame in self.splits.items()}
-        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        texts = {split: frame.to_json(orient="values") for split, frame in self.splits.items()}
+        return {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
 
 
 _ENTAILMENT, _NLI = "entailment not_entailment", "entailment neutral contradiction"
@@ -124,6 +117,23 @@ _GLUE = (
     ("RTE", _ENTAILMENT, "accuracy", "sentence1", "sentence2", "label"),
     ("WNLI", "0 1", "accuracy", "sentence1", "sentence2", "label"),
 )
+TASKS = {
+    title.lower(): Task(
+        name=title.lower(),
+        title=title,
+        kind="classes" if labels else "number",
+        metrics=tuple(metrics.split()),
+        labels=tuple(labels.split()),
+        text=tuple(text.split("|")),
+        pair=tuple(filter(None, pair.split("|"))),
+        label=tuple(label.split("|")),
+    )
+    for title, labels, metrics, text, pair, label in _GLUE
+} | {
+    name: Task(name, title, "span", ("f1", "exact_match"))
+    for name, title in (("squad", "SQuAD v1.1"), ("squad-v2", "SQuAD v2.0"))
+}
+GLUE = tuple(name for name, task in TASKS.items() if task.kind != "span")
 # WNLI is in neither paper's tables and is set like RTE, which is as small. SQuAD is set as in
 # Devlin et al. (2019), sections 4.2 and 4.3.
 _DEFAULTS: dict[str, dict[str, float]] = {
@@ -137,57 +147,29 @@ _DEFAULTS: dict[str, dict[str, float]] = {
 }
 
 
-def _glue(title: str, labels: str, metrics: str, *columns: str) -> Task:
-    text, pair, label = (tuple(filter(None, names.split("|"))) for names in columns)
-    kind: Kind = "classes" if labels else "number"
-    return Task(
-        title.lower(), title, kind, tuple(labels.split()), tuple(metrics.split()), text, pair, label
-    )
-
-
-TASKS = {task.name: task for task in itertools.starmap(_glue, _GLUE)} | {
-    name: Task(name, title, "span", metrics=("f1", "exact_match"))
-    for name, title in (("squad", "SQuAD v1.1"), ("squad-v2", "SQuAD v2.0"))
-}
-"""By name: GLUE's nine, then SQuAD's two versions."""
-GLUE = tuple(name for name, task in TASKS.items() if task.kind != "span")
-
-
-def settings_for(task: Task, overrides: Iterable[str] = ()) -> Settings:
+def settings_for(task: str, overrides: Sequence[str], tasks: Sequence[str]) -> Settings:
     """A task's settings with the user's changes.
 
     Args:
-        task: its defaults are what is changed.
+        task: its name.
         overrides: "field=value" for every task, or "task.field=value" for one; the later counts.
+        tasks: all that are run.
 
     Raises:
-        UserError: a field is unknown or its value impossible.
+        UserError: a task or field is unknown, or a value impossible.
     """
-    fields: dict[str, object] = dict(_DEFAULTS.get(task.name, {}))
+    fields: dict[str, object] = dict(_DEFAULTS.get(task, {}))
     for override in overrides:
         path, equals, value = override.partition("=")
-        if not equals or not path:
-            raise UserError(f"--set {override}: write it as field=value, for example epochs=4.")
         only, _, name = path.rpartition(".")
-        if only in ("", task.name):
+        if not equals or only not in ("", *tasks):
+            raise UserError(f"--set {override}: write field=value, or TASK.field=value of {tasks}.")
+        if only in ("", task):
             fields[name] = None if value == "null" else value
     try:
         return Settings.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"--set: {explain(error, Settings)}.") from error
-
-
-def check_overrides(overrides: Iterable[str], tasks: Iterable[str]) -> None:
-    """Refuse "task.field=value" of a task that is not run.
-
-    Raises:
-        UserError: naming the override.
-    """
-    known = list(tasks)
-    for override in overrides:
-        only, dot, _ = override.partition("=")[0].rpartition(".")
-        if dot and only not in known:
-            raise UserError(f"--set {override}: '{only}' is not a task of this call ({known}).")
 
 
 def default_seeds(rows: int) -> int:

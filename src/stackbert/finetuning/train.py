@@ -3,12 +3,10 @@
 The last step counts. No checkpoint is chosen by the split that it is scored on.
 """
 
-import contextlib
 import math
-import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +44,7 @@ class RunResult:
     """By split, one a row."""
     steps: int = 0
     loss: float = math.nan
-    """Mean training loss of the last fortieth of the steps."""
+    """Mean over the last fortieth of the steps."""
     seconds: float = 0.0
     """Of training."""
     predicting: float = 0.0
@@ -75,13 +73,13 @@ def finetune_once(
     seed: int,
     *,
     splits: Sequence[str],
-    encoded: dict[str, Encoded] | None = None,
+    encoded: dict[str, Encoded],
     on_step: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> RunResult:
     """Fine-tune a model on a task once.
 
-    A function of its arguments: on a CPU with as many threads two calls give the same bits. The
-    random states of Python, numpy and torch are left as they were.
+    A function of its arguments: on a CPU with as many threads two calls give the same bits. torch's
+    random state is left as it was.
 
     Args:
         model: with its weights.
@@ -96,13 +94,11 @@ def finetune_once(
         UserError: the model cannot be opened with such a head.
         RunError: a GPU's memory ran out.
     """
-    result, encoded = RunResult(), {} if encoded is None else encoded
-    kind = kind_of(data.task)
-    with _random_states_kept(), quiet_transformers(), explaining_out_of_memory():
+    result, kind = RunResult(), kind_of(data.task)
+    with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
         opened = open_with_head(model, data.task, seed=seed, dropout=settings.dropout)
-        for split in ("train", *splits):
-            if split not in encoded:
-                encoded[split] = kind.encode(data, split, opened, settings)
+        for split in {"train", *splits} - encoded.keys():
+            encoded[split] = kind.encode(data, split, opened, settings)
         begun = time.perf_counter()
         _train(opened, encoded["train"].rows, settings, seed, result, on_step)
         trained = time.perf_counter()
@@ -114,7 +110,7 @@ def finetune_once(
             judged = kind.judge(data, split, encoded[split], outputs, settings)
             result.scores[split], result.predictions[split] = judged
     result.seconds, result.predicting = trained - begun, time.perf_counter() - trained
-    result.notes = (*opened.notes, *(note for each in encoded.values() for note in each.notes))
+    result.notes = (*opened.notes, *(encoded[split].note for split in ("train", *splits)))
     return result
 
 
@@ -138,12 +134,12 @@ def _train(
             on_step(result.steps, total, result.loss)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
-            if logs and "loss" in logs:
+            if "loss" in logs:
                 result.loss = float(logs["loss"])
                 result.diverged = not math.isfinite(result.loss)
                 control.should_training_stop = result.diverged
 
-    with _trainer(
+    trainer = _trainer(
         opened,
         settings,
         train_dataset=[rows[place] for place in order],
@@ -161,8 +157,8 @@ def _train(
         optim="adamw_torch_fused",  # on a CPU too: a pass over memory instead of many
         adam_epsilon=1e-6,  # as in BERT's own code and in pre-training here
         logging_steps=max(1, total // _LOSSES),
-    ) as trainer:
-        trainer.train()
+    )
+    trainer.train()
 
 
 def _predict(
@@ -170,62 +166,57 @@ def _predict(
 ) -> list[npt.NDArray[Any]]:
     """The head's outputs, a row a row, computed in order of length to save padding."""
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
-    with _trainer(opened, settings) as trainer:
-        in_order: Any = [rows[place] for place in order]
-        found = trainer.predict(in_order).predictions
+    in_order: Any = [rows[place] for place in order]
+    found = _trainer(opened, settings).predict(in_order).predictions
     outputs = found if isinstance(found, tuple) else (found,)
     return [each[np.argsort(order)] for each in outputs]
 
 
-@contextlib.contextmanager
 def _trainer(
     opened: Opened,
     settings: Settings,
     train_dataset: Any = None,  # noqa: ANN401 (the Trainer takes any sequence)
     callbacks: list[TrainerCallback] | None = None,
     **arguments: Any,  # noqa: ANN401 (of TrainingArguments)
-) -> Iterator[Trainer]:
+) -> Trainer:
     on_cpu = pick_device().type == "cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = TrainingArguments(
-            output_dir=folder,
-            use_cpu=on_cpu,
-            bf16=settings.precision == "bf16",
-            per_device_eval_batch_size=settings.predict_batch,
-            dataloader_pin_memory=not on_cpu,
-            remove_unused_columns=False,  # rows hold what the model takes and nothing else
-            disable_tqdm=True,
-            report_to="none",
-            save_strategy="no",
-            # The default would put the mean of earlier losses in place of one that is not finite.
-            logging_nan_inf_filter=False,
-            **arguments,
-        )
-        # Several GPUs in one process would each take a batch, so that the batch of the settings
-        # would be another one from machine to machine.
-        chosen._n_gpu = min(1, chosen.n_gpu)
-        trainer = Trainer(
-            model=opened.model,
-            args=chosen,
-            data_collator=DataCollatorWithPadding(opened.tokenizer),
-            train_dataset=train_dataset,
-            callbacks=callbacks,
-        )
-        trainer.remove_callback(PrinterCallback)
-        yield trainer
+    chosen = TrainingArguments(
+        output_dir=tempfile.gettempdir(),  # there in any case; nothing is saved
+        save_strategy="no",
+        use_cpu=on_cpu,
+        bf16=settings.precision == "bf16",
+        per_device_eval_batch_size=settings.predict_batch,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,  # rows hold what the model takes and nothing else
+        disable_tqdm=True,
+        report_to="none",
+        # The default would put the mean of earlier losses in place of one that is not finite.
+        logging_nan_inf_filter=False,
+        **arguments,
+    )
+    # Several GPUs would each take a batch, and the settings' batch mean another one there.
+    chosen._n_gpu = min(1, chosen.n_gpu)
+    trainer = Trainer(
+        model=opened.model,
+        args=chosen,
+        data_collator=DataCollatorWithPadding(opened.tokenizer),
+        train_dataset=train_dataset,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) -> I64:
-    """The places of the training rows, in the order in which they come.
+    """Which training row comes when: a function of lengths, batch and seed, whatever the model.
 
-    A function of lengths, batch and seed, whatever the model, so that two models see the same rows
-    in the same batches. Every row comes once before any comes twice, but for the groups at the
-    seam. transformers' own grouping goes through each group from long rows to short ones; here the
-    batches of a group are shuffled.
+    So two models see the same rows in the same batches. transformers' own grouping by length goes
+    through each group from long rows to short ones; here the batches of a group are shuffled.
 
     Args:
         lengths: tokens of each row.
-        rows: to train on in all.
+        rows: to train on in all; every row comes once before any comes twice, but for the groups at
+            the seam.
         settings: batch, and whether rows of similar length share one: shuffled rows are then sorted
             within groups of up to 50 batches (a quarter of the data at most).
         seed: of the run.
@@ -238,9 +229,8 @@ def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) 
         return Permutation(size, derive_key(seed, "finetuning", what, number))(np.arange(size))
 
     size, batch = len(lengths), settings.batch
-    order = np.concatenate([shuffled(size, "rows", each) for each in range(-(-rows // size))])[
-        :rows
-    ]
+    passes = range(-(-rows // size))
+    order = np.concatenate([shuffled(size, "rows", each) for each in passes])[:rows]
     if not settings.group_by_length:
         return order
     group = batch * max(1, min(_BATCHES, size // (4 * batch)))
@@ -253,15 +243,3 @@ def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) 
         parts.append(batches[shuffled(whole, "batches", number)].reshape(-1))
         parts.append(some[whole * batch :])  # the run's last batch may be a short one
     return np.concatenate(parts)
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """The Trainer seeds every generator there is."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -1,7 +1,6 @@
 """What a study says: a table of scores with their noise, and plain sentences."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,8 +13,6 @@ from stackbert.units import counted, format_duration
 if TYPE_CHECKING:
     from stackbert.finetuning.study import FinetuneResult
 
-RUN = ["task", "model", "member", "seed"]
-"""Columns that name a run."""
 METRICS = {
     "accuracy": "accuracy",
     "f1": "F1",
@@ -28,22 +25,19 @@ METRICS = {
 
 
 class _Measure(NamedTuple):
-    """A number that models are judged by."""
+    """A number that models are judged by, in points of a hundred."""
 
     task: str
     """Title: "MNLI", or "MNLI mismatched" for its other half."""
     metric: str
     guess: float
-    """What always giving the commonest answer scores."""
+    """What always giving the commonest answer scores; NaN of an average."""
     values: pd.DataFrame
     """A row a seed (of groups a pre-training seed, the mean over its runs), a column a model."""
     runs: pd.DataFrame
     """Their rows among the scores."""
-
-
-def points(value: float) -> str:
-    """A score in hundredths, or a mean of such: "88.9"."""
-    return f"{value:.1f}".replace("-", "−")
+    informative: bool
+    """Whether a model is above guessing by more than its interval; of one run, at all."""
 
 
 def score_table(
@@ -57,56 +51,47 @@ def score_table(
 
     Args:
         result: of a study.
-        headline: each task's headline metric and GLUE's average, or all other metrics.
+        headline: the headline metrics and GLUE's average, or all other metrics.
         base: the model that the others are compared with; by default the first.
 
     Returns:
-        task, metric, model, mean, low, high, median, runs, failed, guess, informative (whether any
-        model is above guessing by more than its interval; without this, outcome is "no
-        information"), difference, difference_low, difference_high, pairs, outcome ("better",
-        "worse", "no difference" beyond noise, "one seed"); of checkpoints also run, step, seconds
-        and depth of pre-training.
+        task, metric, model, mean, low, high, median, runs, failed, guess, difference,
+        difference_low, difference_high, pairs, and outcome: "better", "worse", "no difference"
+        beyond noise, "one seed", or "no information" where no model is above guessing by more than
+        its interval; of checkpoints instead run, step, seconds and depth of pre-training.
     """
     models = {model.name: model for model in result.models}
     base = base or result.models[0].name
     rows = []
     for measure in _measures(result, headline):
-        found = {name: _interval(measure.values[name]) for name in models if name in measure.values}
-        informative = any(
-            (mean if math.isnan(low) else low) > measure.guess for mean, low, _ in found.values()
-        )
-        for name, (mean, low, high) in found.items():
+        for name in (name for name in models if name in measure.values):
+            mean, low, high = _interval(measure.values[name])
             runs = measure.runs[measure.runs["model"] == name]
             row: dict[str, Any] = {"task": measure.task, "metric": measure.metric, "model": name}
             row |= {"mean": mean, "low": low, "high": high, "median": measure.values[name].median()}
             row |= {"runs": len(runs), "failed": int((runs["score"] <= runs["guess"]).sum())}
-            row |= {"guess": measure.guess, "informative": informative}
+            row |= {"guess": measure.guess}
             if models[name].run is not None:
                 row |= models[name].model_dump(include={"run", "step", "seconds", "depth"})
-            elif base in measure.values:
+            elif base in measure.values and name != base:
                 pairs = (measure.values[name] - measure.values[base]).dropna()
                 mean, low, high = _interval(pairs)
                 row |= {"difference": mean, "difference_low": low, "difference_high": high}
-                row |= {"pairs": len(pairs), "outcome": _outcome(low, high, informative)}
-                if name == base or pairs.empty:
-                    row |= {"difference": math.nan, "outcome": ""}
+                row |= {"pairs": len(pairs), "outcome": _outcome(low, high, measure.informative)}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _interval(values: "pd.Series[float]") -> tuple[float, float, float]:
     """Mean and bounds of its 95 % interval; the bounds of one value are NaN."""
-    values = values.dropna()
-    mean = float(values.mean())
-    half = float(t.ppf(0.975, len(values) - 1) * values.sem())
+    mean, number = float(values.mean()), int(values.count())
+    half = float(t.ppf(0.975, number - 1) * values.sem()) if number > 1 else math.nan
     return mean, mean - half, mean + half
 
 
 def _outcome(low: float, high: float, informative: bool) -> str:
-    if not informative:
-        return "no information"
-    if math.isnan(low):
-        return "one seed"
+    if not informative or math.isnan(low):
+        return "one seed" if informative else "no information"
     return "better" if low > 0 else "worse" if high < 0 else "no difference"
 
 
@@ -115,20 +100,25 @@ def _measures(result: "FinetuneResult", headline: bool) -> Iterator[_Measure]:
     scores["guess"] *= 100
     unit = "member" if scores["member"].nunique() > 1 else "seed"
     by_task: dict[str, list[pd.DataFrame]] = {}
+    informative = False
     for (task, split, metric), runs in scores.groupby(["task", "split", "metric"], sort=False):
+        record = result.tasks[task]
         values = runs.pivot_table(index=unit, columns="model", values="score", sort=False)
-        metrics = result.tasks[task].metrics
-        if metric in metrics and task in GLUE and task != "wnli":
+        title = record.title + split.removeprefix("dev").replace("_", " ")
+        guess = float(runs["guess"].iloc[0])
+        columns = [values[name] for name in values]
+        above = any((x[0] if math.isnan(x[1]) else x[1]) > guess for x in map(_interval, columns))
+        if metric in (record.metrics[:1] if headline else record.metrics[1:]):
+            yield _Measure(title, METRICS[metric], guess, values, runs, above)
+        if metric in record.metrics and task in GLUE and task != "wnli":
             by_task.setdefault(task, []).append(values)
-        if metric in (metrics[:1] if headline else metrics[1:]):
-            title = result.tasks[task].title + split.removeprefix("dev").replace("_", " ")
-            yield _Measure(title, METRICS[metric], runs["guess"].iloc[0], values, runs)
+            informative |= above
     if headline and len(by_task) > 1:
         # GLUE's own average is over tasks, each the mean over its metrics and halves. WNLI is left
         # out, as by Devlin et al. (2019): learning from its training set misleads on its dev set.
         means = [sum(frames) / len(frames) for frames in by_task.values()]
-        values = (sum(means) / len(means)).dropna(axis=1, how="all")
-        yield _Measure("GLUE average", "mean", -math.inf, values, scores[:0])
+        average = (sum(means) / len(means)).dropna(axis=1, how="all")
+        yield _Measure("GLUE average", "mean", math.nan, average, scores[:0], informative)
 
 
 def sentences(result: "FinetuneResult") -> list[str]:
@@ -142,17 +132,15 @@ def sentences(result: "FinetuneResult") -> list[str]:
     if result.models[0].run is None:
         base, *others = names
         for other in others:
-            lines += _compared(table, other, base) or [
-                f"These tasks cannot tell {other} and {base} apart."
-            ]
+            nothing = f"These tasks cannot tell {other} and {base} apart."
+            lines += _compared(table, other, base) or [nothing]
         if not others:
-            rows = table[table["model"] == base]
-            shown = [f"{r.task} {points(r.mean)}" for r in rows.itertuples()]
-            lines.append(f"{base}: {', '.join(shown)}.")
+            rows = table[table["model"] == base].itertuples()
+            lines.append(f"{base}: {', '.join(f'{row.task} {row.mean:.1f}' for row in rows)}.")
         if control:
             lines += _beyond_control(score_table(result, base=control), names, control)
-    silent = table[~table["informative"]]["task"].unique()
-    if len(silent):
+    silent = [m.task for m in _measures(result, True) if not m.informative and len(m.runs)]
+    if silent:
         lines.append(
             f"{_listed(silent)} {'carries' if len(silent) == 1 else 'carry'} no information: no "
             "model beats guessing the commonest answer by more than its interval."
@@ -173,11 +161,10 @@ def _compared(table: pd.DataFrame, name: str, base: str) -> list[str]:
         shown = f"{signed(row.difference)} points"
         if row.pairs > 1:
             between = f"{signed(row.difference_low)} to {signed(row.difference_high)}"
-            shown += f" (95 % interval {between}, {row.pairs} pairs)"
+            shown += f" (95 % interval {between}, {row.pairs:.0f} pairs)"
         lines.append(f"{row.task} ({row.metric}): {how[row.outcome]}, {shown}.")
-    if len(lines) > 4:
-        lines.append("One interval in twenty leaves out zero by chance alone.")
-    return lines
+    chance = ["One interval in twenty leaves out zero by chance alone."] if len(lines) > 4 else []
+    return lines + chance
 
 
 def signed(value: float) -> str:
@@ -189,10 +176,10 @@ def signed(value: float) -> str:
 def _beyond_control(table: pd.DataFrame, names: Sequence[str], control: str) -> list[str]:
     """What pre-training adds: every model against the first one with random weights."""
     lines = [line for name in names for line in _compared(table, name, control)]
-    table = table[table["informative"] & table["model"].isin(names) & (table["pairs"] > 0)]
-    above = table[table["outcome"].isin(["better", "one seed"])]["task"]
-    silent = table[~table["task"].isin(above)]["task"].unique()
-    if len(silent):
+    told = table[table["outcome"].isin(["better", "worse", "no difference", "one seed"])]
+    above = told[told["outcome"].isin(["better", "one seed"])]["task"]
+    silent = list(told[~told["task"].isin(above)]["task"].unique())
+    if silent:
         lines.append(
             f"{_listed(silent)}: no model beats {control}, the same model with random weights, so "
             "we make no claim that pre-training helps; the task's own training rows are enough for "
@@ -202,32 +189,26 @@ def _beyond_control(table: pd.DataFrame, names: Sequence[str], control: str) -> 
 
 
 def _caveats(result: "FinetuneResult") -> list[str]:
-    runs = result.runs
-    lines = []
-    scores = result.scores[result.scores["split"] == "dev"]
-    headlines = [result.tasks[task].metrics[0] for task in scores["task"]]
-    failed = scores[(scores["metric"] == headlines) & (scores["score"] <= scores["guess"])]
+    runs, lines = result.runs, []
+    dev = result.scores[result.scores["split"] == "dev"]
+    headlines = [result.tasks[task].metrics[0] for task in dev["task"]]
+    failed = dev[(dev["metric"] == headlines) & (dev["score"] <= dev["guess"])]
     if len(failed):
-        where = Counter(result.tasks[task].title for task in failed["task"])
-        shown = ", ".join(f"{title} {count}" for title, count in where.items())
+        counts = failed["task"].value_counts(sort=False).items()
+        where = ", ".join(f"{result.tasks[task].title} {count}" for task, count in counts)
         lines.append(
             f"{len(failed)} of {counted(len(runs), 'run')} failed: they ended no better than "
-            f"guessing ({shown}). They count in every mean."
+            f"guessing ({where}). They count in every mean."
         )
     if runs["diverged"].any():
         lines.append(f"{counted(runs['diverged'].sum(), 'run')} diverged and count as guessing.")
     if result.unfinished:
         lines.append(f"Not finished: {counted(result.unfinished, 'run')}.")
     if result.missing:
-        lacking = [
-            name if why.startswith("no folder") else f"{name} ({why})"
-            for name, why in result.missing.items()
-        ]
-        lines.append(f"There is no data for {_listed(lacking)}.")
+        lines.append(f"There is no data for {_listed(result.missing)}.")
     lines += [note for task in result.tasks.values() for note in task.notes]
     seconds = float(runs["seconds"].sum() + runs["predicting"].sum())
-    lines.append(f"{counted(len(runs), 'run')} took {format_duration(seconds)}.")
-    return lines
+    return [*lines, f"{counted(len(runs), 'run')} took {format_duration(seconds)}."]
 
 
 def _listed(names: Sequence[str]) -> str:
