@@ -7,19 +7,20 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import settings
 
-from stackbert import Corpus, build_corpus
-from stackbert.__main__ import main
-from stackbert.factbook import write_factbook
-from stackbert.vocabulary import Vocabulary, load_vocabulary
+from stackbert.corpus.build import build_corpus
+from stackbert.corpus.store import Corpus
+from stackbert.corpus.tokenizer import Vocabulary
 
 # Shared machines are slow now and then; a test must not fail for it.
-settings.register_profile("stackbert", deadline=None)
+settings.register_profile("stackbert", deadline=None, max_examples=50)
 settings.load_profile("stackbert")
 
 
 @pytest.fixture(scope="session")
 def factbook_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """The beginnings of 64 articles of the CIA World Factbook: some 110,000 training tokens."""
+    from stackbert.demo import write_factbook
+
     folder: Path = tmp_path_factory.mktemp("factbook")
     write_factbook(folder / "all.txt")
     articles = (folder / "all.txt").read_text("utf-8").split("\n\n")
@@ -32,12 +33,13 @@ def factbook_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture(scope="session")
 def factbook_vocabulary(factbook_corpus: Corpus) -> Vocabulary:
-    return load_vocabulary(factbook_corpus)
+    return factbook_corpus.vocabulary
 
 
 @pytest.fixture
 def stackbert(monkeypatch, capsys):
     """Runs the command line as a shell would; gives exit code, output and errors."""
+    from stackbert.__main__ import main
 
     def run(*arguments: object) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["stackbert", *map(str, arguments)])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stackbert.recipe import Recipe
-from stackbert.recipe_files import parse_recipe
+from stackbert.recipes import parse_recipe
 
 
 def recipe_of(raw: Mapping[str, Any], **fields: object) -> Recipe:

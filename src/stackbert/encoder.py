@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Head = Callable[[Tensor], Tensor]
-NARROWING_TYPES = frozenset({"bert", "roberta", "megatron-bert", "roberta-prelayernorm"})
+MASKED_FORWARD_TYPES = frozenset({"bert", "roberta", "megatron-bert", "roberta-prelayernorm"})
 """config.model_type of those whose layers are built as BERT's, norms before or after."""
 
 
@@ -90,20 +90,20 @@ def masked_loss(head: Head, hidden_MH: Tensor, labels_M: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The functions that a pass is made of, as Python runs them or compiled."""
+class Kernels:
+    """The functions that a pass is made of, eager or compiled."""
 
     layer: Callable[[nn.Module, Tensor], Tensor]
     last_layer: Callable[[nn.Module, Tensor, Tensor], Tensor]
     masked_loss: Callable[[Head, Tensor, Tensor], Tensor]
 
 
-EAGER = Pieces(layer, last_layer, masked_loss)
+EAGER = Kernels(layer, last_layer, masked_loss)
 
 
 @functools.cache
-def compiled(device: str) -> Pieces:
-    """The pieces under torch.compile, one graph a shape.
+def compiled(device: str) -> Kernels:
+    """The kernels under torch.compile, one graph a shape.
 
     Shapes are static: a run has few, and kernels for fixed sizes are faster. The embeddings are
     left as they are: compiled, their gradients are added up in no fixed order, so that a run could
@@ -116,18 +116,18 @@ def compiled(device: str) -> Pieces:
     """
     one = torch.compile(EAGER.layer, dynamic=False)
     if device == "cpu":
-        return Pieces(one, EAGER.last_layer, EAGER.masked_loss)
-    return Pieces(
+        return Kernels(one, EAGER.last_layer, EAGER.masked_loss)
+    return Kernels(
         one,
         torch.compile(EAGER.last_layer, dynamic=False),
         torch.compile(EAGER.masked_loss, dynamic=False),
     )
 
 
-def narrows(model: "PreTrainedModel") -> bool:
+def supports_masked_forward(model: "PreTrainedModel") -> bool:
     """Whether `encode` computes the last layer of this model at some positions only."""
     config = model.config
-    known = getattr(config, "model_type", "") in NARROWING_TYPES
+    known = getattr(config, "model_type", "") in MASKED_FORWARD_TYPES
     return known and not getattr(config, "is_decoder", False)
 
 
@@ -136,7 +136,7 @@ def encode(
     ids_BS: Tensor,
     columns_BK: Tensor,
     types_BS: Tensor | None = None,
-    pieces: Pieces = EAGER,
+    kernels: Kernels = EAGER,
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states where they are looked at, and the pooled first position.
 
@@ -145,7 +145,7 @@ def encode(
         ids_BS: full rows, no padding.
         columns_BK: the columns looked at, of each row.
         types_BS: token types, for models with a next-sentence head.
-        pieces: `EAGER` or `compiled(…)`.
+        kernels: `EAGER` or `compiled(…)`.
 
     Returns:
         ((B·K, H) hidden states after the final norm, (B, H) pooled or None without a pooler).
@@ -153,7 +153,7 @@ def encode(
     base: Any = model.base_model
     length = ids_BS.size(1)
     pooler = getattr(base, "pooler", None)
-    if not narrows(model):
+    if not supports_masked_forward(model):
         types = {} if types_BS is None else {"token_type_ids": types_BS}
         output = base(input_ids=ids_BS, **types)
         hidden = _at(output.last_hidden_state, _flat(columns_BK, length))
@@ -163,8 +163,8 @@ def encode(
     hidden = base.embeddings(input_ids=ids_BS, token_type_ids=types_BS)
     *lower, last = base.encoder.layer
     for module in lower:
-        hidden = pieces.layer(module, hidden)
-    hidden = pieces.last_layer(last, hidden, _flat(columns_BK, length))
+        hidden = kernels.layer(module, hidden)
+    hidden = kernels.last_layer(last, hidden, _flat(columns_BK, length))
     final_norm = getattr(base.encoder, "ln", None) or getattr(base, "LayerNorm", None)
     if final_norm is not None:
         hidden = final_norm(hidden)

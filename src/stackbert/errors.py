@@ -1,33 +1,7 @@
-"""The two ways StackBERT fails, and the exit code of each.
+"""The ways StackBERT fails, and the exit code of each.
 
 A message is a sentence for the user: what is wrong, where, and what to do about it.
 """
-
-import re
-
-LONGEST = 2000
-"""Characters of a message: a screenful. What makes one longer is a name or value of the user's."""
-_LINE_END = re.compile(r"\s*[\r\n]\s*")
-
-
-def shown(text: str) -> str:
-    """Text that may hold anything, as one line that a terminal can be given.
-
-    What a terminal would obey or could not show (control characters, direction marks, halves of
-    characters) is spelled out; of a very long text the middle is left out.
-    """
-    line = _shortened(_LINE_END.sub(" ", text.strip()))
-    if line.isprintable():
-        return line
-    # Spelled out, a character takes up to ten.
-    spelled = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return _shortened("".join(spelled))
-
-
-def _shortened(line: str) -> str:
-    if len(line) <= LONGEST:
-        return line
-    return f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 4 :]}"
 
 
 class StackBertError(Exception):
@@ -36,7 +10,7 @@ class StackBertError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(shown(message))
+        super().__init__(" ".join(message.split()))  # libraries' reasons come in several lines
 
 
 class UserError(StackBertError):
@@ -46,12 +20,20 @@ class UserError(StackBertError):
 
 
 class RunError(StackBertError):
-    """The input was right but the run could not go on (a diverged loss, a full disk): code 1."""
+    """The input was right but the run failed (a diverged loss, a full disk): exit code 1."""
 
 
 class Interrupted(StackBertError):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and did so cleanly: code 128 + signal."""
+    """The run was asked to stop (Ctrl-C, SIGTERM) and saved its state: exit code 128 + signal."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class OtherRankError(StackBertError):
+    """Raised on other ranks; rank 0 reports the error."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code

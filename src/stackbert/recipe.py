@@ -5,6 +5,7 @@ YAML in, frozen pydantic models inside, YAML out. Nothing here needs torch.
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -83,7 +84,7 @@ class Objective(_Part):
     next_sentence: bool = False
 
 
-class Stage(_Part):
+class StageSpec(_Part):
     """Some steps at one depth. The optional fields override the recipe's for this stage."""
 
     depth: PositiveInt
@@ -92,6 +93,18 @@ class Stage(_Part):
     sequences: PositiveInt | None = None
     mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] | None = None
     micro_batch: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage with nothing left open."""
+
+    depth: int
+    steps: int
+    sequences: int
+    sequence_length: int
+    mask_rate: float
+    micro_batch: int | Literal["auto"]
 
 
 class GrowthSpec(_Part):
@@ -188,7 +201,7 @@ class Recipe(_Part):
     summary: str = ""
     model: ModelSpec = ModelSpec()
     objective: Objective = Objective()
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1)]
     growth: GrowthSpec = GrowthSpec()
     batch: BatchSpec = BatchSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -254,10 +267,10 @@ class Recipe(_Part):
                 return index
         return len(self.stages) - 1
 
-    def resolved_stage(self, index: int) -> "ResolvedStage":
+    def stage(self, index: int) -> Stage:
         """Stage `index` with every optional field filled in from the recipe."""
         stage = self.stages[index]
-        return ResolvedStage(
+        return Stage(
             depth=stage.depth,
             steps=stage.steps,
             sequences=stage.sequences or self.batch.sequences,
@@ -269,7 +282,7 @@ class Recipe(_Part):
     @property
     def longest_sequence(self) -> int:
         """Tokens of the longest row of any stage: what the model's positions must reach."""
-        return max(self.resolved_stage(i).sequence_length for i in range(len(self.stages)))
+        return max(self.stage(i).sequence_length for i in range(len(self.stages)))
 
     def scaled(self, total_steps: int) -> "Recipe":
         """The same recipe over another number of steps, every stage keeping its share.
@@ -309,17 +322,6 @@ class Recipe(_Part):
         """The recipe as YAML, every field written out."""
         plain = self.model_dump(mode="json")
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None)
-
-
-class ResolvedStage(_Part):
-    """A stage with nothing left open."""
-
-    depth: int
-    steps: int
-    sequences: int
-    sequence_length: int
-    mask_rate: float
-    micro_batch: int | Literal["auto"]
 
 
 def _or_value_error(check: Any, *arguments: Any) -> None:  # noqa: ANN401 (any check)

@@ -7,7 +7,6 @@ BERT-base the head over every position is half of all the arithmetic.
 Shape letters: B rows, S positions of a row, K masked positions of each, M of all, H hidden size.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stackbert.encoder import EAGER, Pieces, encode, narrows
+from stackbert.encoder import EAGER, Kernels, encode, supports_masked_forward
 from stackbert.errors import UserError
 from stackbert.recipe import ModelSpec, ModelType
-from stackbert.vocabulary import Vocabulary
+from stackbert.units import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from stackbert.batches.batches import Batch
+    from stackbert.corpus.tokenizer import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 def build_config(
-    spec: ModelSpec, *, depth: int, vocabulary: Vocabulary, sequence_length: int
+    spec: ModelSpec, *, depth: int, vocabulary: "Vocabulary", sequence_length: int
 ) -> "PretrainedConfig":
     """The transformers config of a recipe's model at one depth.
 
@@ -76,9 +78,8 @@ def build_config(
     known = set(config_class().to_dict())
     for name in extra:
         if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"model.{name}: {family.config} has no such field.{hint}")
+            hint = did_you_mean(name, sorted(known))
+            raise UserError(f"model.{name}: {family.config} has no such field{hint}.")
     positions = sequence_length + (vocabulary.pad + 1 if family.first_position else 0)
     defaults: dict[str, Any] = {name: 0.0 for name in _DROPOUTS if name in known}
     given = extra.get("max_position_embeddings", positions)
@@ -129,7 +130,7 @@ def create_model(
     spec: ModelSpec,
     *,
     depth: int,
-    vocabulary: Vocabulary,
+    vocabulary: "Vocabulary",
     sequence_length: int,
     next_sentence: bool = False,
     seed: int = 0,
@@ -184,52 +185,25 @@ class LossSums:
     """Sum over the rows; scalar; None without the objective."""
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Full rows on a device: no padding, so no attention mask."""
-
-    input_ids_BS: Tensor
-    """Tokens, masks applied."""
-    columns_BK: Tensor
-    """The masked positions of each row."""
-    labels_BK: Tensor
-    """The tokens that were there; -100 for a position that does not count."""
-    token_types_BS: Tensor | None = None
-    """0 for segment A and 1 for B; None without next-sentence prediction."""
-    is_random_B: Tensor | None = None
-    """1 where segment B comes from elsewhere, 0 where it follows; as BERT's labels."""
-
-    def rows(self, start: int, stop: int) -> "Inputs":
-        """Rows start … stop - 1, as views."""
-        cut = slice(start, stop)
-        return Inputs(
-            self.input_ids_BS[cut],
-            self.columns_BK[cut],
-            self.labels_BK[cut],
-            None if self.token_types_BS is None else self.token_types_BS[cut],
-            None if self.is_random_B is None else self.is_random_B[cut],
-        )
-
-
-def loss_sums(model: "PreTrainedModel", inputs: Inputs, pieces: Pieces = EAGER) -> LossSums:
+def loss_sums(model: "PreTrainedModel", batch: "Batch", kernels: Kernels = EAGER) -> LossSums:
     """The pre-training losses of a model of any supported type.
 
     Equal to transformers' dense loss up to rounding: the same modules, at fewer positions.
 
     Args:
         model: of a supported type, with its heads.
-        inputs: rows with masks, on the model's device.
-        pieces: of the encoder, eager or compiled.
+        batch: rows with masks, on the model's device.
+        kernels: of the encoder, eager or compiled.
     """
     hidden_MH, pooled_BH = encode(
-        model, inputs.input_ids_BS, inputs.columns_BK, inputs.token_types_BS, pieces
+        model, batch.input_ids_BS, batch.columns_BK, batch.token_types_BS, kernels
     )
-    masked = pieces.masked_loss(prediction_head(model), hidden_MH, inputs.labels_BK.flatten())
-    if inputs.is_random_B is None:
+    masked = kernels.masked_loss(prediction_head(model), hidden_MH, batch.labels_BK.flatten())
+    if batch.is_random_B is None:
         return LossSums(masked, None)
     parts: Any = model
     relation_B2 = parts.cls.seq_relationship(pooled_BH)
-    pair = F.cross_entropy(relation_B2.float(), inputs.is_random_B, reduction="sum")
+    pair = F.cross_entropy(relation_B2.float(), batch.is_random_B, reduction="sum")
     return LossSums(masked, pair)
 
 
@@ -257,7 +231,7 @@ def forward_flops(model: "PreTrainedModel", *, rows: int, sequence_length: int, 
     every = rows * sequence_length
     # The pooler of a next-sentence head looks at the first position of each row, too.
     looked_at = masked + (rows if getattr(encoder, "pooler", None) is not None else 0)
-    asking = looked_at if narrows(model) else every
+    asking = looked_at if supports_masked_forward(model) else every
     last = f".{config.num_hidden_layers - 1}."
     total = 0
     for name, module in model.named_modules():

@@ -1,0 +1,214 @@
+"""Hugging Face folders: one way to open them, one way to write them.
+
+Nothing is fetched and no code of a checkpoint runs. Every tensor lands by its name; what is
+missing, left over or of another shape is an error that names it.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stackbert.errors import UserError
+from stackbert.files import reading, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within this block transformers shows no bar, which would tear ours apart, and no report."""
+    from transformers.utils import logging
+
+    library: Any = logging
+    shown, verbosity = library.is_progress_bar_enabled(), library.get_verbosity()
+    library.disable_progress_bar()
+    library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if shown:
+            library.enable_progress_bar()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json, if plain safetensors weights of a transformers model lie beside it.
+
+    Raises:
+        UserError: there is no config.json, it asks for code of its own, or the weights are
+            quantised, an adapter's, or only there as pickle files.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json, so it is not a Hugging Face checkpoint.")
+    with reading(path):
+        fields = json.loads(path.read_bytes())
+        if not isinstance(fields, dict):
+            raise UserError(f"{path} does not hold a JSON object.")
+    if fields.get("auto_map"):
+        raise UserError(
+            f"{path} asks for code of its own (auto_map). StackBERT never runs code from a "
+            "checkpoint; it opens only the architectures of transformers."
+        )
+    if fields.get("quantization_config"):
+        raise UserError(f"{path} says that the weights are quantised; StackBERT needs plain ones.")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder} holds an adapter (adapter_config.json). Merge it into its model first."
+        )
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        way_out = (
+            f"only {', '.join(pickled)}, a pickle that can run code when it is read. Save the "
+            "model again with transformers first"
+            if pickled
+            else "neither a safetensors file nor an index of several"
+        )
+        raise UserError(f"{folder} has no safe weights: {way_out}.")
+    return fields
+
+
+def stored_class(folder: Path) -> type["PreTrainedModel"]:
+    """The transformers class that a folder's config.json names.
+
+    Raises:
+        UserError: as `read_config`, or transformers has no such class.
+    """
+    import transformers
+
+    names = read_config(folder).get("architectures")
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{folder / 'config.json'} does not name its class in 'architectures'.")
+    found = getattr(transformers, str(names[0]), None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise UserError(f"{folder / 'config.json'}: transformers has no model class '{names[0]}'.")
+    return found
+
+
+def open_model(
+    folder: Path,
+    model_class: Any,  # noqa: ANN401 (a model class or one of the AutoModel classes)
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    may_miss: str = "",
+    may_ignore: str = "",
+    **config_changes: Any,  # noqa: ANN401 (fields of any config)
+) -> "PreTrainedModel":
+    """The model of a Hugging Face folder, in evaluation mode, on the CPU.
+
+    Args:
+        folder: with config.json and safetensors weights.
+        model_class: such as `BertForMaskedLM` or `AutoModel`.
+        dtype: of the weights; None keeps the one they are stored in.
+        may_miss: a regular expression; a tensor whose whole name it matches may be missing and is
+            initialised by the class (a new head).
+        may_ignore: likewise for stored tensors that the class has no place for (an old head).
+        config_changes: fields of the config to set, such as `attn_implementation="eager"`.
+
+    Raises:
+        UserError: the folder cannot be opened, or a tensor is missing, left over, or of another
+            shape.
+    """
+    read_config(folder)
+    # An attention implementation named in config.json could be one that is fetched.
+    config_changes.setdefault("attn_implementation", "sdpa")
+    with reading(folder), quiet_transformers():
+        try:
+            loaded = _load(folder, model_class, dtype, config_changes)
+        except ValueError as error:  # of a class that has no fused attention
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            loaded = _load(
+                folder, model_class, dtype, config_changes | {"attn_implementation": "eager"}
+            )
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    for problem, names, allowed in (
+        ("lacks", report["missing_keys"], may_miss),
+        ("has no place for", report["unexpected_keys"], may_ignore),
+        ("has another shape for", {name for name, *_ in report["mismatched_keys"]}, ""),
+    ):
+        wrong = sorted(name for name in names if not re.fullmatch(allowed, name))
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(
+                f"{folder} does not fit {type(model).__name__}: it {problem} "
+                f"{', '.join(wrong[:3])}{more}."
+            )
+    # Loaded tensors look into a mapped file at any offset; some CPU kernels round differently
+    # there, and a resumed run would differ in the last bit.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def _load(folder: Path, model_class: Any, dtype: Any, changes: dict[str, Any]) -> Any:  # noqa: ANN401
+    return model_class.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype="auto" if dtype is None else dtype,
+        ignore_mismatched_sizes=True,  # they are reported, and refused by name
+        output_loading_info=True,
+        **changes,
+    )
+
+
+def open_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a Hugging Face folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    with reading(folder, "It should hold a tokenizer that transformers opens."):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    return tokenizer
+
+
+def save_model(
+    model: "PreTrainedModel",
+    folder: Path,
+    *,
+    tokenizer: Path | None,
+    sequence_length: int,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write what `from_pretrained` needs into an existing folder: weights, config, tokenizer.
+
+    Args:
+        model: saved by its own `save_pretrained`, as safetensors.
+        folder: where to.
+        tokenizer: a folder that is copied file by file, so that the new one is complete.
+        sequence_length: the longest row that the model was trained on, in tokens.
+        weights: to save instead of the model's present ones, by the names of its `state_dict`.
+    """
+    with quiet_transformers():
+        model.save_pretrained(folder, state_dict=weights)
+    # safetensors makes its files readable by their owner alone.
+    for path in folder.glob("*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode)
+    if tokenizer is None:
+        return
+    for path in sorted(tokenizer.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    # So that transformers' tokenizer cuts a text that is too long for the model's positions.
+    config = folder / "tokenizer_config.json"
+    fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    fields["model_max_length"] = sequence_length
+    write_text(config, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")

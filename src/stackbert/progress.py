@@ -1,0 +1,91 @@
+"""What long work says while it runs: a bar on a terminal, plain lines elsewhere, or nothing."""
+
+import contextlib
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+
+class Progress:
+    """Hears of progress and says nothing; the base of those that do."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """`done` of `total` are done; `text` says how things stand."""
+
+    def say(self, text: str) -> None:
+        """A line that stays: an evaluation, a growth, a finished run."""
+
+
+class Bar(Progress):
+    """A progress bar that redraws itself; for terminals."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+        )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Redraw the bar."""
+        if not self._bar.task_ids:
+            # Counted from where the run resumed, so that the time left is not flattered.
+            self._bar.add_task(text, total=total, completed=done)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text)
+
+    def say(self, text: str) -> None:
+        """Print above the bar."""
+        self._bar.console.print(text, markup=False, highlight=False)
+
+
+class Lines(Progress):
+    """Plain lines on stderr: what is said, and every 20 s how things stand; for logs and pipes."""
+
+    def __init__(self, seconds: float = 20.0) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Print if the last line is old enough."""
+        if time.monotonic() - self._last >= self._seconds:
+            self.say(f"{done:,}/{total:,} {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line at once."""
+        self._last = time.monotonic()
+        # A closed pipe must not end a run of hours.
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def console_progress() -> Progress:
+    """The bar on a terminal, lines elsewhere."""
+    return Bar() if sys.stderr.isatty() else Lines()

@@ -1,0 +1,161 @@
+"""Recipes as files: shipped or the user's own, overridden field by field."""
+
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from stackbert.errors import UserError
+from stackbert.files import explain, reading
+from stackbert.recipe import Recipe
+from stackbert.units import did_you_mean
+
+
+def shipped_recipes() -> dict[str, Recipe]:
+    """The recipes that come with StackBERT, by name."""
+    return {name: load_recipe(name) for name in _shipped_names()}
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Load a shipped recipe by its name or any recipe by its path.
+
+    Args:
+        name: "small-cpu", or the path of a YAML file.
+        overrides: "field.subfield=value" items; the value is read as YAML, a stage is addressed
+            by its place (`stages.0.steps=100`).
+
+    Raises:
+        UserError: there is no such recipe, it is not YAML, or a field is unknown or impossible;
+            the message names the field.
+
+    Example:
+        >>> import stackbert as sb
+        >>> sb.load_recipe("small-cpu", ["seed=3"]).seed
+        3
+    """
+    if name in _shipped_names():
+        where = f"Recipe '{name}'"
+        raw = _parse((resources.files(__name__) / f"{name}.yaml").read_text("utf-8"))
+    elif Path(name).is_file():
+        where, raw = str(name), read_yaml(Path(name))
+    else:
+        known = _shipped_names()
+        raise UserError(
+            f"There is no recipe '{name}': it is neither a file nor one of {', '.join(known)}"
+            f"{did_you_mean(str(name), known)}."
+        )
+    for override in overrides:
+        _override(raw, override)
+    return parse_recipe(raw, where)
+
+
+def parse_recipe(raw: Any, where: str) -> Recipe:  # noqa: ANN401 (plain YAML values)
+    """Validate plain values as a recipe.
+
+    Args:
+        raw: what YAML or JSON gave.
+        where: named at the head of the error ("my.yaml").
+
+    Raises:
+        UserError: naming every field that is wrong.
+    """
+    if not isinstance(raw, dict):
+        raise UserError(f"{where} is not a recipe: it must be a mapping of fields to values.")
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, Recipe)}.") from error
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401 (plain YAML values)
+    """What a YAML file holds: mappings, lists and plain values.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or gives a field twice.
+    """
+    with reading(path):
+        return _parse(path.read_text(encoding="utf-8"))
+
+
+def differing_fields(a: Recipe, b: Recipe) -> list[str]:
+    """Dotted names of the fields in which two recipes differ, with both values."""
+    flat_a, flat_b = flat_fields(a), flat_fields(b)
+    return [
+        f"{name} ({flat_a.get(name)} there, {flat_b.get(name)} here)"
+        for name in {**flat_a, **flat_b}
+        if flat_a.get(name) != flat_b.get(name)
+    ]
+
+
+def flat_fields(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's fields by their dotted names, as `--set` takes them."""
+    return _flatten(recipe.model_dump(mode="json"), "")
+
+
+def _flatten(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 (plain YAML values)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = {str(place): item for place, item in enumerate(value)}
+    if not isinstance(value, dict):
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{name}.{key}" if name else key)
+    return flat
+
+
+def _shipped_names() -> list[str]:
+    files = (file.name for file in resources.files(__name__).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is given twice (PyYAML takes the last one); reads 1e-12 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise ValueError(f"line {line} gives the field '{key.value}' a second time")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.2 has 1e-12 for a number; PyYAML follows 1.1, which wants 1.0e-12.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str) -> Any:  # noqa: ANN401 (plain YAML values)
+    return yaml.load(text, Loader=_Loader)
+
+
+def _override(raw: Any, override: str) -> None:  # noqa: ANN401 (plain YAML values)
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override}: write it as field=value, for example seed=1.")
+    with reading(f"The value of --set {path}"):
+        value = _parse(text)
+    *parents, last = path.split(".")
+    node = raw
+    for key in (*parents, last):
+        if isinstance(node, dict):
+            place: Any = key
+        elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            place = int(key)
+        elif isinstance(node, list):
+            raise UserError(f"--set {override}: '{key}' is not a place from 0 to {len(node) - 1}.")
+        else:
+            raise UserError(f"--set {override}: '{key}' cannot be set below a plain value.")
+        parent = node
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = parent[place]
+    parent[place] = value

@@ -1,1 +1,0 @@
-"""One self-contained HTML file of a run, several runs or a comparison."""

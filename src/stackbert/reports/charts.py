@@ -1,0 +1,249 @@
+"""Charts as Vega-Lite specifications, made with altair; and the look that all of them share.
+
+A specification holds its data but no colours of the page: `STYLES` gives those, light or dark, to
+whatever draws it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from stackbert.units import format_duration
+
+AXES = {"time": "seconds", "FLOPs": "flops", "tokens": "tokens", "steps": "steps"}
+"""What a loss can be drawn over: the choice in the page, and the column."""
+PALETTE = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c6bb1",
+    "#7f7f7f",
+)
+"""The first six are Okabe and Ito's: told apart by colour-blind readers, on white and on black."""
+GREY = "#7d858e"
+HEIGHT = 340
+OPENING = 0.05
+"""Share of the longest run whose losses may lie above the frame. A model that knows nothing yet
+starts at 9 nats; with that in the frame, all that matters is a line at its bottom."""
+
+
+def loss_curves(points: pd.DataFrame, bands: pd.DataFrame | None = None) -> dict[str, Any]:
+    """Losses, a line a run, with a choice of what they are drawn over.
+
+    Args:
+        points: a row an evaluation, in order: `group` (names the colour), `run` (a line), `detail`
+            (for the tooltip), `main` (drawn strong), `seconds`, `flops`, `tokens`, `steps`, `loss`.
+        bands: stages to shade behind the lines: `label`, and `start_X` and `end_X` for each of
+            seconds, flops, tokens and steps.
+
+    Returns:
+        A Vega-Lite specification as wide as what it is put into.
+    """
+    points = points[points.loss.notna()]
+    unit, scale = _time_unit(points.seconds.max() if len(points) else 0.0)
+    points = points.assign(
+        time=[format_duration(seconds) for seconds in points.seconds],
+        seconds=points.seconds / scale,
+        nth=range(len(points)),
+    )
+    over = alt.param(
+        name="over", value="time", bind=alt.binding_radio(options=list(AXES), name="over ")
+    )
+    chosen = "{'time': datum.%sseconds, 'FLOPs': datum.%sflops, 'tokens': datum.%stokens, "
+    chosen = chosen + "'steps': datum.%ssteps}[over]"
+    titles = f"{{'time': '{unit} of training', 'FLOPs': 'FLOPs', 'tokens': 'tokens', "
+    titles += "'steps': 'steps'}[over]"
+    low, high = loss_range(points)
+    x_scale = alt.Scale(zero=True, nice=False)
+    number = "datum.value < 1e5 ? format(datum.value, '~r') : format(datum.value, '.3~s')"
+    x = alt.X("x:Q", title=None, scale=x_scale, axis=alt.Axis(labelExpr=number, grid=False))
+    y = alt.Y("loss:Q", title="loss, nats", scale=alt.Scale(domain=[low, high], nice=False))
+    colour = colours("group", list(dict.fromkeys(points.group)))
+    hover = alt.selection_point(
+        name="hover", nearest=True, on="pointerover", clear="pointerout", empty=False
+    )
+    base = alt.Chart(points).transform_calculate(x=chosen % (("",) * 4))
+    lines = base.mark_line(clip=True).encode(
+        x=x,
+        y=y,
+        color=colour,
+        detail="run:N",
+        order="nth:Q",
+        size=alt.when("datum.main").then(alt.value(2.2)).otherwise(alt.value(1.2)),
+        opacity=alt.when("datum.main").then(alt.value(1.0)).otherwise(alt.value(0.4)),
+    )
+    dots = base.mark_point(filled=True, clip=True).encode(
+        x=x,
+        y=y,
+        color=colour,
+        size=alt.when(hover).then(alt.value(110)).otherwise(alt.value(28)),
+        opacity=alt.when(hover)
+        .then(alt.value(1.0))
+        .when("datum.main")
+        .then(alt.value(1.0))
+        .otherwise(alt.value(0.0)),
+        tooltip=[
+            alt.Tooltip("group:N", title="run"),
+            alt.Tooltip("detail:N"),
+            alt.Tooltip("loss:Q", format=".3f"),
+            alt.Tooltip("steps:Q", format=",.0f"),
+            alt.Tooltip("time:N"),
+            alt.Tooltip("flops:Q", title="FLOPs", format=".3s"),
+            alt.Tooltip("tokens:Q", format=",.0f"),
+        ],
+    )
+    label = alt.Chart(pd.DataFrame([{}])).mark_text(text={"expr": titles}, fontSize=12.5)
+    label = label.encode(x=alt.value({"expr": "width / 2"}), y=alt.value(HEIGHT + 34))
+    layers: list[Any] = []
+    if bands is not None and len(bands):
+        bands = bands.assign(odd=[place % 2 == 1 for place in range(len(bands))])
+        for edge in ("start", "end"):
+            bands[f"{edge}_seconds"] /= scale
+        shade = alt.Chart(bands).transform_calculate(
+            x=chosen % (("start_",) * 4), x2=chosen % (("end_",) * 4)
+        )
+        opacity = alt.when("datum.odd").then(alt.value(0.17)).otherwise(alt.value(0.07))
+        layers.append(shade.mark_rect(color=GREY).encode(x=x, x2="x2:Q", opacity=opacity))
+        text = shade.mark_text(align="left", baseline="bottom", dx=4, fontSize=11.5, color=GREY)
+        # Neighbours take turns on two lines: a short stage has no room for its label.
+        turn = alt.when("datum.odd").then(alt.value(HEIGHT - 21)).otherwise(alt.value(HEIGHT - 6))
+        layers.append(text.encode(x=x, y=turn, text="label:N"))
+    layers += [lines, dots.add_params(hover), label]
+    return specification(alt.layer(*layers).add_params(over))
+
+
+def intervals(
+    rows: pd.DataFrame,
+    *,
+    y: str,
+    title: str,
+    zero: str = "",
+    colour: str | None = None,
+) -> dict[str, Any]:
+    """Means with their intervals, a row a line, one below the other.
+
+    Args:
+        rows: `mean`, `low`, `high` (NaN where there is no interval) and the columns named below.
+        y: the column that names a line.
+        title: of the x axis.
+        zero: what a vertical line at 0 means; none if empty.
+        colour: the column that gives the colour.
+    """
+    height = 34 * rows[y].nunique() + 40
+    names = alt.Y(f"{y}:N", title=None, sort=list(dict.fromkeys(rows[y])))
+    hue = colours(colour, list(dict.fromkeys(rows[colour]))) if colour else alt.value(PALETTE[0])
+    shift = alt.YOffset(f"{colour}:N") if colour else alt.Undefined
+    base = alt.Chart(rows).encode(y=names, color=hue, yOffset=shift)
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    tips = [alt.Tooltip(f"{y}:N"), *(alt.Tooltip(f"{n}:Q", format=".3f") for n in _MEANS)]
+    dots = base.mark_point(filled=True, size=70).encode(
+        x=alt.X("mean:Q", title=title, scale=alt.Scale(zero=bool(zero))), tooltip=tips
+    )
+    layers = [bars, dots]
+    if zero:
+        line = alt.Chart(pd.DataFrame([{"at": 0.0, "what": zero}]))
+        line = line.mark_rule(strokeDash=[4, 4], color=GREY)
+        layers.insert(0, line.encode(x="at:Q", tooltip="what:N"))
+    return specification(alt.layer(*layers), height=height)
+
+
+_MEANS = ("mean", "low", "high")
+
+
+def specification(chart: Any, *, height: int | None = HEIGHT) -> dict[str, Any]:  # noqa: ANN401
+    """A chart as a Vega-Lite specification, as wide as what it is put into.
+
+    Args:
+        chart: altair's.
+        height: in pixels; None for views in a row, which keep their own sizes.
+    """
+    if height is not None:
+        chart = chart.properties(width="container", height=height)
+    with alt.data_transformers.enable("default", max_rows=None):
+        spec: dict[str, Any] = chart.to_dict()
+    spec.pop("config", None)  # the look is that of `STYLES` alone
+    return spec
+
+
+def colours(field: str, groups: Sequence[str], *, legend: bool | None = None) -> alt.Color:
+    """The colour channel that gives a group the same colour in all charts of a page.
+
+    Args:
+        field: the column with the group.
+        groups: all groups, in the order of the legend.
+        legend: whether there is one; by default, if there is something to tell apart.
+    """
+    shown = len(groups) > 1 if legend is None else legend
+    key = alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1.0)
+    hues = [PALETTE[place % len(PALETTE)] for place in range(len(groups))]
+    scale = alt.Scale(domain=list(groups), range=hues)
+    return alt.Color(f"{field}:N", scale=scale, legend=key if shown else None)
+
+
+def loss_range(points: pd.DataFrame) -> tuple[float, float]:
+    """The losses at the bottom and the top of the frame.
+
+    The top is the highest loss after the first `OPENING` of the longest run; what lies before may
+    be cut off. The last loss of every run is always inside.
+    """
+    if not len(points):
+        return 0.0, 1.0
+    later = points[points.steps >= OPENING * points.steps.max()]
+    high = max(later.loss.max(), points.groupby("run").loss.last().max())
+    low = points.loss[points.loss <= high].min()
+    span = high - low or 0.1
+    return float(low - 0.1 * span), float(high + 0.04 * span)
+
+
+def clipping_note(points: pd.DataFrame) -> str:
+    """The sentence that says what the frame leaves out; empty if nothing."""
+    _, high = loss_range(points)
+    if not (points.loss > high).any():
+        return ""
+    return (
+        f"Losses above {high:.2f} nats, all from the first {OPENING * 100:.0f} % of the longest "
+        "run, lie outside the frame."
+    )
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    if seconds <= 300:
+        return "seconds", 1.0
+    return ("minutes", 60.0) if seconds <= 3 * 3600 else ("hours", 3600.0)
+
+
+def _style(ink: str, rule: str, ground: str) -> dict[str, Any]:
+    return {
+        "background": ground,
+        "font": "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif",
+        "view": {"stroke": None},
+        # A mitred corner, as at a growth, reaches up to a loss that nobody measured.
+        "line": {"strokeJoin": "round"},
+        "text": {"color": ink},
+        "axis": {
+            "labelColor": ink,
+            "labelFontSize": 12,
+            "titleColor": ink,
+            "titleFontSize": 12.5,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+            "gridColor": rule,
+            "domainColor": GREY,
+            "tickColor": GREY,
+        },
+        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12.5, "labelLimit": 280},
+        "header": {"labelColor": ink, "titleColor": ink},
+        "title": {"color": ink, "anchor": "start", "fontSize": 15},
+    }
+
+
+STYLES = {
+    "light": _style("#32373d", "#e4e7ea", "#fff"),
+    "dark": _style("#d5d9de", "#343a42", "#15181c"),
+}
+"""The Vega-Lite config of all charts, by the page's colours."""

@@ -1,0 +1,101 @@
+"""`report`: from folders to one HTML file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from stackbert.errors import UserError
+from stackbert.pretraining.record import RUN
+from stackbert.reports.page import Page, is_report, save_figures, write_page
+
+FolderPath = str | os.PathLike[str]
+COMPARISON, ATTENTION, FINETUNE = "comparison.json", "attention.json", "finetune.json"
+"""The record that tells what a folder holds."""
+
+
+def report(
+    paths: FolderPath | Sequence[FolderPath], out: FolderPath, figures: FolderPath | None = None
+) -> Path:
+    """Write one self-contained HTML file of a run, several runs, or one other result.
+
+    Args:
+        paths: a run directory or several, or one folder that `stackbert compare`, `attention` or
+            `finetune` wrote. None need be finished. A folder of `attention` may stand with the
+            others; its part comes last.
+        out: the HTML file; replaced if it is a report.
+        figures: a folder to draw the figures into as well, as SVG and PNG.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        UserError: a folder is none of these, kinds are mixed, `out` is another file, or a file
+            cannot be written.
+
+    Example:
+        >>> import stackbert as sb
+        >>> sb.report("run", "report.html")  # doctest: +SKIP
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    out = Path(out)
+    if out.exists() and not is_report(out):
+        raise UserError(f"{out} exists and is not a report. Give --out a new name.")
+    page = report_page(list({Path(path).resolve(): Path(path) for path in paths}.values()))
+    write_page(page, out)
+    if figures is not None:
+        save_figures(page, Path(figures))
+    return out
+
+
+def report_page(folders: Sequence[Path]) -> Page:
+    """The page about what the folders hold.
+
+    Raises:
+        UserError: as `report`.
+    """
+    kinds: dict[str, list[Path]] = {RUN: [], COMPARISON: [], ATTENTION: [], FINETUNE: []}
+    for folder in folders:
+        held = [name for name in kinds if (folder / name).is_file()]
+        if not held:
+            raise UserError(
+                f"{folder} is not the folder of a run, a comparison, a measurement of attention or "
+                f"a fine-tuning: it has none of {', '.join(kinds)}."
+            )
+        for name in held:
+            kinds[name].append(folder)
+    for name in (COMPARISON, ATTENTION, FINETUNE):
+        if len(kinds[name]) > 1:
+            first, second = kinds[name][:2]
+            raise UserError(f"{first} and {second} both hold a {name}; a report shows one.")
+    subjects = [name for name in (RUN, COMPARISON, FINETUNE) if kinds[name]]
+    if len(subjects) > 1:
+        raise UserError(
+            f"{kinds[subjects[0]][0]} and {kinds[subjects[1]][0]} hold results of different kinds. "
+            "Report them one by one."
+        )
+    pages = [_page(name, kinds[name]) for name in (*subjects, ATTENTION) if kinds[name]]
+    if not pages:
+        raise UserError("Name at least one folder to report.")
+    first, *rest = pages
+    parts = first.parts + tuple(part for page in rest for part in page.parts)
+    return Page(first.title, first.verdict, parts, first.facts)
+
+
+def _page(name: str, folders: list[Path]) -> Page:
+    # Each page brings the libraries of its subject; load only what is asked for.
+    if name == RUN:
+        from stackbert.reports.runs import run_page
+
+        return run_page(folders)
+    if name == COMPARISON:
+        from stackbert.reports.comparison import comparison_page
+
+        return comparison_page(folders[0])
+    if name == FINETUNE:
+        from stackbert.reports.finetuning import finetune_page
+
+        return finetune_page(folders[0])
+    from stackbert.reports.attention import attention_page
+
+    return attention_page(folders[0])

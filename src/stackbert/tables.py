@@ -1,0 +1,75 @@
+"""DataFrames: as a field of a record, and as text."""
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import PlainSerializer, PlainValidator
+
+
+def _from_json(value: Any) -> pd.DataFrame:  # noqa: ANN401 (JSON is any value)
+    if isinstance(value, pd.DataFrame):
+        return value
+    if not isinstance(value, dict) or set(value) != {"columns", "rows"}:
+        raise ValueError("a table needs columns and rows")
+    return pd.DataFrame(value["rows"], columns=value["columns"])
+
+
+def _to_json(frame: pd.DataFrame) -> dict[str, Any]:
+    rows = [[_plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return {"columns": list(frame.columns), "rows": rows}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (a cell)
+    value = value.item() if hasattr(value, "item") else value
+    # JSON has no NaN and no infinity; a missing number is null.
+    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value
+
+
+Frame = Annotated[pd.DataFrame, PlainValidator(_from_json), PlainSerializer(_to_json)]
+"""A table in a `Record`; stored as columns and rows, a missing value as null."""
+
+
+def table_text(
+    frame: pd.DataFrame, title: str = "", formats: Mapping[str, str] | None = None
+) -> str:
+    """A table as aligned text, at most as wide as it needs.
+
+    Args:
+        frame: its columns are the headings; the index is left out.
+        title: a line above.
+        formats: how to write a column's values ("{:.3f}"); a missing value is left empty.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
+    for name in frame.columns:
+        text = all(isinstance(value, str) for value in frame[name])
+        table.add_column(str(name), justify="left" if text else "right", no_wrap=not text)
+    for row in frame.itertuples(index=False, name=None):
+        table.add_row(
+            *(
+                cell_text(value, (formats or {}).get(name))
+                for name, value in zip(frame, row, strict=True)
+            )
+        )
+    # Without a width of its own a console outside a terminal cuts at 80 columns.
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+
+
+def cell_text(value: Any, form: str | None = None) -> str:  # noqa: ANN401 (a cell)
+    """A cell as text; a missing value is empty."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if form:
+        return form.format(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
