@@ -21,6 +21,16 @@ import numpy as np
 import torch
 from inputs import DATA, digest, json_digest, summary, tensor_digest
 from safetensors.torch import load_file
+from stackbert.finetuning.results import FinetuneResults, Run
+from stackbert.finetuning.runs import Result
+from stackbert.finetuning.settings import FinetuneSettings
+from stackbert.planning.rehearsal import stand_in_vocabulary
+from stackbert.planning.table import plan_table
+from stackbert.pretraining.budget import Timing, evaluations_by_stage, scaled_to
+from stackbert.pretraining.evaluation import evaluation_batch
+from stackbert.pretraining.start import batch_plan
+from stackbert.reporting.content import Point
+from stackbert.vocabulary import load_vocabulary
 
 import stackbert as sb
 from stackbert import models, recipe_files
@@ -31,19 +41,9 @@ from stackbert.comparison.calibration import Settings
 from stackbert.comparison.verdict import judge
 from stackbert.finetuning import folder as study
 from stackbert.finetuning import metrics, squad_metrics
-from stackbert.finetuning.results import FinetuneResults, Run
-from stackbert.finetuning.runs import Result
-from stackbert.finetuning.settings import FinetuneSettings
 from stackbert.finetuning.verdict import statements as finetuning_sentences
 from stackbert.growth import grow_optimizer_state, grow_with_origins
-from stackbert.planning.rehearsal import stand_in_vocabulary
-from stackbert.planning.table import plan_table
-from stackbert.pretraining.budget import Timing, evaluations_by_stage, scaled_to
-from stackbert.pretraining.evaluation import evaluation_batch
 from stackbert.pretraining.schedule import learning_rate_factor
-from stackbert.pretraining.start import batch_plan
-from stackbert.reporting.content import Point
-from stackbert.vocabulary import load_vocabulary
 
 RECORD: dict[str, dict[str, Any]] = {"anywhere": {}, "here": {}, "sentences": {}}
 ANYWHERE, HERE, SENTENCES = RECORD.values()
