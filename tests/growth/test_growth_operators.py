@@ -1,8 +1,10 @@
 """Depth maps: pure functions of two depths, and refusals that say what would work."""
 
 import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from stackbert.growth.operators import (
     register_operator,
 )
 
+ROOT = Path(__file__).parents[2]
 depths = st.integers(1, 40)
 SHIPPED = ("stack", "interleave", "identity", "identity-noise", "random")
 
@@ -78,8 +81,12 @@ def test_an_unknown_operator_is_answered_with_the_list():
         get_operator("stack").depth_map(0, 3)
 
 
-def test_an_operator_of_ones_own_is_known_by_its_name(monkeypatch):
+@pytest.fixture
+def own_registry(monkeypatch):
     monkeypatch.setattr("stackbert.growth.operators.OPERATORS", dict(OPERATORS))
+
+
+def test_an_operator_of_ones_own_is_known_by_its_name(own_registry):
     mirror = Operator("mirror", lambda old, new: [*range(old), *reversed(range(new - old))])
     register_operator(mirror)
     register_operator(mirror)  # a notebook cell runs twice
@@ -90,6 +97,21 @@ def test_an_operator_of_ones_own_is_known_by_its_name(monkeypatch):
         get_operator("mirror").depth_map(2, 5)
     with pytest.raises(UserError, match=r"gives 1 layers.*should give 4"):
         Operator("short", lambda old, new: [0]).depth_map(2, 4)
+
+
+def test_the_example_of_an_own_operator_runs(own_registry, capsys):
+    runpy.run_path(str(ROOT / "examples" / "own_operator.py"))
+    assert "grows with 'expand'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", range(15))
+def test_fifteen_architectures_grow_tensor_by_tensor(family):
+    """By code that shares nothing with the package; the script does it for every operator."""
+    independent = runpy.run_path(str(ROOT / "benchmarks" / "independent" / "growth.py"))
+    name, ending, *layout = independent["ARCHITECTURES"][family]
+    model = independent["trained"](name, ending)
+    for operator in ("stack", "identity"):
+        assert independent["check"](model, operator, *layout) > 20
 
 
 @pytest.mark.parametrize("module", ["stackbert.growth", "stackbert.growth.operators"])
