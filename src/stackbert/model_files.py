@@ -123,8 +123,8 @@ def open_model(
         folder: with config.json and safetensors weights.
         model_class: such as `BertForMaskedLM` or `AutoModel`.
         dtype: of the weights; None keeps the one they are stored in.
-        may_miss: a regular expression; a tensor whose whole name it matches may be missing and is
-            initialised by the class (a new head).
+        may_miss: a regular expression; a tensor whose whole name it matches may be missing or of
+            another shape, and is initialised by the class (a new head).
         may_ignore: likewise for stored tensors that the class has no place for (an old head).
         config_changes: fields of the config to set, such as `attn_implementation="eager"`.
 
@@ -151,7 +151,7 @@ def open_model(
     for problem, names, allowed in (
         ("lacks", report["missing_keys"], may_miss),
         ("has no place for", report["unexpected_keys"], may_ignore),
-        ("has another shape for", {name for name, *_ in report["mismatched_keys"]}, ""),
+        ("has another shape for", {name for name, *_ in report["mismatched_keys"]}, may_miss),
     ):
         wrong = sorted(name for name in names if not re.fullmatch(allowed, name))
         if wrong:
