@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from stackbert.growth.layers import depth_key, find_layers, is_pre_norm
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -25,7 +26,6 @@ from stackbert.growth import (
     grow_by_map,
     grow_with_origins,
 )
-from stackbert.growth.layers import depth_key, find_layers, is_pre_norm
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 128}
 PRE_NORM = ("roberta-prelayernorm", "megatron-bert", "modernbert", "gpt2", "llama")

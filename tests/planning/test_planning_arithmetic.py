@@ -2,9 +2,9 @@
 
 import pytest
 from planning_helpers import small
+from stackbert.pretraining.budget import evaluations_by_stage
 
 import stackbert as sb
-from stackbert.pretraining.budget import evaluations_by_stage
 
 
 def test_flops_are_those_counted_by_hand() -> None:

@@ -1,9 +1,9 @@
 """A plan for several devices: what they exchange, by hand, and what is refused."""
 
 import pytest
+from stackbert.planning.table import plan_table
 
 import stackbert as sb
-from stackbert.planning.table import plan_table
 
 # At 128 tokens a row; 24 layers would be the same arithmetic, only slower to count.
 RECIPE = sb.load_recipe(

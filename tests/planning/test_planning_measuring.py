@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from planning_helpers import small
-
-import stackbert as sb
 from stackbert.planning import pace
 from stackbert.planning.devices import GIB, find_device
 from stackbert.planning.table import plan_table
-from stackbert.pretraining.trainer import Trainer
 from stackbert.vocabulary import load_vocabulary
+
+import stackbert as sb
+from stackbert.pretraining.trainer import Trainer
 
 
 def test_here_trains_steps_of_every_depth(monkeypatch) -> None:

@@ -5,16 +5,16 @@ import weakref
 import pytest
 import torch
 from planning_helpers import small
-from torch.utils._python_dispatch import TorchDispatchMode
-
-import stackbert as sb
-from stackbert.batches import StageShape
 from stackbert.models import create_model
 from stackbert.planning.devices import find_device
 from stackbert.planning.memory import footprint
 from stackbert.planning.rehearsal import random_batch, stand_in_vocabulary
 from stackbert.planning.table import plan_table
 from stackbert.pretraining.evaluation import to_device
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import stackbert as sb
+from stackbert.batches import StageShape
 from stackbert.pretraining.trainer import POSITIONS_AT_ONCE, Trainer
 
 

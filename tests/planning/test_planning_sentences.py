@@ -5,10 +5,10 @@ import sys
 
 import pytest
 from planning_helpers import small
-
-import stackbert as sb
 from stackbert.planning.devices import DEVICES, find_device
 from stackbert.planning.table import duration, plan_table
+
+import stackbert as sb
 
 
 @pytest.mark.parametrize("name", [*(device.name for device in DEVICES), "rtx4090", "RTX-4090"])

@@ -1,331 +1,202 @@
 """Measuring the reference table: seconds of every kind of step, all kinds in turn, repeatedly.
 
-Each reading is taken in a process of its own with the threads that the runs will have, and as many
-at a time as runs will be, so that what runs slow down by each other is in the table.
+Each reading is taken in a process of its own with the threads that the runs will have, by as many
+processes at a time as runs will train, so that what they take from each other is in the table.
 """
 
-import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stackbert.comparison.costs import GrowthCost, Reference, StepCost, StepKind, step_kinds
+import pandas as pd
+
 from stackbert.comparison.processes import environment
+from stackbert.comparison.reference import Reference, StepKind, step_kinds
+from stackbert.comparison.variants import growths_of
 from stackbert.errors import RunError, StackBertError, UserError
-from stackbert.recipe import Recipe, ScheduleSpec, Stage
-from stackbert.recipe_files import parse_recipe
-from stackbert.stored import stored
+from stackbert.recipe import GrowthSpec, Recipe, ScheduleSpec, StageSpec
+from stackbert.recipes import parse_recipe
 
 ROUNDS = 3
-"""Processes one after the other, on each of the places that run side by side."""
-_PATIENCE = 8.0
-"""Seconds that the timed steps of a process may take, if the fewest turns take less."""
-_STEPS = 1000
-"""Of every stage of the measured recipe; more than are timed."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every run of a comparison has in common and would otherwise settle by itself."""
-
-    precision: str
-    compile: bool
-    micro_batches: tuple[tuple[StepKind, int], ...]
-    """Rows a forward pass, by the kind of step."""
-
-    def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe with nothing left to be measured."""
-        rows = dict(self.micro_batches)
-        stages = tuple(
-            stage.model_copy(update={"micro_batch": rows[kind]})
-            for stage, kind in zip(recipe.stages, step_kinds(recipe), strict=True)
-        )
-        return recipe.model_copy(
-            update={"precision": self.precision, "compile": self.compile, "stages": stages}
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> "Settings":
-        """From `to_json`'s values."""
-        return stored(cls, raw)
-
-
-def settle_kinds(
-    recipe: Recipe,
-    kinds: Sequence[StepKind],
-    longest: Recipe,
-    corpus: Path,
-    *,
-    threads: int,
-    seconds: float | None,
-) -> tuple[Settings, dict[str, Any]]:
-    """Settle precision, compilation and micro-batches, once for all runs.
-
-    Args:
-        recipe: whose model and optimiser.
-        kinds: of step.
-        longest: the run that takes the longest: long ones measure, short ones take what is usual.
-        corpus: folder.
-        threads: of a run.
-        seconds: of that run, where its steps are not known yet.
-
-    Returns:
-        The settings, and the machine as a run describes it.
-    """
-    (answer,) = _ask(
-        {
-            "what": "settle",
-            "recipe": _recipe_of_kinds(recipe, kinds).model_dump(mode="json"),
-            "longest": longest.model_dump(mode="json"),
-            "seconds": seconds,
-        },
-        corpus,
-        threads=threads,
-        jobs=1,
-    )
-    settled = parse_recipe(answer["recipe"], "the settled recipe")
-    rows = tuple(zip(kinds, answer["rows"], strict=True))
-    return Settings(settled.precision, settled.compile is True, rows), answer["machine"]
+"""Measuring processes one after the other, in each of the places that run side by side."""
+PATIENCE = 8.0
+"""Keep timing steps for up to 8 s in each process, so that a short burst of load does not move the
+median."""
 
 
 def calibrate(
-    recipe: Recipe,
-    kinds: Sequence[StepKind],
-    growths: Sequence[tuple[int, int]],
-    settings: Settings,
+    known: Reference | None,
+    recipes: Sequence[Recipe],
     corpus: Path,
     *,
-    threads: int,
     jobs: int,
+    threads: int,
+    seconds: float | None,
+    say: Callable[[str], None],
 ) -> Reference:
-    """Measure the reference table on this machine.
+    """A reference table that covers every step and growth of some recipes.
+
+    Known rows stay. If some are missing, all kinds of step are measured, and the new rows are
+    brought to the speed of the known ones.
 
     Args:
-        recipe: whose model, optimiser and growth operator.
-        kinds: of step.
-        growths: (layers before, after).
-        settings: of all runs.
-        corpus: folder.
-        threads: of a run.
+        known: measured earlier.
+        recipes: of all variants, scratch's first; its length decides whether measuring
+            micro-batches and compilation pays, unless `seconds` does.
+        corpus: folder; steps are timed on its batches.
         jobs: runs side by side.
+        threads: of a run.
+        seconds: of each run, if the budget says.
+        say: hears what is measured.
+
+    Raises:
+        UserError: a model that transformers cannot build.
+        RunError: a measuring process failed.
     """
-    request = {
-        "what": "measure",
-        "recipe": settings.apply(_recipe_of_kinds(recipe, kinds)).model_dump(mode="json"),
-        "growth": recipe.growth.model_dump(mode="json"),
-        "growths": [list(pair) for pair in growths],
-        "patience": _PATIENCE,
+    have = known.by_kind if known else {}
+    kinds = sorted({*have, *(kind for recipe in recipes for kind in step_kinds(recipe))})
+    pairs = list(dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe)))
+    if known and len(kinds) == len(have) and known.growth_seconds.keys() >= set(pairs):
+        return known
+    say("measuring seconds per step …")
+
+    scratch = recipes[0]
+    steps = {k: s.steps for k, s in zip(step_kinds(scratch), scratch.stages, strict=True)}
+    changes: dict[str, Any] = {
+        "stages": tuple(
+            StageSpec(
+                steps=steps.get(kind, 1),
+                micro_batch=have[kind].micro_batch if kind in have else None,
+                **kind._asdict(),
+            )
+            for kind in kinds
+        ),
+        # Fresh layers reach any depth, in about the time of copies; a constant rate has no warm-up
+        # that could be too long.
+        "growth": GrowthSpec(operator="random"),
+        "schedule": ScheduleSpec(name="constant"),
     }
-    answers = []
-    for _ in range(ROUNDS):
-        answers += _ask(request, corpus, threads=threads, jobs=jobs)
-    steps = []
-    for index, kind in enumerate(kinds):
-        readings = tuple(answer["steps"][index] for answer in answers)
-        flops = answers[0]["flops"][index]
-        steps.append(StepCost(kind, statistics.median(readings), readings, flops))
-    grown = tuple(
-        GrowthCost(a, b, statistics.median(answer["growths"][index] for answer in answers))
-        for index, (a, b) in enumerate(growths)
+    if known:
+        changes |= {"precision": known.precision, "compile": known.compile}
+    request = {
+        "recipe": scratch.model_copy(update=changes).model_dump(mode="json"),
+        "corpus": str(corpus),
+        "seconds": seconds,
+        "pairs": pairs,
+    }
+    (tuned,) = _ask("autotune", request, threads, 1)
+    recipe = parse_recipe(tuned["recipe"], "the autotuned recipe")
+    request["recipe"] = tuned["recipe"]
+    answers = [answer for _ in range(ROUNDS) for answer in _ask("measure", request, threads, jobs)]
+
+    readings = pd.DataFrame([answer["steps"] for answer in answers])
+    growing = pd.DataFrame([answer["growths"] for answer in answers]).median()
+    reference = Reference(
+        machine=tuned["machine"],
+        threads=threads,
+        precision=recipe.precision,
+        compile=recipe.compile,
+        steps=pd.DataFrame(kinds, columns=list(StepKind._fields)).assign(
+            micro_batch=[stage.micro_batch for stage in recipe.stages],
+            flops=answers[0]["flops"],
+            seconds=readings.median(),
+            fastest=readings.min(),
+            slowest=readings.max(),
+            readings=len(readings),
+        ),
+        growths=pd.DataFrame(pairs, columns=["source_depth", "target_depth"]).assign(
+            seconds=growing
+        ),
     )
-    return Reference(tuple(steps), grown)
+    rows = reference.steps.itertuples()
+    pace = ", ".join(f"{1000 * row.seconds:.0f} ms at depth {row.depth}" for row in rows)
+    say(f"a step takes {pace}")
+    return known.extended(reference, step_kinds(scratch)[-1]) if known else reference
 
 
-def extended(old: Reference, new: Reference, anchor: StepKind) -> Reference:
-    """`old` with the rows of `new` that it lacks, brought to the speed at which `old` was taken.
+def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[dict[str, Any]]:
+    """The answers of measuring processes that run at the same time."""
 
-    Args:
-        old: keeps every row.
-        new: measured later, when the machine may have been faster or slower.
-        anchor: a kind that both have.
-    """
-    scale = old.step(anchor).seconds / new.step(anchor).seconds
-    known = {row.kind for row in old.steps}
-    pairs = {(row.source_depth, row.target_depth) for row in old.growths}
-    steps = [
-        StepCost(r.kind, r.seconds * scale, tuple(s * scale for s in r.readings), r.flops)
-        for r in new.steps
-        if r.kind not in known
-    ]
-    growths = [
-        GrowthCost(r.source_depth, r.target_depth, r.seconds * scale)
-        for r in new.growths
-        if (r.source_depth, r.target_depth) not in pairs
-    ]
-    return Reference((*old.steps, *steps), (*old.growths, *growths))
+    def ask(_: int) -> dict[str, Any]:
+        command = [sys.executable, "-m", __name__, what, json.dumps(request)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
+        last = (done.stderr if done.returncode else done.stdout).strip().rpartition("\n")[2]
+        if done.returncode == UserError.exit_code:
+            raise UserError(last)
+        if done.returncode:
+            raise RunError(f"Measuring seconds per step failed: {last}")
+        answer: dict[str, Any] = json.loads(last)
+        return answer
+
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(ask, range(processes)))
 
 
-def _recipe_of_kinds(recipe: Recipe, kinds: Sequence[StepKind]) -> Recipe:
-    """A recipe with a stage for each kind; whose growth is never asked for."""
-    stages = tuple(
-        Stage(
-            depth=k.depth,
-            steps=_STEPS,
-            sequences=k.sequences,
-            sequence_length=k.sequence_length,
-            mask_rate=k.mask_rate,
-        )
-        for k in kinds
-    )
-    # Fresh layers on top go from any depth to any larger one, which a validated recipe must.
-    growth = recipe.growth.model_copy(update={"operator": "random"})
-    # Nor may a warm-up be as long as the run; the rate plays no part in how long a step takes.
-    schedule = ScheduleSpec(name="constant")
-    return recipe.model_copy(update={"stages": stages, "growth": growth, "schedule": schedule})
-
-
-def _ask(request: dict[str, Any], corpus: Path, *, threads: int, jobs: int) -> list[dict[str, Any]]:
-    """Answers of as many measuring processes at once as there are jobs."""
-    command = [sys.executable, "-m", "stackbert.comparison.calibration"]
-    text = json.dumps({**request, "corpus": str(corpus)})
-    processes = [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(threads),
-        )
-        for _ in range(jobs)
-    ]
-    try:
-        for process in processes:  # all start before any is waited for
-            if process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):  # it died, and is asked why below
-                    process.stdin.write(text)
-                    process.stdin.close()
-                process.stdin = None
-        answers = []
-        for process in processes:
-            output, errors = process.communicate()
-            if process.returncode != 0:
-                last = errors.strip().rpartition("\n")[2] or "no message"
-                refused = process.returncode == UserError.exit_code
-                raise (
-                    UserError(last)
-                    if refused
-                    else RunError(f"Measuring seconds per step failed: {last}")
-                )
-            answers.append(json.loads(output.strip().rpartition("\n")[2]))
-        return answers
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
-
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What a measuring process finds out."""
     import torch
 
+    from stackbert.batches.batches import training_plan, validation_batch
     from stackbert.corpus.store import open_corpus
-    from stackbert.pretraining.machine import (
-        describe,
-        fastest_precision,
-        keep_memory,
-        matrix_rate,
-        pick_device,
-    )
-    from stackbert.pretraining.start import batch_plan
-    from stackbert.pretraining.trainer import rows_at_once
-    from stackbert.pretraining.tuning import estimate, settle
-    from stackbert.vocabulary import load_vocabulary
+    from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
+    from stackbert.model import training_flops
+    from stackbert.pretraining.autotune import autotune, measure
+    from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
 
     keep_memory()
     recipe = parse_recipe(request["recipe"], "the measured recipe")
-    corpus = open_corpus(request["corpus"])
-    vocabulary = load_vocabulary(corpus)
-    device = pick_device()
-    if request["what"] == "settle":
-        seconds = request["seconds"]
-        if seconds is None:
-            longest = parse_recipe(request["longest"], "the longest recipe")
-            rate = matrix_rate(device, fastest_precision(device))
-            seconds = estimate(longest, vocabulary, batch_plan(longest, corpus, vocabulary), rate)
-        plan = batch_plan(recipe, corpus, vocabulary)
-        settled = settle(recipe, vocabulary, plan, device=device, seconds=seconds)
-        stages = [settled.recipe.resolved_stage(i) for i in range(len(settled.recipe.stages))]
-        return {
-            "recipe": settled.recipe.model_dump(mode="json"),
-            "rows": [
-                rows_at_once(s.micro_batch, s.sequences, s.sequence_length, device) for s in stages
-            ],
-            "machine": describe(device),
-        }
-    with torch.random.fork_rng():
-        return _measure(recipe, corpus, vocabulary, device, request)
+    corpus, device = open_corpus(request["corpus"]), pick_device()
+    vocabulary, plan = corpus.vocabulary, training_plan(recipe, corpus)
+    if what == "autotune":
+        tuned = autotune(recipe, vocabulary, plan, device=device, seconds=request["seconds"]).recipe
+        stages = []
+        for index, spec in enumerate(tuned.stages):
+            stage = tuned.stage(index)
+            rows = rows_at_once(stage.micro_batch, stage.sequences, stage.sequence_length, device)
+            stages.append(spec.model_copy(update={"micro_batch": rows}))
+        tuned = tuned.model_copy(update={"stages": tuple(stages)})
+        return {"recipe": tuned.model_dump(mode="json"), "machine": describe(device)}
 
+    def batch(index: int, turn: int) -> Any:  # noqa: ANN401 (Batch, which loads torch)
+        return plan.batch(recipe.boundaries[index] + min(turn, recipe.stages[index].steps - 1))
 
-def _measure(
-    recipe: Recipe,
-    corpus: Any,  # noqa: ANN401 (Corpus, which imports pyarrow)
-    vocabulary: Any,  # noqa: ANN401 (likewise)
-    device: Any,  # noqa: ANN401 (torch.device)
-    request: dict[str, Any],
-) -> dict[str, Any]:
-    from stackbert.growth.operators import get_operator
-    from stackbert.planning.workload import evaluation_shape, workloads
-    from stackbert.pretraining.budget import measure_batches
-    from stackbert.pretraining.evaluation import evaluation_batch
-    from stackbert.pretraining.machine import synchronise, working_precision
-    from stackbert.pretraining.start import batch_plan
-    from stackbert.pretraining.tuning import trainer_at
-    from stackbert.recipe import GrowthSpec
-
-    plan = batch_plan(recipe, corpus, vocabulary)
-    precision = working_precision(recipe)
-    timing = measure_batches(
-        recipe,
-        vocabulary,
-        lambda index, turn: plan.batch(recipe.boundaries[index] + turn),
-        evaluation_batch(recipe, corpus, vocabulary),
-        device=device,
-        precision=precision,
-        patience=request["patience"],
-    )
-    loads = workloads(
-        recipe,
-        vocabulary,
-        evaluation_shape(recipe),
-        precision=precision,
-        is_cpu=device.type == "cpu",
-    )
-    spec = GrowthSpec.model_validate(request["growth"])
-    # A variant of another operator may grow where the recipe's cannot; all take about as long.
-    reaches = get_operator(spec.operator).reaches
-    fresh = spec.model_copy(update={"operator": "random"})
+    validation = validation_batch(recipe, corpus)
+    timing = measure(recipe, batch, validation, vocabulary, device=device, patience=PATIENCE)
+    flops, growths = [], []
+    for index, step in enumerate(recipe.boundaries[:-1]):
+        stage, (rows, masked) = recipe.stage(index), plan.masked_rows(step)
+        with torch.device("meta"):
+            model = recipe_model(recipe, vocabulary, stage.depth)
+        length = stage.sequence_length
+        flops.append(training_flops(model, rows=rows, sequence_length=length, masked=masked))
     depths = [stage.depth for stage in recipe.stages]
-    grown = []
-    for source, target in request["growths"]:
+    for source, target in request["pairs"]:
         index = depths.index(source)
-        trainer = trainer_at(recipe, index, vocabulary, device, compile=False)
-        trainer.step(0, plan.batch(recipe.boundaries[index]), 1.0)  # so that there is a state
+        trainer = Trainer(
+            recipe_model(recipe, vocabulary, source),
+            recipe.optimizer,
+            device=device,
+            precision=working_precision(recipe),
+            micro_batch=recipe.stage(index).micro_batch,
+            seed=0,
+        )
+        trainer.step(0, batch(index, 0), 1.0)  # so that the optimizer has a state
         synchronise(device)
         start = time.perf_counter()
-        trainer.grow(target, spec if reaches(source, target) else fresh, 1)
+        trainer.grow(target, recipe.growth, 1)
         synchronise(device)
-        grown.append(time.perf_counter() - start)
-    return {
-        "steps": list(timing.step),
-        "flops": [load.step_flops for load in loads],
-        "growths": grown,
-    }
+        growths.append(time.perf_counter() - start)
+    return {"steps": timing.step, "flops": flops, "growths": growths}
 
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(_answer(json.load(sys.stdin))))
+        print(json.dumps(_answer(sys.argv[1], json.loads(sys.argv[2]))))
     except StackBertError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,37 +1,26 @@
 """`compare`: the claim put to a fair test on the user's own text and machine."""
 
-import math
+import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stackbert.comparison.begin import Say, check_grows, open_record
-from stackbert.comparison.costs import filling
-from stackbert.comparison.folder import Question, Record, Tried, write_record
-from stackbert.comparison.processes import Task, counted, run_all
-from stackbert.comparison.results import Results, final_loss, read_results
-from stackbert.comparison.runs import (
-    PlannedRun,
-    is_finished,
-    plan_runs,
-    planned,
-    recipe_file,
-    run_folder,
-    with_runs,
-)
-from stackbert.comparison.variants import (
-    SCRATCH,
-    at_rate,
-    load_variants,
-    scratch_of,
-    untuned,
-)
+from stackbert.comparison.calibration import calibrate
+from stackbert.comparison.processes import threads_each, train_all
+from stackbert.comparison.reference import Budget, parse_budget
+from stackbert.comparison.results import COMPARISON, RUNS, Comparison, Request, read_comparison
+from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants, validated
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
-from stackbert.files import held_folder
-from stackbert.pretraining.rundir import CHECKPOINTS
+from stackbert.files import LOCK, locked, write_text, writing
+from stackbert.pretraining.record import CHECKPOINTS
+from stackbert.progress import Progress
 from stackbert.recipe import Recipe
+from stackbert.recipes import differing_fields
+from stackbert.units import counted, format_duration
+
+__all__ = ["Comparison", "compare", "read_comparison"]
 
 
 def compare(
@@ -42,12 +31,13 @@ def compare(
     variants: Sequence[str] = (SCRATCH, "stack"),
     seeds: int = 3,
     budget: str | None = None,
+    steps: int | None = None,
     fractions: Sequence[float] = (1.0,),
-    rates: Sequence[float] = (1.0,),
+    learning_rates: Sequence[float] = (1.0,),
     jobs: int = 1,
     keep_checkpoints: bool = False,
-    say: Say | None = None,
-) -> Results:
+    progress: Progress | None = None,
+) -> Comparison:
     """Train every variant of a recipe on the same budget and report what came of it.
 
     Every variant sees the same rows and masks in the same order, starts from the same seeds, and
@@ -55,8 +45,8 @@ def compare(
     seconds is spent by a table of seconds per step measured here once, so that no variant gains
     by running in a quiet minute. docs/comparison.md has the rules and their reasons.
 
-    Called again with the same `out`, it goes on where it was stopped; more variants, seeds and
-    fractions may be asked for then, and finished runs are kept.
+    Called again with the same `out`, it resumes; more variants, seeds and fractions may be asked
+    for then, and finished runs are kept.
 
     Args:
         recipe: stages of rising depth; `scratch` is made from them.
@@ -66,150 +56,179 @@ def compare(
         seeds: runs of each variant; below 2 there is no interval, 3 are few.
         budget: of each run: "30m" of training, "2000steps", "4e15flops". By default the time that
             scratch takes for the recipe's steps.
+        steps: first scale the recipe to this many steps.
         fractions: shares of the budget that each variant but scratch is run at; from several
             follows the share at which it equals scratch's loss.
-        rates: factors of the learning rates; of several, scratch tries each with one seed and all
-            variants take its best.
+        learning_rates: factors of the recipe's rates; of several, scratch tries each with one seed
+            and all variants take its best.
         jobs: runs side by side; the cores are divided.
         keep_checkpoints: leave a finished run its checkpoints, one at the end of each stage; by
-            default it keeps its final model and its ledger only.
-        say: hears of progress.
+            default it keeps only its final model and its ledger.
+        progress: hears of every run that ends.
 
     Returns:
-        All runs that have ended, of this call and of earlier ones.
+        All runs that have finished, in this call and in earlier ones.
 
     Raises:
         UserError: wrong input; nothing was trained.
-        RunError: no run could be made. One that fails alone is named in the verdict.
-        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
+        RunError: no run could be trained. One that fails alone is named in the verdict.
+        Interrupted: Ctrl-C or SIGTERM; the same call resumes.
 
     Example:
         >>> import stackbert as sb
-        >>> results = sb.compare(  # doctest: +SKIP
+        >>> comparison = sb.compare(  # doctest: +SKIP
         ...     sb.load_recipe("small-cpu"), corpus="corpus", out="comparison", jobs=2
         ... )
+        >>> print(*comparison.verdict(), sep="\\n")  # doctest: +SKIP
     """
-    tell = say or (lambda text: None)
-    _check(seeds, rates, jobs)
-    check_grows(recipe)
-    recipe = untuned(recipe)
+    if not growths_of(recipe):
+        raise UserError(
+            f"Recipe '{recipe.name}' has one depth only, so nothing grows. Give it stages of "
+            "rising depth; 'scratch' is made from them."
+        )
+    recipe = recipe if steps is None else recipe.scaled(steps)
+    # Micro-batches are chosen for all variants alike.
+    stages = tuple(stage.model_copy(update={"micro_batch": None}) for stage in recipe.stages)
+    recipe = recipe.model_copy(update={"stages": stages})
     asked = load_variants(variants, recipe, seeds=seeds, fractions=fractions)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    folder = Path(out)
-    fingerprint = opened.manifest.fingerprint
-    question = Question("variants", recipe, fingerprint, budget, jobs, tuple(sorted(set(rates))))
-    with held_folder(folder, f"comparing in {folder}"):
-        recipes = {variant.name: variant.recipe for variant in asked}
-        record = open_record(folder, question, recipes, opened, tell)
-        plan_runs(asked, record, rate=1.0)  # a budget that is too short is found before it is set
-        write_record(folder, record)
-        if len(question.rates) > 1:
-            record = _tune(folder, record, opened, tell, keep_checkpoints)
-        else:
-            record = replace(record, rate=question.rates[0])
-        runs = plan_runs(asked, record, rate=record.rate)
-        record = with_runs(record, runs)
-        write_record(folder, record)
-        make_runs(folder, record, runs, opened, tell, keep_checkpoints=keep_checkpoints)
-    return read_results(folder)
+    request = validated(
+        Request,
+        "A comparison",
+        recipe=recipe,
+        corpus=opened.fingerprint,
+        budget=budget,
+        learning_rates=tuple(sorted(set(learning_rates))),
+        jobs=jobs,
+    )
+    folder, tell = Path(out), progress or Progress()
+    with writing(f"comparing in {folder}"), locked(folder, f"{folder} is in use"):
+        comparison = _started(folder, request, asked, opened, tell)
+        train = functools.partial(_train, folder, opened, keep_checkpoints, tell)
+        if len(request.learning_rates) > 1:
+            once = replace(asked[0], seeds=1, fractions=(1.0,))
+            comparison = train(*comparison.planned([once], request.learning_rates))
+            tell.say(
+                f"scratch does best at {comparison.learning_rate:g} times the recipe's learning "
+                "rates; all variants take that"
+            )
+        return train(*comparison.planned(asked, [comparison.learning_rate]))
 
 
-def make_runs(
-    folder: Path,
-    record: Record,
-    runs: Sequence[PlannedRun],
-    corpus: Corpus,
-    say: Say,
-    *,
-    keep_checkpoints: bool = False,
+def _started(
+    folder: Path, request: Request, asked: Sequence[Variant], corpus: Corpus, progress: Progress
+) -> Comparison:
+    """The comparison in the folder, or a new one, with a reference table that covers `asked`."""
+    before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
+    if before:
+        _check_same(folder, before, request, asked)
+    elif foreign := [path.name for path in folder.iterdir() if path.name not in (LOCK, RUNS)]:
+        raise UserError(
+            f"{folder} is not empty and not a comparison (it holds {', '.join(foreign[:3])}). "
+            "Choose a new folder for --out."
+        )
+    budget = None if request.budget is None else parse_budget(request.budget)
+    reference = calibrate(
+        before.reference if before else None,
+        [variant.recipe for variant in asked],
+        corpus.folder,
+        jobs=request.jobs,
+        threads=before.reference.threads if before else threads_each(request.jobs),
+        seconds=budget.amount if budget and budget.unit == "seconds" else None,
+        say=progress.say,
+    )
+    by_default = reference.cost(asked[0].recipe, "seconds")
+    comparison = before or Comparison(
+        request=request,
+        corpus_folder=str(corpus.folder),
+        entropy=corpus.manifest.validation.unigram_entropy,
+        reference=reference,
+        budget=budget or Budget(amount=by_default, unit="seconds"),
+        variants={},
+    )
+    recipes = {variant.name: variant.recipe for variant in asked}
+    changes = {"reference": reference, "variants": {**comparison.variants, **recipes}}
+    comparison = comparison.model_copy(update=changes)
+    comparison.planned(asked, [1.0])  # a short budget is refused before anything is written
+    return comparison
+
+
+def _check_same(
+    folder: Path, before: Comparison, request: Request, asked: Sequence[Variant]
 ) -> None:
-    """Make those of the runs that are not there yet.
+    """Refuse to resume with another request; variants, seeds and fractions may be added."""
+    if differing := differing_fields(before.request, request):
+        raise UserError(
+            f"{folder} holds another comparison. It differs in: {'; '.join(differing)}. Variants, "
+            "seeds and fractions can be added; for anything else choose a new folder."
+        )
+    for variant in asked:
+        there = before.variants.get(variant.name, variant.recipe)
+        if differing := differing_fields(there, variant.recipe):
+            raise UserError(
+                f"{folder} holds a variant '{variant.name}' that differs in: "
+                f"{'; '.join(differing)}. Give the new one another name."
+            )
+
+
+def _train(
+    folder: Path,
+    corpus: Corpus,
+    keep_checkpoints: bool,
+    progress: Progress,
+    comparison: Comparison,
+    recipes: Mapping[str, Recipe],
+) -> Comparison:
+    """Train those runs that have not finished; what they gave is written as they end.
+
+    Args:
+        recipes: of the runs, by key.
 
     Raises:
         Interrupted: asked to stop.
-        RunError: a run was refused.
+        RunError: a run refused its input, or all failed.
     """
 
+    def collect() -> Comparison:
+        collected = comparison.collected(folder)
+        collected.write(folder / COMPARISON)
+        return collected
+
     def tidy(run: Path) -> None:
-        # A finished run has its model; the checkpoints were there to resume from.
-        if not keep_checkpoints and (run / CHECKPOINTS).is_dir():
-            shutil.rmtree(run / CHECKPOINTS)
+        if not keep_checkpoints:  # they were there to resume from
+            shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
 
-    todo: dict[str, PlannedRun] = {}
-    for run in runs:
-        if is_finished(run_folder(folder, run)):
-            tidy(run_folder(folder, run))
-        else:
-            todo.setdefault(run.key, run)
-    kept = len({run.key for run in runs}) - len(todo)
+    comparison = collect()
+    folders, runs = comparison.folders(folder), comparison.runs
+    unfinished = set(runs.loc[runs["missing"] != "", "key"])
+    todo = []
+    for key, recipe in recipes.items():
+        run = folders[key]
+        if key not in unfinished:
+            tidy(run)
+            continue
+        todo.append(run)
+        run.parent.mkdir(exist_ok=True)
+        write_text(run.with_name(run.name + ".yaml"), recipe.to_yaml())
     if todo:
-        say(f"{counted(len(todo), 'run')} to be made, {kept} there already")
-    tasks = [
-        Task(
-            run.label,
-            recipe_file(folder, run),
-            corpus.folder,
-            run_folder(folder, run),
-        )
-        for run in todo.values()
-    ]
-    failed = run_all(
-        tasks,
-        jobs=record.question.jobs,
-        threads=record.threads,
-        say=say,
-        done=lambda task: tidy(task.out),
-    )
-    if failed and len(failed) == len({run.key for run in runs}):
-        raise RunError(f"No run could be made. {failed[0]}")
+        progress.say(f"{counted(len(todo), 'run')} to train")
+    done = 0
 
+    def ended(run: Path, seconds: float, failure: str) -> None:
+        nonlocal comparison, done
+        done += 1
+        comparison = collect()
+        if not failure:
+            tidy(run)
+        text = failure or f"{run.name}: finished in {format_duration(seconds)}"
+        progress.say(f"{text}; {counted(len(todo) - done, 'run')} left")
+        progress.step(done, len(todo), "runs")
 
-def _tune(folder: Path, record: Record, corpus: Corpus, say: Say, keep_checkpoints: bool) -> Record:
-    """Let scratch choose the learning rate, for itself and so for all."""
-    question = record.question
-    scratch = filling(scratch_of(question.recipe), record.reference, record.budget)
-    trials = [
-        planned(
-            SCRATCH,
-            1.0,
-            at_rate(scratch, rate),
-            record.settings,
-            question.corpus,
-            note=f" at {rate:g} times the learning rates",
-        )
-        for rate in question.rates
-    ]
-    make_runs(folder, record, trials, corpus, say, keep_checkpoints=keep_checkpoints)
-    tried = tuple(
-        Tried(rate, final_loss(run_folder(folder, run)))
-        for rate, run in zip(question.rates, trials, strict=True)
-    )
-    best = min(tried, key=lambda t: math.inf if t.loss is None else t.loss)
-    if best.loss is None:
-        raise RunError(
-            f"Scratch ended with none of the learning rates {question.rates}; the logs in "
-            f"{folder / 'runs'} say why."
-        )
-    say(f"scratch does best at {best.rate:g} times the recipe's learning rates; all take that")
-    # A trial that failed before may have ended now, and done better: what was run at another rate
-    # is no part of the comparison then.
-    entries = record.entries if record.rate == best.rate else ()
-    return replace(record, rate=best.rate, tried=tried, entries=entries)
-
-
-def _check(seeds: int, rates: Sequence[float], jobs: int) -> None:
-    if seeds < 1:
-        raise UserError(f"seeds must be at least 1, not {seeds}.")
-    if jobs < 1:
-        raise UserError(f"jobs must be at least 1, not {jobs}.")
-    if not rates or not all(0.0 < rate < 1000.0 for rate in rates):
-        raise UserError(f"Learning rates are factors above 0, such as 0.5,1,2; not {list(rates)}.")
-
-
-def console_say() -> Callable[[str], None]:
-    """Prints a line with the time of day, for the command line."""
-    import time
-
-    import typer
-
-    return lambda text: typer.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
+    jobs, threads = comparison.request.jobs, comparison.reference.threads
+    try:
+        failed = train_all(todo, corpus.folder, jobs=jobs, threads=threads, ended=ended)
+    finally:
+        comparison = collect()
+    if failed and len(failed) == len(recipes):
+        raise RunError(f"No run could be trained. {failed[0]}")
+    return comparison

@@ -1,29 +1,27 @@
 """Runs as processes, several side by side; a stop asked of this process is passed on to them."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from stackbert.errors import Interrupted, RunError
+from stackbert.errors import Interrupted, RunError, UserError
 from stackbert.pretraining.signals import StopRequest
+from stackbert.units import counted
 
 _POLL = 0.2
 """Seconds between two looks at the processes."""
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This process' environment with so many threads for torch and the tokenizer."""
-    return {
-        **os.environ,
-        **dict.fromkeys(_THREADS, str(threads)),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    """This process' environment, with a number of threads for torch and the tokenizer."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def threads_each(jobs: int) -> int:
@@ -32,111 +30,84 @@ def threads_each(jobs: int) -> int:
     return max(1, (cores or 1) // jobs)
 
 
-def counted(number: int, what: str) -> str:
-    """ "1 run", "3 runs"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A run to be made: `stackbert pretrain` of a recipe file."""
-
-    label: str
-    recipe: Path
-    corpus: Path
-    out: Path
-
-    @property
-    def log(self) -> Path:
-        """What the run prints."""
-        return self.out.with_name(self.out.name + ".log")
-
-    @property
-    def command(self) -> list[str]:
-        """The command line, which the user could type as well."""
-        words = ["pretrain", self.recipe, "--corpus", self.corpus, "--out", self.out]
-        return [sys.executable, "-m", "stackbert", *(str(word) for word in words)]
-
-
-def run_all(
-    tasks: Sequence[Task],
+def train_all(
+    runs: Sequence[Path],
+    corpus: Path,
     *,
     jobs: int,
     threads: int,
-    say: Callable[[str], None],
-    done: Callable[[Task], None],
-) -> tuple[str, ...]:
-    """Make runs, `jobs` at a time. A run that fails does not stop the others.
+    ended: Callable[[Path, float, str], None],
+) -> list[str]:
+    """Train runs, `jobs` at a time. A run that fails does not stop the others.
 
     Args:
-        tasks: in the order in which they are begun.
+        runs: folders, in the order in which they are started; the recipe of RUN is RUN.yaml, and
+            what it prints goes to RUN.log.
+        corpus: folder.
         jobs: processes at a time.
         threads: of each.
-        say: hears of every run that ends.
-        done: called with every run that ended well.
+        ended: called with every run that ended, its seconds, and why it failed ("" if it did not).
 
     Returns:
         A sentence for every run that failed.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; the runs at hand were told, and have saved what they had.
-        RunError: a run was refused (exit code 2), so the others would be as well.
+        Interrupted: Ctrl-C or SIGTERM; the runs were told to stop and have saved their state.
+        RunError: a run refused its input (exit code 2), so the others would as well.
     """
-    waiting, failed = list(tasks), []
-    running: list[tuple[Task, subprocess.Popen[bytes], float]] = []
+    waiting, failed = list(runs), []
+    running: dict[Path, subprocess.Popen[bytes]] = {}
+    begun: dict[Path, float] = {}
     with StopRequest() as stop:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs and stop.signal is None:
-                    task = waiting.pop(0)
-                    running.append((task, _start(task, threads), time.monotonic()))
+                    run = waiting.pop(0)
+                    begun[run] = time.monotonic()
+                    running[run] = _start(run, corpus, threads)
                 if stop.signal is not None:
-                    _stop(running)
+                    left = len(waiting) + len(running)
                     raise Interrupted(
-                        f"Stopped with {len(waiting) + len(running)} of "
-                        f"{counted(len(tasks), 'run')} to be finished; everything is "
-                        "saved. The same command goes on.",
+                        f"Stopped before {left} of {counted(len(runs), 'run')} had finished; "
+                        "everything is saved. Run the same command again to resume.",
                         stop.signal,
                     )
                 time.sleep(_POLL)
-                for entry in [e for e in running if e[1].poll() is not None]:
-                    running.remove(entry)
-                    task, process, begun = entry
-                    left = counted(len(waiting) + len(running), "run")
-                    minutes = (time.monotonic() - begun) / 60.0
-                    if process.returncode == 0:
-                        done(task)
-                        say(f"{task.label}: done in {minutes:.1f} min; {left} left")
-                        continue
-                    sentence = f"{task.label} failed: {last_line(task.log)}"
-                    if process.returncode == 2:
-                        raise RunError(sentence)
-                    failed.append(sentence)
-                    say(f"{sentence}; {left} left")
+                for run in [r for r, process in running.items() if process.poll() is not None]:
+                    code = running.pop(run).returncode
+                    failure = f"{run.name} failed: {last_line(run)}" if code else ""
+                    ended(run, time.monotonic() - begun[run], failure)
+                    if code == UserError.exit_code:
+                        raise RunError(failure)
+                    failed += [failure] if code else []
         finally:
-            _stop(running)
-    return tuple(failed)
+            for process in running.values():
+                process.send_signal(signal.SIGTERM)
+            for process in running.values():
+                process.wait()
+    return failed
 
 
-def last_line(log: Path) -> str:
+def log_of(run: Path) -> Path:
+    """What a run prints."""
+    return run.with_name(run.name + ".log")
+
+
+def last_line(run: Path) -> str:
     """The last line that a run printed, which is its error if it failed."""
-    text = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
-    return text.rpartition("\n")[2] or "it printed nothing"
+    text = log_of(run).read_text(encoding="utf-8", errors="replace").strip()
+    return text.rpartition("\n")[2].removeprefix("stackbert: ") or "it printed nothing"
 
 
-def first_sentence(text: str) -> str:
-    """An error without its advice and without its full stop."""
-    return text.removeprefix("stackbert: ").partition(". ")[0].removesuffix(".")
-
-
-def _start(task: Task, threads: int) -> subprocess.Popen[bytes]:
-    task.out.parent.mkdir(parents=True, exist_ok=True)
-    with task.log.open("ab") as log:
-        # A session of its own: Ctrl-C on the terminal reaches this process alone, which then lets
-        # the runs finish their step and save.
+def _start(run: Path, corpus: Path, threads: int) -> "subprocess.Popen[bytes]":
+    recipe = run.with_name(run.name + ".yaml")
+    words = ["pretrain", recipe, "--corpus", corpus, "--out", run]
+    with log_of(run).open("ab") as log:
+        # In a session of its own: Ctrl-C on the terminal reaches this process alone, which lets
+        # the runs finish their step and save. The pipe ends with this process, and a run with it.
         return subprocess.Popen(
-            task.command,
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", __name__, *map(str, words)],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             env=environment(threads),
@@ -144,9 +115,11 @@ def _start(task: Task, threads: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _stop(running: Sequence[tuple[Task, subprocess.Popen[bytes], float]]) -> None:
-    for _, process, _ in running:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for _, process, _ in running:
-        process.wait()
+def _end_with_parent() -> None:
+    os.read(0, 1)  # nothing is ever written: it returns when the other end of the pipe closes
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    runpy.run_module("stackbert", run_name="__main__", alter_sys=True)

@@ -1,91 +1,84 @@
-"""Where every variant stands beside scratch: its loss, and the time to the same loss."""
+"""Where each variant stands against scratch: its loss, and the time to the same loss."""
 
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
-from stackbert.comparison.results import Results
-from stackbert.comparison.statistics import (
-    Interval,
-    Share,
-    crossing,
-    interval,
-    paired,
-    share_for,
-)
+import pandas as pd
+
+from stackbert.comparison.reference import Unit
+from stackbert.comparison.statistics import Interval, crossing, interval, paired, share_for
 from stackbert.comparison.variants import SCRATCH
 
-Outcome = Literal["better", "worse", "no difference", "one seed"]
+
+def losses(results: pd.DataFrame, variant: str, fraction: float = 1.0) -> dict[int, float]:
+    """Seed → final validation loss."""
+    own = results[(results["variant"] == variant) & (results["fraction"] == fraction)]
+    last: dict[int, float] = own.groupby("seed")["loss"].last().to_dict()
+    return last
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A variant at one share of the budget, beside scratch at the whole of it."""
+def standings(results: pd.DataFrame) -> pd.DataFrame:
+    """Final losses: a row for each variant and share of the budget, scratch first, then the best.
 
-    variant: str
-    fraction: float
-    loss: Interval
-    """Over all its seeds."""
-    difference: Interval
-    """Its loss minus scratch's, paired by seed; below zero is better."""
-    pair: tuple[float, float]
-    """Mean losses, its own and scratch's, over the seeds that both have."""
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How much of scratch's budget a variant needs for scratch's loss."""
-
-    variant: str
-    by_seed: dict[int, Share]
-    """From runs at several budgets, each with its whole schedule."""
-    mean: Interval | None
-    """Over the seeds; None where a seed gives a bound only."""
-    crossing: dict[int, Share]
-    """Where the curve of the run at the whole budget goes below scratch's final loss."""
-
-
-def standing_of(
-    results: Results, name: str, fraction: float, scratch: dict[int, float]
-) -> Standing | None:
-    """A variant's place at a share of the budget; None where no seed has both runs."""
-    losses = results.losses(name, fraction)
-    difference = paired(losses, scratch)
-    if difference is None:
-        return None
-    outcome: Outcome = "no difference"
-    if difference.number < 2:
-        outcome = "one seed"
-    elif difference.excludes_zero:
-        outcome = "better" if difference.mean < 0 else "worse"
-    common = sorted(losses.keys() & scratch.keys())
-    pair = (fmean(losses[seed] for seed in common), fmean(scratch[seed] for seed in common))
-    return Standing(name, fraction, interval(list(losses.values())), difference, pair, outcome)
-
-
-def speed_of(results: Results, name: str, scratch: dict[int, float]) -> Speed | None:
-    """What a variant saves; None where no finished run of it tells."""
-    by_seed, crossings = {}, {}
-    fractions = results.fractions(name)
-    unit = results.record.budget.unit
-    whole = results.first(SCRATCH)
-    if whole is None:
-        return None
-    budget = getattr(whole.points[-1], unit)
-    for seed, target in scratch.items():
-        losses = {
-            fraction: found[seed]
-            for fraction in fractions
-            if seed in (found := results.losses(name, fraction))
+    Differences are paired by seed and taken to scratch at its whole budget. Columns: variant,
+    fraction, seeds, loss, loss_low, loss_high (mean and 95 % interval over all its seeds);
+    pairs, own, scratch (mean losses over the seeds that both have); difference, low, high; outcome
+    ("better", "worse", "no difference", "one seed").
+    """
+    scratch, rows = losses(results, SCRATCH), []
+    places = results[["variant", "fraction"]].drop_duplicates()
+    for name, fraction in places.itertuples(index=False):
+        own = losses(results, name, fraction)
+        gap, common = paired(own, scratch), sorted(own.keys() & scratch.keys())
+        if gap is None or (name == SCRATCH and fraction != 1.0):
+            continue
+        loss = interval(list(own.values()))
+        row = {
+            "variant": name,
+            "fraction": fraction,
+            "seeds": loss.number,
+            "loss": loss.mean,
+            "loss_low": loss.low,
+            "loss_high": loss.high,
+            "pairs": gap.number,
+            "own": fmean(own[seed] for seed in common),
+            "scratch": fmean(scratch[seed] for seed in common),
+            "difference": gap.mean,
+            "low": gap.low,
+            "high": gap.high,
+            "outcome": "" if name == SCRATCH else _outcome(gap),
         }
-        if len(losses) > 1:
-            by_seed[seed] = share_for(losses, target)
-        for run in results.runs:
-            if (run.variant, run.fraction, run.seed) == (name, 1.0, seed):
-                crossings[seed] = crossing(run.points, target, budget, unit)
-    if not by_seed and not crossings:
-        return None
-    exact = [share.value for share in by_seed.values() if share.bound == "="]
-    mean = interval(exact) if exact and len(exact) == len(by_seed) else None
-    return Speed(name, by_seed, mean, crossings)
+        rows.append(row)
+    rows.sort(key=lambda row: (row["variant"] != SCRATCH, -row["fraction"], row["difference"]))
+    bounds = ["loss_low", "loss_high", "low", "high"]
+    return pd.DataFrame(rows).astype(dict.fromkeys(bounds, float)) if rows else pd.DataFrame()
+
+
+def _outcome(gap: Interval) -> str:
+    if gap.number < 2:
+        return "one seed"
+    if not gap.excludes_zero:
+        return "no difference"
+    return "better" if gap.mean < 0 else "worse"
+
+
+def speeds(results: pd.DataFrame, unit: Unit) -> pd.DataFrame:
+    """The share of scratch's budget after which a variant has scratch's loss, a row for each seed.
+
+    Columns: variant, seed; share (a `Share` from runs at several budgets, each with its full
+    schedule; None where there is one budget); crossing (a `Share`: where the learning curve of the
+    run at the whole budget reaches scratch's final loss; None without such a run).
+    """
+    rows = []
+    whole = results[results["fraction"] == 1.0]
+    for seed, target in losses(results, SCRATCH).items():
+        budget = whole.loc[whole["variant"] == SCRATCH, unit].max()
+        for name, own in results[results["seed"] == seed].groupby("variant", sort=False):
+            final = own.groupby("fraction")["loss"].last().to_dict()
+            curve = list(own.loc[own["fraction"] == 1.0, [unit, "loss"]].itertuples(index=False))
+            share = share_for(final, target) if len(final) > 1 else None
+            crossed = crossing(curve, target, budget) if curve else None
+            if name != SCRATCH and (share or crossed):
+                rows.append((name, seed, share, crossed))
+    order = {name: place for place, name in enumerate(results["variant"].unique())}
+    rows.sort(key=lambda row: order[row[0]])
+    return pd.DataFrame(rows, columns=["variant", "seed", "share", "crossing"], dtype=object)

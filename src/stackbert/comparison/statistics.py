@@ -1,4 +1,4 @@
-"""What a handful of seeds can say: means, intervals, and the budget at which two are equal."""
+"""What a few seeds can show: means with intervals, and the budget at which two models are equal."""
 
 import itertools
 import math
@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stackbert.comparison.costs import Unit
-from stackbert.reporting.content import Point
+from scipy.stats import t
 
 CONFIDENCE = 0.95
 Bound = Literal["=", "<=", ">"]
@@ -20,19 +19,19 @@ class Interval:
 
     mean: float
     low: float | None
-    """None of one value alone, which says nothing about noise."""
+    """None for a single value, which says nothing about the noise."""
     high: float | None
     number: int
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; never of one value."""
+        """Whether the interval lies on one side of zero; never true of a single value."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of scratch's budget, or what is known about it."""
+    """A share of scratch's budget, exact or a bound."""
 
     value: float
     bound: Bound = "="
@@ -46,7 +45,7 @@ def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval of independent values.
 
     Args:
-        values: at least one; of paired runs their differences.
+        values: at least one; for paired runs their differences.
     """
     mean = statistics.fmean(values)
     number = len(values)
@@ -55,17 +54,15 @@ def interval(values: Sequence[float]) -> Interval:
     spread = statistics.stdev(values)
     if spread == 0.0:
         return Interval(mean, mean, mean, number)
-    from scipy.stats import t
-
     half = float(t.ppf((1.0 + CONFIDENCE) / 2.0, number - 1)) * spread / math.sqrt(number)
     return Interval(mean, mean - half, mean + half, number)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Interval | None:
-    """Mean and interval of a - b over the seeds that both have; None if there is none.
+    """Mean and interval of a - b over the seeds that both have; None if they share none.
 
-    Runs of one seed share their first weights (as far as the depths do), the order of the rows
-    and the masks, so much of their noise is common and falls out of the difference.
+    Runs of one seed share their first weights (as far as the depths allow), the order of the rows
+    and the masks, so much of their noise is common and cancels in the difference.
     """
     common = sorted(a.keys() & b.keys())
     return interval([a[seed] - b[seed] for seed in common]) if common else None
@@ -75,8 +72,8 @@ def share_for(losses: Mapping[float, float], target: float) -> Share:
     """The share of the budget from which on a variant's final loss is at or below `target`.
 
     Between two budgets the loss is taken to be straight over the logarithm of the budget. Beyond
-    those that were run nothing is made up: the answer is then a bound. Where noise lets the loss
-    cross the target more than once, the last crossing counts, for the first would flatter.
+    the budgets that were run nothing is extrapolated: the answer is a bound. Where noise makes the
+    loss cross the target more than once, the last crossing counts, for the first would flatter.
 
     Args:
         losses: share of the budget → final loss of a run whose schedule ended there.
@@ -98,26 +95,23 @@ def share_for(losses: Mapping[float, float], target: float) -> Share:
     return Share(shares[-1], "<=")
 
 
-def crossing(points: Sequence[Point], target: float, budget: float, unit: Unit) -> Share:
-    """Where a loss curve first goes below `target`, as a share of scratch's budget.
+def crossing(curve: Sequence[tuple[float, float]], target: float, budget: float) -> Share:
+    """Where a learning curve first reaches `target`, as a share of scratch's budget.
 
-    The cheaper figure, for it needs no further runs, and not a fair one: it sets a model in the
-    middle of its schedule against one at the end of its own.
+    The cheap figure, because it needs no further runs, but not a fair one: it compares a model in
+    the middle of its schedule with one at the end of its own.
 
     Args:
-        points: of the run at the whole budget, in order.
+        curve: (spent, loss) of the run at the whole budget, in order.
         target: scratch's final loss.
-        budget: what scratch's run cost.
-        unit: of the budget.
+        budget: what scratch spent, in the same unit.
     """
-    before: Point | None = None
-    for point in points:
-        at = float(getattr(point, unit))
-        if point.loss <= target:
-            if before is None or before.loss <= target:
-                return Share(at / budget)
-            begun = float(getattr(before, unit))
-            part = (before.loss - target) / (before.loss - point.loss)
-            return Share((begun + part * (at - begun)) / budget)
-        before = point
-    return Share(float(getattr(points[-1], unit)) / budget, ">")
+    before: tuple[float, float] | None = None
+    for spent, loss in curve:
+        if loss <= target:
+            if before is None:
+                return Share(spent / budget)
+            part = (before[1] - target) / (before[1] - loss)
+            return Share((before[0] + part * (spent - before[0])) / budget)
+        before = spent, loss
+    return Share(curve[-1][0] / budget, ">")

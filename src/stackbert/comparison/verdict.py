@@ -1,235 +1,199 @@
 """What a comparison shows, in sentences, and what it does not."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from stackbert.comparison.processes import counted
-from stackbert.comparison.results import Results, grown_variants
-from stackbert.comparison.standings import Speed, Standing, speed_of, standing_of
+import pandas as pd
+
+from stackbert.comparison.reference import Budget
+from stackbert.comparison.standings import losses, speeds, standings
 from stackbert.comparison.statistics import interval
 from stackbert.comparison.variants import SCRATCH
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.recipe import Recipe
-from stackbert.recipe_files import parse_recipe
-from stackbert.reporting.wording import duration
+from stackbert.units import counted
 
 PLATEAU = 0.5
-"""Nats under the unigram entropy that scratch must end, or the comparison shows nothing: before
-attention forms, a model knows word frequencies alone, and there depth does not matter at all."""
+"""Nats below the unigram entropy that scratch must end, or the comparison shows nothing: before
+attention forms, a model knows only word frequencies, and depth does not matter."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A comparison's result."""
+def verdict(
+    results: pd.DataFrame,
+    *,
+    budget: Budget,
+    entropy: float,
+    tried: pd.DataFrame,
+    missing: list[str],
+    recipe: Recipe,
+    variants: Mapping[str, Recipe],
+) -> list[str]:
+    """What the finished runs of a comparison show.
 
-    sentences: tuple[str, ...]
-    standings: tuple[Standing, ...]
-    """Best first."""
-    speeds: tuple[Speed, ...]
-    on_plateau: bool
-
-
-def judge(results: Results) -> Verdict:
-    """What the finished runs of a comparison show."""
-    scratch = results.losses(SCRATCH)
-    if not scratch:
-        nothing = "Scratch has no finished run yet, so there is nothing to say."
-        return Verdict((nothing,), (), (), False)
-    standings = [
-        standing
-        for name in grown_variants(results)
-        for fraction in results.fractions(name)
-        if (standing := standing_of(results, name, fraction, scratch)) is not None
-    ]
-    standings.sort(key=lambda s: (-s.fraction, s.difference.mean))
-    speeds = [s for name in grown_variants(results) if (s := speed_of(results, name, scratch))]
-    runs = [run for run in results.runs if run.variant == SCRATCH and run.fraction == 1.0]
-    gap = results.record.entropy - sum(run.masked_lm for run in runs) / len(runs)
-    on_plateau = gap < PLATEAU
-    sentences = [
-        *_plateau(gap, on_plateau),
-        *(_about(s, results) for s in _leading(results, standings)),
-        *(_speed_sentence(s, results) for s in speeds if s.by_seed),
-        *_crossings([s for s in speeds if not s.by_seed], results),
-        *_order(standings),
-        *_caveats(results, standings, gap, on_plateau),
-        *_schedules(results),
-    ]
-    return Verdict(tuple(sentences), tuple(standings), tuple(speeds), on_plateau)
-
-
-def _leading(results: Results, standings: Sequence[Standing]) -> Iterable[Standing]:
-    """The first variant asked for, at the whole budget or at the largest share it was run at."""
-    for name in grown_variants(results)[:1]:
-        own = [s for s in standings if s.variant == name]
-        yield from [s for s in own if s.fraction == 1.0][:1] or own[:1]
-
-
-def _about(standing: Standing, results: Results) -> str:
-    budget = results.record.budget
-    on = (
-        f"on the same budget ({budget})"
-        if standing.fraction == 1.0
-        else f"on {standing.fraction:.3g} of scratch's budget ({budget})"
+    Args:
+        results: a row for each validation loss: variant, fraction, seed, step, seconds, flops,
+            tokens, loss, masked_lm.
+        budget: of each run at a share of 1.
+        entropy: unigram entropy of the validation text, in nats.
+        tried: learning_rate (a factor) and loss of scratch; NaN if it did not finish.
+        missing: why runs have not finished, one sentence each.
+        recipe: that all vary.
+        variants: name → its recipe; the first after scratch makes the headline.
+    """
+    if not losses(results, SCRATCH):
+        return ["Scratch has no finished run yet, so there is nothing to say."]
+    table, fast = standings(results)[1:], speeds(results, budget.unit)
+    of = "scratch's " + {"seconds": "time", "step": "steps", "flops": "FLOPs"}[budget.unit]
+    gap = plateau_gap(results, entropy)
+    ended = f"{abs(gap):.2f} nats {'below' if gap >= 0 else 'above'} the unigram entropy"
+    plateau = (
+        f"This comparison shows nothing: scratch ended {ended}, which is on the plateau (less than "
+        f"{PLATEAU} below it), where models know only word frequencies and depth does not matter. "
+        "Give it a longer budget."
     )
-    own, scratch = standing.pair
-    ends = (
-        f"{standing.variant} ends at a validation loss of {own:.3f} nats and scratch at "
-        f"{scratch:.3f}, {on}"
-    )
-    gap = standing.difference
-    if standing.outcome == "one seed":
-        return f"{ends}: {_signed(gap.mean)} nats with one seed, so nothing is known of the noise."
-    within = f"95 % interval {_signed(gap.low)} to {_signed(gap.high)}, {gap.number} seeds"
-    if standing.outcome == "no difference":
-        return f"{ends}: no difference beyond noise ({_signed(gap.mean)} nats, {within})."
-    return f"{ends}: {standing.outcome} by {abs(gap.mean):.3f} nats ({within})."
+    past = f"Scratch ended {ended} of the validation text ({entropy:.3f}), past the plateau."
+    first = next((name for name in variants if name != SCRATCH), "")
+    return [
+        *([plateau] if gap < PLATEAU else []),
+        *_headline(table[table["variant"] == first], budget),
+        *_full_schedules(fast.dropna(subset="share"), of),
+        *_crossings(fast[~fast["variant"].isin(fast.dropna(subset="share")["variant"])], of),
+        *_order(table[table["fraction"] == 1.0]),
+        *([past] if gap >= PLATEAU else []),
+        *_one_seed(table),
+        *_rate_at_edge(tried),
+        *_missing(missing),
+        *_schedules(recipe, variants),
+    ]
 
 
-def _of_what(results: Results) -> str:
-    of = {"seconds": "the time", "steps": "the steps", "flops": "the FLOPs"}
-    return f"{of[results.record.budget.unit]} that scratch takes"
+def plateau_gap(results: pd.DataFrame, entropy: float) -> float:
+    """Nats that scratch's masked-LM loss ends below the unigram entropy, mean over its seeds."""
+    scratch = results[(results["variant"] == SCRATCH) & (results["fraction"] == 1.0)]
+    last = scratch.groupby("seed")["masked_lm"].last()
+    return float(entropy - sum(last) / len(last))
 
 
-def _speed_sentence(speed: Speed, results: Results) -> str:
-    what = _of_what(results)
-    name = f"{speed.variant} with its whole schedule reaches scratch's final loss in"
-    if speed.mean is not None and speed.mean.low is not None:
-        return (
-            f"{name} {speed.mean.mean:.3g} of {what} (95 % interval {speed.mean.low:.3g} to "
-            f"{speed.mean.high:.3g}, {speed.mean.number} seeds)."
+def _headline(own: pd.DataFrame, budget: Budget) -> list[str]:
+    """A variant at the whole budget, or at the largest share it was run at."""
+    whole = own[own["fraction"] == 1.0]
+    for row in (own if whole.empty else whole)[:1].itertuples():
+        share = "the same" if row.fraction == 1.0 else f"{row.fraction:.3g} of scratch's"
+        ends = (
+            f"{row.variant} ends at a validation loss of {row.own:.3f} nats and scratch at "
+            f"{row.scratch:.3f}, on {share} budget ({budget})"
         )
-    each = ", ".join(
-        f"not within {share.value:.3g} (seed {seed})"
-        if share.bound == ">"
-        else f"{share} (seed {seed})"
-        for seed, share in sorted(speed.by_seed.items())
-    )
-    return f"{name} these shares of {what}: {each}."
+        gap = f"{_signed(row.difference)} nats"
+        within = f"95 % interval {_signed(row.low)} to {_signed(row.high)}, {row.pairs} seeds"
+        if row.outcome == "one seed":
+            return [f"{ends}: {gap} with one seed, so the noise is unknown."]
+        if row.outcome == "no difference":
+            return [f"{ends}: no difference beyond noise ({gap}, {within})."]
+        return [f"{ends}: {row.outcome} by {abs(row.difference):.3f} nats ({within})."]
+    return []
 
 
-def _crossings(speeds: Sequence[Speed], results: Results) -> list[str]:
+def _full_schedules(fast: pd.DataFrame, of: str) -> list[str]:
+    found = []
+    for name, own in fast.groupby("variant", sort=False):
+        reaches = f"With its full schedule, {name} reaches scratch's final loss in"
+        mean = interval([share.value for share in own["share"]])
+        if mean.low is not None and all(share.bound == "=" for share in own["share"]):
+            found.append(
+                f"{reaches} {mean.mean:.3g} of {of} (95 % interval {mean.low:.3g} to "
+                f"{mean.high:.3g}, {mean.number} seeds)."
+            )
+        else:
+            each = ", ".join(
+                f"{str(share).replace('more than', 'not within')} (seed {seed})"
+                for seed, share in zip(own["seed"], own["share"], strict=True)
+            )
+            found.append(f"{reaches} these shares of {of}: {each}.")
+    return found
+
+
+def _crossings(fast: pd.DataFrame, of: str) -> list[str]:
     """Of variants that were run on the whole budget only, and so have no fairer figure."""
     found, crossed = [], []
-    for speed in speeds:
-        exact = [share.value for share in speed.crossing.values() if share.bound == "="]
-        if len(exact) == len(speed.crossing):
-            crossed.append(f"{interval(exact).mean:.3g} ({speed.variant})")
+    for name, own in fast.groupby("variant", sort=False):
+        exact = [share.value for share in own["crossing"] if share.bound == "="]
+        if len(exact) == len(own):
+            crossed.append(f"{interval(exact).mean:.3g} ({name})")
         else:
-            part = f"with {len(exact)} of {counted(len(speed.crossing), 'seed')}"
-            found.append(f"The curve of {speed.variant} reaches scratch's final loss {part}.")
+            seeds = f"{len(exact)} of {counted(len(own), 'seed')}"
+            found.append(f"The learning curve of {name} reaches scratch's final loss with {seeds}.")
     if crossed:
         found.append(
-            "Before their schedules have ended, curves cross scratch's final loss at "
-            f"{', '.join(crossed)} of {_of_what(results)}; not a fair figure, as scratch's own "
-            "schedule has ended there. Runs at several fractions give that."
+            "In the middle of their schedules, learning curves cross scratch's final loss at "
+            f"{', '.join(crossed)} of {of}. This is not a fair figure, because scratch's schedule "
+            "has ended there; runs at several fractions give a fair one."
         )
     return found
 
 
-def _order(standings: Sequence[Standing]) -> list[str]:
-    whole = [s for s in standings if s.fraction == 1.0]
+def _order(whole: pd.DataFrame) -> list[str]:
     if len(whole) < 2:
         return []
     # By the differences, which are paired: variants may have been run with different seeds.
-    said = {"no difference": ", within noise", "one seed": ", one seed"}
-    placed = [
-        (s.difference.mean, f"{s.variant} ({_signed(s.difference.mean)}{said.get(s.outcome, '')})")
-        for s in whole
-    ]
-    names = ", ".join(name for _, name in sorted([*placed, (0.0, SCRATCH)]))
+    notes = {"no difference": ", within noise", "one seed": ", one seed"}
+    placed = [(0.0, SCRATCH)]
+    for row in whole.itertuples():
+        note = notes.get(row.outcome, "")
+        placed.append((row.difference, f"{row.variant} ({_signed(row.difference)}{note})"))
+    names = ", ".join(name for _, name in sorted(placed))
     return [f"On the same budget, from the lowest loss to the highest: {names}."]
 
 
-def _plateau(gap: float, on_plateau: bool) -> list[str]:
-    if not on_plateau:
+def _one_seed(table: pd.DataFrame) -> list[str]:
+    """Which variants have one seed only, and at which shares if others of theirs have more."""
+    names = []
+    for name, own in table.groupby("variant"):
+        lone = own[own["outcome"] == "one seed"]
+        shares = ", ".join(f"{fraction:.4g}" for fraction in lone["fraction"])
+        if shares:
+            names.append(f"{name}" if len(lone) == len(own) else f"{name} at {shares}")
+    # If all have one seed, every sentence about them says it.
+    lonely = (table["outcome"] == "one seed").all() or not names
+    return [] if lonely else [f"One seed only: {'; '.join(names)}; their place is uncertain."]
+
+
+def _rate_at_edge(tried: pd.DataFrame) -> list[str]:
+    if len(tried) < 2 or tried["loss"].isna().all():
+        return []
+    best = tried["loss"].idxmin()
+    if best not in (tried.index[0], tried.index[-1]):
         return []
     return [
-        f"This comparison shows nothing: scratch ended {_under(gap)} the unigram entropy, "
-        f"which is on the plateau (less than {PLATEAU} under it), where models know word "
-        "frequencies alone and depth does not matter. Give it a longer budget."
+        f"Scratch's best learning rate, {tried.loc[best, 'learning_rate']:g} times the recipe's, "
+        "is at the edge of those tried; one beyond it may be better."
     ]
 
 
-def _one_seed(standings: Sequence[Standing]) -> list[str]:
-    """Which variants have one seed only, and at which shares if others of theirs have more."""
-    if all(s.outcome == "one seed" for s in standings):
-        return []  # every sentence about them says it
-    names = []
-    for variant in sorted({s.variant for s in standings}):
-        own = [s for s in standings if s.variant == variant]
-        lone = [f"{s.fraction:.4g}" for s in own if s.outcome == "one seed"]
-        if lone:
-            names.append(variant if len(lone) == len(own) else f"{variant} at {', '.join(lone)}")
-    return [f"One seed only: {'; '.join(names)}; their place is uncertain."] if names else []
+def _missing(missing: list[str]) -> list[str]:
+    shown = "; ".join(missing[:4]) + ("; …" if len(missing) > 4 else "")
+    runs = f"{counted(len(missing), 'planned run')} did not finish"
+    return [f"{runs}, and the verdict leaves out: {shown}."] if missing else []
 
 
-def _caveats(
-    results: Results, standings: Sequence[Standing], gap: float, on_plateau: bool
-) -> list[str]:
+def _schedules(recipe: Recipe, variants: Mapping[str, Recipe]) -> list[str]:
+    undecayed, other = [], []
+    for name, own in sorted(variants.items()):
+        if learning_rate_factor(own, own.total_steps) >= 0.01:
+            undecayed.append(name)
+        if (own.schedule, own.optimizer) != (recipe.schedule, recipe.optimizer):
+            other.append(name)
     found = []
-    if not on_plateau:
-        found.append(
-            f"Scratch ended {_under(gap)} the unigram entropy of the validation text "
-            f"({results.record.entropy:.3f}), so past the plateau."
-        )
-    found += _one_seed(standings)
-    tried = results.record.tried
-    if tried and results.record.rate in (tried[0].rate, tried[-1].rate):
-        found.append(
-            f"The best learning rate for scratch, {results.record.rate:g} times the recipe's, is "
-            "the edge of those tried; one beyond may be better for it."
-        )
-    if results.missing:
-        gone = "; ".join(results.missing[:4]) + ("; …" if len(results.missing) > 4 else "")
-        found.append(
-            f"{counted(len(results.missing), 'planned run')} did not end, and what is said of "
-            f"their variants leaves them out: {gone}."
-        )
-    return found
-
-
-def _schedules(results: Results) -> list[str]:
-    base = results.record.question.recipe
-    recipes = {
-        name: parse_recipe(raw, f"variant '{name}'") for name, raw in results.record.recipes.items()
-    }
-    found = []
-    undecayed = sorted(name for name, recipe in recipes.items() if not _decays(recipe))
     if undecayed:
         found.append(
-            f"The learning rate does not decay to zero in {', '.join(undecayed)}, so their losses "
-            "are not what their budget can buy."
+            f"The learning rate does not decay to zero in {', '.join(undecayed)}, so the loss is "
+            "higher than the budget allows."
         )
-    other = sorted(
-        name
-        for name, recipe in recipes.items()
-        if (recipe.schedule, recipe.optimizer) != (base.schedule, base.optimizer)
-    )
     if other:
         found.append(
-            f"Schedule or optimiser differ in {', '.join(other)}, so growth is not all that is "
-            "compared there."
+            f"Schedule or optimiser differ in {', '.join(other)}, so more than growth is compared "
+            "there."
         )
     return found
 
 
-def _decays(recipe: Recipe) -> bool:
-    return learning_rate_factor(recipe, recipe.total_steps) < 0.01
-
-
-def _under(gap: float) -> str:
-    return f"{gap:.2f} nats under" if gap >= 0 else f"{-gap:.2f} nats above"
-
-
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.3f}".replace("-", "−")
-
-
-def spent_sentence(results: Results) -> str:
-    """How much training the comparison took, by the reference table."""
-    made = {run.folder: run.points[-1].seconds for run in results.runs}
-    return (
-        f"{counted(len(made), 'run')}, {duration(sum(made.values()))} of training by the reference "
-        "table, those that only tried a learning rate apart."
-    )
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")

@@ -1,32 +1,34 @@
 """Building a corpus: two passes over the text, one to learn the tokenizer, one to tokenise."""
 
-from collections.abc import Sequence
-from contextlib import closing
+import contextlib
+import errno
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import numpy as np
-
-from stackbert import __version__
-from stackbert.corpus.documents import Document, Documents, Progress, Seen
-from stackbert.corpus.encoder import Encoder, encoder_for
-from stackbert.corpus.manifest import FORMAT, MANIFEST, TOKENIZER, Manifest, Split, SplitName
-from stackbert.corpus.readers import MAX_DOCUMENT_BYTES, Input, open_files
-from stackbert.corpus.sentences import split_sentences
-from stackbert.corpus.shards import SplitWriter
-from stackbert.corpus.store import Corpus, open_corpus
-from stackbert.corpus.tokenizer import CorpusTokenizer, Sample, learn_tokenizer, load_tokenizer
-from stackbert.errors import UserError
-from stackbert.files import (
-    explaining_os_errors,
-    folder_made_whole,
-    sha256_of,
-    write_json_atomically,
+from stackbert.corpus.encoder import encoder_for
+from stackbert.corpus.store import (
+    MANIFEST,
+    TOKENIZER,
+    Corpus,
+    Manifest,
+    Source,
+    fingerprint,
+    open_corpus,
 )
+from stackbert.corpus.text import MAX_DOCUMENT_BYTES, DataSet, Text, open_files
+from stackbert.corpus.tokenizer import CorpusTokenizer, Sample, learn_tokenizer, load_tokenizer
+from stackbert.corpus.writer import SideWriter
+from stackbert.errors import UserError
+from stackbert.files import new_folder, writing
+from stackbert.progress import Progress
 
 VALIDATION_FRACTION = 0.005
 """One document in 200: the paper's 199:1 split (Gong et al., ICML 2019)."""
-_BATCH_CHARACTERS = 1 << 20
+_REPORT_BYTES = 1 << 19
 
 
 def build_corpus(
@@ -40,9 +42,9 @@ def build_corpus(
     lowercase: bool = True,
     validation: float = VALIDATION_FRACTION,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
-    on_progress: Progress | None = None,
+    progress: Progress | None = None,
 ) -> Corpus:
-    """Turn text into a corpus: a tokenizer, and memory-mapped token shards with a manifest.
+    """Turn text into a corpus: a tokenizer, and memory-mapped token ids with a manifest.
 
     Exact duplicates (of the text without white space at its ends) are dropped. A document's side,
     training or validation, depends on its text alone, so it stays when other text is added. The
@@ -65,7 +67,7 @@ def build_corpus(
         validation: fraction of the documents held out; 0.005 is the paper's 199:1 split (Gong et
             al., "Efficient Training of BERT by Progressively Stacking", ICML 2019).
         max_document_bytes: a longer document is refused, as memory grows with the longest one.
-        on_progress: called about twice a megabyte with the phase and the bytes done and in all.
+        progress: hears of the phases, and of the megabytes read.
 
     Returns:
         The corpus, opened.
@@ -77,21 +79,18 @@ def build_corpus(
     out = Path(out).expanduser()
     if out.exists():
         raise UserError(f"{out} exists already. Remove it or choose another folder.")
-    _check(text, dataset, tokenizer, vocab_size, validation, max_document_bytes)
-    inputs: Sequence[Input]
-    if dataset is not None:
-        from stackbert.corpus.dataset import DatasetInput
-
-        inputs = [DatasetInput(dataset, field, max_document_bytes)]
+    _check(text, dataset, tokenizer, vocab_size, validation)
+    texts: Sequence[Text]
+    if dataset is None:
+        texts = open_files(text, field, max_document_bytes)
     else:
-        inputs = open_files(text, field, max_document_bytes)
-    brought = None if tokenizer is None else load_tokenizer(tokenizer)
-    documents = Documents(inputs, validation, on_progress or (lambda *_: None))
-    with explaining_os_errors(f"building the corpus {out}"), folder_made_whole(out) as partial:
-        chosen = brought or _learn(documents, vocab_size, lowercase=lowercase)
+        texts = [DataSet(dataset, field, max_document_bytes)]
+    existing = None if tokenizer is None else load_tokenizer(tokenizer)
+    documents = _Documents(texts, validation, progress or Progress())
+    with writing(f"building the corpus {out}"), new_folder(out) as partial:
+        chosen = existing or _learn(documents, vocab_size, lowercase=lowercase)
         chosen.save(partial / TOKENIZER)
-        manifest = _tokenise(documents, chosen, partial)
-        write_json_atomically(partial / MANIFEST, manifest.to_json())
+        _tokenise(documents, chosen, partial).write(partial / MANIFEST)
     return open_corpus(out)
 
 
@@ -101,7 +100,6 @@ def _check(
     tokenizer: str | Path | None,
     vocab_size: int | None,
     validation: float,
-    max_document_bytes: int,
 ) -> None:
     if isinstance(text, str | Path):
         raise UserError("text must be a list of paths, not a single one. Write text=[path].")
@@ -118,11 +116,87 @@ def _check(
             f"The validation fraction must lie between 0 and 1, not {validation}. "
             "Both sides need a document."
         )
-    if max_document_bytes < 1:
-        raise UserError(f"max_document_bytes must be at least 1, not {max_document_bytes}.")
 
 
-def _learn(documents: Documents, vocab_size: int | None, *, lowercase: bool) -> CorpusTokenizer:
+class _Document(NamedTuple):
+    """One document that is not blank."""
+
+    text: str
+    data: bytes
+    """The text in UTF-8."""
+    digest: bytes
+    """BLAKE2b of `data`, 16 bytes."""
+    held_out: bool
+    """Whether it belongs to the validation side."""
+
+
+class _Documents:
+    """The documents of all texts; can be read again.
+
+    Attributes:
+        found: documents in each text, of the latest reading, blank and duplicate ones included.
+        empty: blank documents of the latest reading.
+    """
+
+    def __init__(self, texts: Sequence[Text], validation: float, progress: Progress) -> None:
+        self._texts = texts
+        self.validation = validation
+        self._below = int(validation * 2**64)
+        self.progress = progress
+        self.found = [0] * len(texts)
+        self.empty = 0
+
+    def read(self, phase: str) -> Iterator[_Document]:
+        """All documents that are not blank, duplicates included."""
+        self.found = [0] * len(self._texts)
+        self.empty = 0
+        before = unreported = 0
+        total = sum(each.size for each in self._texts)
+        self.progress.say(f"{phase} …")
+        for index, each in enumerate(self._texts):
+            for raw in each.documents():
+                self.found[index] += 1
+                text = raw.replace("\r\n", "\n").strip()
+                if not text:
+                    self.empty += 1
+                    continue
+                data = text.encode()
+                digest = blake2b(data, digest_size=16).digest()
+                yield _Document(text, data, digest, int.from_bytes(digest[:8]) < self._below)
+                unreported += len(data)
+                if unreported >= _REPORT_BYTES:
+                    unreported = 0
+                    self._report(before + each.position, total, phase)
+            before += each.size
+        self._report(before, total, phase)
+
+    def _report(self, done: int, total: int, phase: str) -> None:
+        self.progress.step(done >> 20, max(1, total >> 20), f"MB, {phase}")
+
+    def sources(self) -> tuple[Source, ...]:
+        """What the manifest says of the texts."""
+        return tuple(
+            Source(name=each.label, bytes=each.size, documents=found)
+            for each, found in zip(self._texts, self.found, strict=True)
+        )
+
+    def require(self, training: int, held_out: int) -> None:
+        """Both sides need a document, else a `UserError` says what to do."""
+        if training + held_out == 0:
+            names = ", ".join(each.name for each in self._texts[:3])
+            more = f" and {len(self._texts) - 3} more" if len(self._texts) > 3 else ""
+            what = "hold only documents without text" if sum(self.found) else "hold no document"
+            raise UserError(f"{names}{more} {what}. Give text to build a corpus from.")
+        if not held_out or not training:
+            side, change = ("validation", "raise") if training else ("training", "lower")
+            raise UserError(
+                f"Of {training + held_out:,} documents none falls to the {side} side: {change} the "
+                "validation fraction (--validation) or give more text. "
+                "In .txt files a blank line separates documents."
+            )
+
+
+def _learn(documents: _Documents, vocab_size: int | None, *, lowercase: bool) -> CorpusTokenizer:
     sample = Sample()
     sides = [0, 0]
     for document in documents.read("reading"):
@@ -130,88 +204,68 @@ def _learn(documents: Documents, vocab_size: int | None, *, lowercase: bool) -> 
         if not document.held_out:
             sample.add(document.digest, document.data)
     documents.require(*sides)
-    documents.announce("learning")
+    documents.progress.say("learning the vocabulary …")
     return learn_tokenizer(sample, vocab_size, lowercase=lowercase)
 
 
-def _tokenise(documents: Documents, tokenizer: CorpusTokenizer, folder: Path) -> Manifest:
+def _tokenise(documents: _Documents, tokenizer: CorpusTokenizer, folder: Path) -> Manifest:
     dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    encoder, separator = encoder_for(tokenizer.tokenizer), tokenizer.separator_id
-    names: tuple[SplitName, SplitName] = ("train", "validation")
-    sides = [
-        _Side(encoder, SplitWriter(folder / name, dtype, tokenizer.vocab_size), separator)
-        for name in names
+    encode = encoder_for(tokenizer.tokenizer)
+    writers = [
+        SideWriter(
+            folder / name,
+            encode,
+            vocab_size=tokenizer.vocab_size,
+            separator=tokenizer.separator_id,
+            dtype=dtype,
+        )
+        for name in ("train", "validation")
     ]
     duplicates = 0
-    with closing(Seen(folder / "seen.sqlite")) as seen:
+    with _seen(folder / "seen.sqlite") as is_new:
         for document in documents.read("tokenising"):
-            if seen.add(document.digest):
-                sides[document.held_out].add(document)
+            if is_new(document.digest):
+                writers[document.held_out].add(document.text)
             else:
                 duplicates += 1
-    train, held_out = (side.finish() for side in sides)
-    documents.empty += sum(side.empty for side in sides)
+    train, held_out = (writer.finish() for writer in writers)
     documents.require(train.documents, held_out.documents)
     return Manifest(
-        format=FORMAT,
-        stackbert_version=__version__,
+        stackbert_version=version("stackbert"),
         sources=documents.sources(),
         duplicate_documents=duplicates,
-        empty_documents=documents.empty,
+        empty_documents=documents.empty + sum(writer.empty for writer in writers),
         validation_fraction=documents.validation,
         vocab_size=tokenizer.vocab_size,
         tokenizer_size=tokenizer.size,
         separator_id=tokenizer.separator_id,
         lowercase=tokenizer.lowercase,
         dtype=dtype,
-        tokenizer_sha256=sha256_of(folder / TOKENIZER / "tokenizer.json"),
+        fingerprint=fingerprint(
+            folder, tokenizer.vocab_size, tokenizer.size, tokenizer.separator_id
+        ),
         train=train,
         validation=held_out,
     )
 
 
-class _Side:
-    """Gathers one split's sentences until there are enough of them to encode at a stretch."""
+@contextlib.contextmanager
+def _seen(path: Path) -> Iterator[Callable[[bytes], bool]]:
+    """A test whether a digest is new, over a table on the disk: memory may not hold them all."""
+    table = sqlite3.connect(path, isolation_level=None)
 
-    def __init__(self, encoder: Encoder, writer: SplitWriter, separator: int) -> None:
-        self._encoder = encoder
-        self._writer = writer
-        self._separator = separator
-        self.empty = 0
-        self._clear()
+    def is_new(digest: bytes) -> bool:
+        return table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount > 0
 
-    def _clear(self) -> None:
-        self._pieces: list[str] = []
-        self._pieces_a_document: list[int] = []
-        self._words: list[int] = []
-        self._characters = 0
-
-    def add(self, document: Document) -> None:
-        before = len(self._pieces)
-        self._pieces += split_sentences(document.text)
-        self._pieces_a_document.append(len(self._pieces) - before)
-        self._words.append(document.words())
-        self._characters += len(document.text)
-        if self._characters >= _BATCH_CHARACTERS:
-            self._flush()
-
-    def finish(self) -> Split:
-        if self._pieces:
-            self._flush()
-        return self._writer.finish()
-
-    def _flush(self) -> None:
-        ids, lengths = self._encoder.encode(self._pieces)
-        piece_ends = np.cumsum(lengths)
-        ends = piece_ends[np.cumsum(self._pieces_a_document) - 1]
-        # Text of control characters alone gives no token: such a sentence or document is dropped.
-        kept = np.diff(ends, prepend=0) > 0
-        self.empty += int((~kept).sum())
-        self._writer.add(
-            ids,
-            ends[kept],
-            (piece_ends - lengths)[lengths > 0],
-            self._separator,
-            int(np.array(self._words)[kept].sum()),
-        )
-        self._clear()
+    try:
+        # It never outlives the build, so nothing needs to be safe; 64 MiB of it stay in memory.
+        for setting in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
+            table.execute(f"PRAGMA {setting}")
+        table.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        table.execute("BEGIN")
+        yield is_new
+    except sqlite3.OperationalError as error:
+        raise OSError(errno.ENOSPC, str(error), str(path)) from error
+    finally:
+        table.close()
+        path.unlink(missing_ok=True)

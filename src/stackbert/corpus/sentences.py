@@ -5,6 +5,7 @@ begin. A missed or a false boundary costs nothing else, as the tokens stay the s
 """
 
 import re
+from collections.abc import Iterator
 
 LONGEST = 1 << 16
 """Characters in a piece at most: it bounds the memory that encoding one takes."""
@@ -24,7 +25,7 @@ _PATTERN = re.compile(
 )
 
 
-def split_sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> Iterator[str]:
     """Cut a document into sentences that, joined, are the document again.
 
     A sentence starts at the start of the document, at each new line that is not blank, and after
@@ -34,51 +35,40 @@ def split_sentences(text: str) -> list[str]:
     sentence that follows, as byte-level tokenizers expect. A sentence of more than 65,536
     characters is cut, at a space if it has one.
 
-    Args:
-        text: a document, without white space at its ends.
-
-    Returns:
+    Yields:
         Pieces that are not blank; none for a blank text.
     """
-    pieces: list[str] = []
+    last = blank = ""
+    for piece in _pieces(text):
+        if not piece.strip():  # only at the ends of a text, and where a long piece is cut
+            blank += piece
+            continue
+        if last:
+            yield last
+        last, blank = blank + piece, ""
+    if last:
+        yield last + blank
+
+
+def _pieces(text: str) -> Iterator[str]:
     start = 0
     for match in _PATTERN.finditer(text):
         boundary = match.start()
         if text[boundary] != "\n":
             boundary = match.end()
         if boundary > start:
-            pieces.append(text[start:boundary])
+            yield from _cut(text[start:boundary])
             start = boundary
     if start < len(text):
-        pieces.append(text[start:])
-    if max(map(len, pieces), default=0) > LONGEST:
-        return _without_blanks([part for piece in pieces for part in _cut(piece)])
-    if pieces and not (pieces[0].strip() and pieces[-1].strip()):
-        return _without_blanks(pieces)
-    return pieces
+        yield from _cut(text[start:])
 
 
-def _cut(piece: str) -> list[str]:
-    parts, start = [], 0
+def _cut(piece: str) -> Iterator[str]:
+    start = 0
     while len(piece) - start > LONGEST:
         # A space at the very start of the part is not a place to cut: the part would be empty.
         space = piece.rfind(" ", start + 1, start + LONGEST)
         end = space if space > 0 and piece[start:space].strip() else start + LONGEST
-        parts.append(piece[start:end])
+        yield piece[start:end]
         start = end
-    return [*parts, piece[start:]]
-
-
-def _without_blanks(pieces: list[str]) -> list[str]:
-    """Give the white space of blank pieces to a neighbour."""
-    whole: list[str] = []
-    blank = ""
-    for piece in pieces:
-        if piece.strip():
-            whole.append(blank + piece)
-            blank = ""
-        else:
-            blank += piece
-    if whole:
-        whole[-1] += blank
-    return whole
+    yield piece[start:]

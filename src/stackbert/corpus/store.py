@@ -1,287 +1,219 @@
-"""A corpus on disk: its manifest, its token shards, and reading them by memory map.
+"""A corpus on the disk: the format, and reading it by memory map.
 
-    CORPUS/manifest.json             what is here, where it came from, a checksum for every file
-    CORPUS/tokenizer/                a Hugging Face fast tokenizer
-    CORPUS/train/tokens-00000.npy    token ids, one stream: every document, then one separator
-    CORPUS/train/documents-00000.npy  where a document starts, as an index into the same shard
-    CORPUS/train/sentences-00000.npy  where a sentence starts, likewise
-    CORPUS/validation/               the same for the held-out documents
+    CORPUS/manifest.json          counts, sources, and a fingerprint of all that follows
+    CORPUS/tokenizer/             a Hugging Face fast tokenizer
+    CORPUS/train/tokens.bin       token ids, uint16 or uint32: every document, then one separator
+    CORPUS/train/documents.bin    where each document starts in them, int64
+    CORPUS/train/sentences.bin    where each sentence starts, int64; a document's start is one too
+    CORPUS/validation/            the same for the held-out documents
 
-A split is the concatenation of its shards. A document or sentence may run on into the next shard.
+The .bin files are plain little-endian arrays without a header, so they are written as the text
+comes, and memory does not grow with them.
 """
 
-import bisect
-from collections import Counter
+import hashlib
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 
-from stackbert.corpus.manifest import (
-    FORMAT,
-    MANIFEST,
-    TOKENIZER,
-    Manifest,
-    Shard,
-    Split,
-    shard_files,
-)
-from stackbert.corpus.mapped import MappedFile, allow_files, map_file
+from stackbert.corpus.tokenizer import Vocabulary, load_vocabulary
 from stackbert.errors import UserError
-from stackbert.files import sha256_of
-from stackbert.randomness import I64
-from stackbert.stored import parse_json
+from stackbert.files import Record, reading, sha256
+
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
+TOKENS, DOCUMENTS, SENTENCES = "tokens.bin", "documents.bin", "sentences.bin"
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 """uint16 where the vocabulary fits, else uint32."""
-Offsets = npt.NDArray[np.integer[Any]]
+Offsets = npt.NDArray[np.int64]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Part):
+    """One file or data set that the text came from."""
+
+    name: str
+    """The file's name without its folders, or the data set's name."""
+    bytes: int
+    """Size of the file as stored (compressed, if it was); of the text, for a data set."""
+    documents: int
+    """Documents found in it, empty ones and duplicates included."""
+
+
+class Side(_Part):
+    """What is trained on, or what is held out."""
+
+    tokens: int
+    """All ids of the stream, separators included."""
+    documents: int
+    sentences: int
+    words: int
+    """White-space separated words of the text."""
+    unigram_entropy: float
+    """Entropy in nats of this side's token frequencies, separators left out: the loss of a model
+    that knows frequencies and nothing else."""
+
+
+class Manifest(Record):
+    """Everything about a corpus but its tokens."""
+
+    what: ClassVar[str] = "a corpus built by 'stackbert corpus'"
+    stackbert_version: str
+    sources: tuple[Source, ...]
+    duplicate_documents: int
+    empty_documents: int
+    validation_fraction: float
+    vocab_size: int
+    """Rows of a model's embedding: the tokenizer's size rounded up to a multiple of 64."""
+    tokenizer_size: int
+    """One more than the tokenizer's highest id."""
+    separator_id: int
+    lowercase: bool | None
+    """None if an existing tokenizer was taken."""
+    dtype: Literal["uint16", "uint32"]
+    fingerprint: str
+    """SHA-256 over the tokens, the tokenizer and the sizes above."""
+    train: Side
+    validation: Side
+
+
+def fingerprint(folder: Path, vocab_size: int, tokenizer_size: int, separator_id: int) -> str:
+    """SHA-256 over every file of a corpus but the manifest, and over what the ids mean."""
+    files = [
+        path
+        for part in (TOKENIZER, "train", "validation")
+        for path in sorted((folder / part).iterdir())
+        if not path.name.startswith(".")
+    ]
+    parts = [f"{path.relative_to(folder)} {sha256(path)}" for path in files]
+    parts.append(f"{vocab_size} {tokenizer_size} {separator_id}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 class TokenStream:
-    """The tokens of one split as one long array, memory-mapped shard by shard."""
+    """The tokens of one side as one long array, memory-mapped.
 
-    def __init__(self, folder: Path, split: Split) -> None:
-        self._folder = folder
-        self._split = split
-        starts = np.cumsum([0] + [shard.tokens for shard in split.shards])
-        self._bounds = starts
-        self._starts: list[int] = starts.tolist()
-        self._files = [self._open(shard, "tokens") for shard in split.shards]
-        self._tokens = [file.array for file in self._files]
+    Args:
+        folder: of the side.
+        side: what the manifest says of it.
+        dtype: of the token ids.
 
-    def _open(self, shard: Shard, part: str) -> MappedFile:
-        path = self._folder / shard_files(shard.number)[part]
-        try:
-            mapped = map_file(path, ("u2", "u4") if part == "tokens" else ("i8",))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"The corpus file {path} cannot be read ({error}). The corpus is damaged: build it "
-                "again."
-            ) from error
-        if len(mapped.array) != getattr(shard, part):
-            raise UserError(
-                f"The corpus file {path} holds {len(mapped.array):,} entries where the manifest "
-                f"says {getattr(shard, part):,}. The corpus is damaged: build it again."
-            )
-        return mapped
+    Raises:
+        UserError: a file is missing or has another length than the manifest says.
+    """
+
+    def __init__(self, folder: Path, side: Side, dtype: str) -> None:
+        self._tokens: TokenIds = _mapped(folder / TOKENS, dtype, side.tokens)
+        self.document_starts: Offsets = _mapped(folder / DOCUMENTS, "int64", side.documents)
+        """Index of the first token of every document, ascending."""
+        self.sentence_starts: Offsets = _mapped(folder / SENTENCES, "int64", side.sentences)
+        """Index of the first token of every sentence, ascending; documents' starts included."""
 
     def __len__(self) -> int:
         """Number of tokens."""
-        return self._split.tokens
+        return len(self._tokens)
 
     def read(self, start: int, length: int) -> TokenIds:
-        """Tokens start … start + length − 1 of the split; a view where one shard holds them.
+        """Tokens start … start + length - 1, as a view into the file."""
+        return self._tokens[start : start + length]
 
-        Raises:
-            IndexError: the range reaches outside the split.
-        """
-        end = start + length
-        if start < 0 or length < 0 or end > self._starts[-1]:
-            raise IndexError(f"tokens {start} to {end} of a split of {len(self)} tokens")
-        first = bisect.bisect_right(self._starts, start, hi=len(self._tokens)) - 1
-        base = self._starts[first]
-        if end <= self._starts[first + 1]:
-            self._files[first].check_length()
-            return self._tokens[first][start - base : end - base]
-        parts = []
-        while start < end:
-            self._files[first].check_length()
-            base, stop = self._starts[first], min(end, self._starts[first + 1])
-            parts.append(self._tokens[first][start - base : stop - base])
-            start, first = stop, first + 1
-        return np.concatenate(parts)
-
-    def read_many(self, starts: I64, lengths: I64) -> TokenIds:
-        """Several ranges, one after the other in one new array; starts and lengths (N,).
-
-        Raises:
-            IndexError: a range reaches outside the split.
-        """
-        shards, low, high, _ = self._in_shards(starts, lengths)
-        for shard in np.unique(shards):
-            self._files[shard].check_length()
-        places = zip(shards.tolist(), low.tolist(), high.tolist(), strict=True)
+    def read_many(self, starts: Offsets, lengths: Offsets) -> TokenIds:
+        """Several ranges, one after the other in one new array; starts and lengths (N,)."""
         tokens = self._tokens
-        parts = [tokens[shard][start:end] for shard, start, end in places]
-        return np.concatenate(parts) if parts else np.empty(0, np.uint16)
+        ranges = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+        return np.concatenate([tokens[:0], *(tokens[start:end] for start, end in ranges)])
 
-    def _in_shards(self, starts: I64, lengths: I64) -> tuple[I64, I64, I64, I64]:
-        """Ranges, cut where a shard ends: shards, the bounds within them, and whose piece it is."""
-        bounds, ends = self._bounds, starts + lengths
-        if len(starts) and (starts.min() < 0 or ends.max() > bounds[-1]):
-            raise IndexError(f"a range reaches outside a split of {len(self)} tokens")
-        owner = np.arange(len(starts))
-        shard = bounds.searchsorted(starts, side="right") - 1
-        last = bounds.searchsorted(ends, side="left") - 1
-        if (shard != last).any():
-            counts = last - shard + 1  # 0 for an empty range where a shard begins
-            owner = np.repeat(owner, counts)
-            shard = np.arange(len(owner)) + (shard - np.cumsum(counts) + counts)[owner]
-            starts = np.maximum(starts[owner], bounds[shard])
-            ends = np.minimum(ends[owner], bounds[shard + 1])
-        base = bounds[shard]
-        return shard, starts - base, ends - base, owner
-
-    def _global_offsets(self, part: str) -> Offsets:
-        """All of a part's offsets, from shard-local to split-wide."""
-        local = [self._open(shard, part).array for shard in self._split.shards]
-        return np.concatenate(
-            [a.astype(np.int64) + base for a, base in zip(local, self._starts, strict=False)]
-            or [np.empty(0, np.int64)]
-        )
-
-    @cached_property
-    def document_starts(self) -> Offsets:
-        """Split-wide index of the first token of every document, ascending (int64, in memory)."""
-        return self._global_offsets("documents")
-
-    def sentence_starts(self, start: int, length: int) -> Offsets:
-        """Sentence starts within tokens start … start + length − 1, as split-wide indices.
-
-        Document starts count as sentence starts. Reads only the pages it needs.
-        """
-        return self.sentence_starts_within(np.array([start]), np.array([length]))[0]
-
-    def sentence_starts_within(self, starts: I64, lengths: I64) -> tuple[Offsets, Offsets]:
-        """The same for many ranges at once.
+    def sentence_starts_within(self, starts: Offsets, lengths: Offsets) -> tuple[Offsets, Offsets]:
+        """Sentence starts within the tokens of several ranges; starts and lengths (N,).
 
         Returns:
             The sentence starts, ascending within each range, and for each the range it is of.
         """
-        shards, *edges, owner = self._in_shards(starts, lengths)
-        order = np.argsort(shards, kind="stable")
-        places, done = np.array(edges)[:, order], 0
-        for shard, count in sorted(Counter(shards.tolist()).items()):
-            here = places[:, done : done + count]
-            self._sentence_files[shard].check_length()
-            here[:] = self._sentences[shard].searchsorted(here)
-            done += count
-        shards, counts = shards[order], places[1] - places[0]
-        pieces = zip(shards.tolist(), *places.tolist(), strict=True)
-        found = [self._sentences[shard][low:high] for shard, low, high in pieces]
-        found.append(np.empty(0, np.int64))  # concatenate wants at least one
-        return (
-            np.concatenate(found) + np.repeat(self._bounds[shards], counts),
-            np.repeat(owner[order], counts),
-        )
-
-    @cached_property
-    def _sentence_files(self) -> list[MappedFile]:
-        return [self._open(shard, "sentences") for shard in self._split.shards]
-
-    @cached_property
-    def _sentences(self) -> list[Offsets]:
-        return [file.array for file in self._sentence_files]
-
-    def check_unchanged(self) -> None:
-        """See that nobody wrote into the files that are read here.
-
-        Raises:
-            UserError: somebody did; it names the file.
-        """
-        for file in [*self._files, *self.__dict__.get("_sentence_files", ())]:
-            file.check_unchanged()
+        low = self.sentence_starts.searchsorted(starts)
+        counts = self.sentence_starts.searchsorted(starts + lengths) - low
+        owner = np.repeat(np.arange(len(starts)), counts)
+        place = np.arange(len(owner)) + (low - np.cumsum(counts) + counts)[owner]
+        return self.sentence_starts[place], owner
 
 
-class Corpus:
-    """An opened corpus: `manifest`, `train` and `validation` token streams, `tokenizer_folder`."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.tokenizer_folder = folder / TOKENIZER
-        allow_files(2 * (len(manifest.train.shards) + len(manifest.validation.shards)))
-        self.train = TokenStream(folder / "train", manifest.train)
-        self.validation = TokenStream(folder / "validation", manifest.validation)
-
-    def verify(self, share: int = 0, of: int = 1) -> None:
-        """Read every shard and compare its checksum with the manifest's; some 1 s a gigabyte.
-
-        Args:
-            share: of several processes that do it together, the place of this one.
-            of: how many they are.
-
-        Raises:
-            UserError: naming the first file that is missing or differs.
-        """
-        sides = {"train": self.manifest.train, "validation": self.manifest.validation}
-        files = [
-            (self.folder / name / file, expected)
-            for name, split in sides.items()
-            for shard in split.shards
-            for file, expected in shard.sha256.items()
-        ]
-        for path, expected in files[share::of]:
-            _check_sum(path, expected)
-
-    def check_unchanged(self) -> None:
-        """See that nobody wrote into the shards since they were opened, by their size and time.
-
-        Raises:
-            UserError: somebody did; it names the file.
-        """
-        self.train.check_unchanged()
-        self.validation.check_unchanged()
-
-
-def _check_sum(path: Path, expected: str) -> None:
-    if not path.is_file() or sha256_of(path) != expected:
+def _mapped(path: Path, dtype: str, length: int) -> npt.NDArray[Any]:
+    with reading(path, "The corpus is damaged: build it again."):
+        # As a plain array: slicing numpy's memmap class is slow.
+        array = np.memmap(path, dtype, mode="r").view(np.ndarray)
+    if len(array) != length:
         raise UserError(
-            f"The corpus file {path} is missing or damaged (its checksum differs from the "
-            "manifest's). Build the corpus again."
+            f"{path} holds {len(array):,} entries, the manifest says {length:,}. The corpus is "
+            "damaged: build it again."
         )
+    return array
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An opened corpus."""
+
+    folder: Path
+    manifest: Manifest
+    train: TokenStream
+    validation: TokenStream
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """A folder that `AutoTokenizer.from_pretrained` opens."""
+        return self.folder / TOKENIZER
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs when the tokens or the tokenizer differ."""
+        return self.manifest.fingerprint
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Sizes and special ids; loads transformers."""
+        manifest = self.manifest
+        return load_vocabulary(
+            self.tokenizer_folder,
+            size=manifest.vocab_size,
+            tokenizer_size=manifest.tokenizer_size,
+            separator=manifest.separator_id,
+        )
+
+    def verify(self) -> None:
+        """Read every file and compare the fingerprint with the manifest's; about 1 s a gigabyte.
+
+        Raises:
+            UserError: a file was changed since the corpus was built.
+        """
+        m = self.manifest
+        with reading(self.folder, "The corpus is damaged: build it again."):
+            found = fingerprint(self.folder, m.vocab_size, m.tokenizer_size, m.separator_id)
+        if found != m.fingerprint:
+            raise UserError(
+                f"The corpus {self.folder} was changed after it was built: its tokens or its "
+                "tokenizer no longer have the fingerprint in its manifest. Build it again."
+            )
 
 
 def open_corpus(folder: str | Path) -> Corpus:
     """Open a corpus that `build_corpus` made.
 
     Raises:
-        UserError: there is no corpus, its manifest is damaged, of another format version, a shard
-            is missing or has the wrong length, or the tokenizer is not the one it was built with.
-            The shards' checksums are left to `Corpus.verify`.
+        UserError: there is no corpus, its manifest is damaged or of another version, or a file is
+            missing or has the wrong length. The contents are left to `Corpus.verify`.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(
-            f"{folder} is not a corpus: it has no {MANIFEST}. Build one with "
-            f"'stackbert corpus {folder} --text YOUR_FILES'."
-        )
-    try:
-        raw = parse_json(path.read_bytes())
-        if raw.get("format") != FORMAT:
-            raise UserError(
-                f"{path} has format {raw.get('format')!r}, this version of StackBERT reads format "
-                f"{FORMAT}. Build the corpus again."
-            )
-        manifest = Manifest.from_json(raw)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Build the corpus again.") from error
-    _check_tokenizer(folder / TOKENIZER, manifest)
-    return Corpus(folder, manifest)
-
-
-def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
-    """That its ids are the shards' ids, and that its files are files.
-
-    They are copied into every model that is made; a link would put what it leads to in there.
-
-    Raises:
-        UserError: it is another tokenizer, or a file of it is a link.
-    """
-    _check_sum(folder / "tokenizer.json", manifest.tokenizer_sha256)
-    links = sorted(path for path in folder.iterdir() if path.is_symlink())
-    if links:
-        raise UserError(
-            f"The corpus file {links[0]} is a symbolic link to {links[0].resolve()}. Its files are "
-            "copied into models, so put the file itself there."
-        )
-
-
-def unigram_entropy(counts: npt.NDArray[np.int64]) -> float:
-    """Entropy in nats of the distribution that `counts` gives."""
-    present = counts[counts > 0].astype(np.float64)
-    share = present / present.sum()
-    return float(-(share * np.log(share)).sum())
+    folder = Path(folder).expanduser()
+    manifest = Manifest.read(folder / MANIFEST)
+    return Corpus(
+        folder,
+        manifest,
+        TokenStream(folder / "train", manifest.train, manifest.dtype),
+        TokenStream(folder / "validation", manifest.validation, manifest.dtype),
+    )

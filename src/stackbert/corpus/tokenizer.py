@@ -2,9 +2,8 @@
 
 import heapq
 import json
-import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stackbert.errors import UserError
-from stackbert.stored import parse_json
+from stackbert.files import reading
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEFAULT_VOCAB_SIZE = 32_768
@@ -22,13 +21,7 @@ ROW_MULTIPLE = 64
 SAMPLE_BYTES = 48 << 20
 _SAMPLE_BYTES_A_DOCUMENT = 1 << 20
 _COVERAGE = 0.9999
-_FILES = (
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
+_COPIED = ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
 _ROLES = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
     "unk_token": ("[UNK]", "<unk>"),
@@ -41,8 +34,51 @@ _ROLES = {
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """What batches and models know of a tokenizer: its sizes and its special ids."""
+
+    size: int
+    """Rows of the embedding: the tokenizer's size rounded up to a multiple of 64."""
+    tokenizer_size: int
+    """Ids 0 … tokenizer_size - 1 exist; random replacements are drawn from them."""
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+    special: tuple[int, ...]
+    """Every special id, ascending: never masked, never a replacement."""
+
+
+def load_vocabulary(folder: Path, *, size: int, tokenizer_size: int, separator: int) -> Vocabulary:
+    """The vocabulary of the tokenizer in a corpus.
+
+    Args:
+        folder: of the tokenizer.
+        size: rows of the embedding.
+        tokenizer_size: one more than the highest id.
+        separator: the id behind every document.
+
+    Raises:
+        UserError: transformers cannot open the tokenizer, or it lacks a special token.
+    """
+    from transformers import AutoTokenizer
+
+    with reading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    cls = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+    ids = {"pad": tokenizer.pad_token_id, "cls": cls, "mask": tokenizer.mask_token_id}
+    missing = [name for name, value in ids.items() if value is None]
+    if missing:
+        raise UserError(f"The tokenizer in {folder} has no {', '.join(missing)} token.")
+    special = {*tokenizer.all_special_ids, *ids.values(), separator}
+    return Vocabulary(size, tokenizer_size, sep=separator, special=tuple(sorted(special)), **ids)
+
+
+@dataclass(frozen=True)
 class CorpusTokenizer:
-    """A tokenizer with what the corpus and transformers need to know of it."""
+    """A tokenizer and the files that make it one for transformers."""
 
     tokenizer: Any
     """A `tokenizers.Tokenizer`."""
@@ -50,14 +86,10 @@ class CorpusTokenizer:
     """Put behind every document: the id of sep, or of eos where there is no sep."""
     size: int
     """One more than the highest id."""
-    config: dict[str, Any]
-    """Content of tokenizer_config.json."""
     lowercase: bool | None
-    """What it was learned with; None if it was brought along."""
-    copied_from: Path | None = None
-    """The folder or file it was loaded from; None if it was learned."""
-    others: tuple[Path, ...] = field(default=())
-    """Files to lie beside tokenizer.json."""
+    """What it was learned with; None for an existing one."""
+    files: dict[str, bytes]
+    """The content of its folder, by file name."""
 
     @property
     def vocab_size(self) -> int:
@@ -67,16 +99,12 @@ class CorpusTokenizer:
     def save(self, folder: Path) -> None:
         """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens."""
         folder.mkdir()
-        target = folder / "tokenizer.json"
-        if self.copied_from is None:
-            # Not Tokenizer.save: its error for a full disk is not an OSError.
-            target.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
-        else:
-            shutil.copyfile(_tokenizer_json(self.copied_from), target)
-        config = json.dumps(self.config, indent=2, ensure_ascii=False)
-        (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
-        for path in self.others:
-            shutil.copyfile(path, folder / path.name)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+def _plain_json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 class Sample:
@@ -155,15 +183,11 @@ def learn_tokenizer(
     learner.train_from_iterator(_lines(sample.texts()), trainer)
     vocabulary: dict[str, int] = learner.get_vocab()
     size = len(vocabulary)
-    if vocab_size is not None and size < vocab_size:
+    if vocab_size is not None and size != vocab_size:
+        way = "Give more text or ask for fewer" if size < vocab_size else "Ask for more"
         raise UserError(
-            f"The text gives a vocabulary of {size:,} entries, {vocab_size:,} were asked for. Give "
-            "more text, ask for fewer, or leave the vocabulary's size out to take what it gives."
-        )
-    if vocab_size is not None and size > vocab_size:
-        raise UserError(
-            f"The characters of the text alone need a vocabulary of {size:,} entries, only "
-            f"{vocab_size:,} were asked for. Ask for more."
+            f"The text gives a vocabulary of {size:,} entries where {vocab_size:,} were asked for. "
+            f"{way}, or leave out the size to take what the text gives."
         )
     vocabulary |= {f"[unused{n}]": size + n for n in range(-size % ROW_MULTIPLE)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -177,14 +201,18 @@ def learn_tokenizer(
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", separator)],
     )
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "do_lower_case": lowercase,
-        **dict(zip(names, SPECIAL, strict=True)),
+        **dict(zip(roles, SPECIAL, strict=True)),
     }
-    return CorpusTokenizer(tokenizer, separator, len(vocabulary), config, lowercase)
+    files = {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": _plain_json(config),
+    }
+    return CorpusTokenizer(tokenizer, separator, len(vocabulary), lowercase, files)
 
 
 def _lines(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -220,10 +248,6 @@ def _alphabet(texts: Iterable[str], normalizer: Any, most: int) -> list[str]:  #
     return sorted(ranked[: min(enough, most)])
 
 
-def _tokenizer_json(path: Path) -> Path:
-    return path / "tokenizer.json" if path.is_dir() else path
-
-
 def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     """Load an existing fast tokenizer: a folder with tokenizer.json, or that file alone.
 
@@ -234,85 +258,56 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     from tokenizers import Tokenizer
 
     path = Path(path).expanduser()
-    file = _tokenizer_json(path)
-    if not path.exists():
-        raise UserError(f"There is no tokenizer at {path}. Check the path.")
-    if not file.is_file():
-        raise UserError(
-            f"The folder {path} has no tokenizer.json. Save a fast tokenizer there: "
-            "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one."
-        )
-    try:
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"The tokenizer {file} cannot be read: {error}.") from error
-    except Exception as error:  # tokenizers raises plain Exception for whatever it cannot parse
-        raise UserError(f"{file} is not a tokenizers file: {error}.") from error
-    _try_out(tokenizer, file)
+    main = path / "tokenizer.json" if path.is_dir() else path
+    with reading(main, "A fast tokenizer's save_pretrained writes a tokenizer.json."):
+        files = {"tokenizer.json": main.read_bytes()}
+        tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+        _try_out(tokenizer)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if path.is_dir():
+        files |= {name: (path / name).read_bytes() for name in _COPIED if (path / name).is_file()}
         config |= _json_object(path / "special_tokens_map.json")
         config |= _json_object(path / "tokenizer_config.json")
     config.pop("auto_map", None)  # code of others, which is never run
+    ids: dict[str, int] = {}
     for role, names in _ROLES.items():
-        if not _id_of(tokenizer, config.get(role)):
-            config.pop(role, None)
-            known = [name for name in names if _id_of(tokenizer, name)]
-            if known:
-                config[role] = known[0]
-    missing = [
-        " or ".join(roles)
-        for roles in (
-            ("mask_token",),
-            ("pad_token",),
-            ("cls_token", "bos_token"),
-            ("sep_token", "eos_token"),
-        )
-        if not any(role in config for role in roles)
-    ]
+        for token in (config.pop(role, None), *names):
+            found = _id_of(tokenizer, token)
+            if found is not None:
+                ids[role], config[role] = found, token
+                break
+    needed = ("mask_token", "pad_token", "cls_token or bos_token", "sep_token or eos_token")
+    missing = [roles for roles in needed if not ids.keys() & set(roles.split(" or "))]
     if missing:
         raise UserError(
             f"The tokenizer {path} has no {', no '.join(missing)}, which masked-LM training needs. "
             "Add them to the tokenizer (add_special_tokens) and save it, or take another one."
         )
-    separator = _id_of(tokenizer, config.get("sep_token") or config["eos_token"])
-    assert separator is not None
-    others = [path / name for name in _FILES if path.is_dir() and (path / name).is_file()]
+    files["tokenizer_config.json"] = _plain_json(config)
+    separator = ids["sep_token"] if "sep_token" in ids else ids["eos_token"]
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return CorpusTokenizer(tokenizer, separator[0], size, config, None, path, tuple(others))
+    return CorpusTokenizer(tokenizer, separator, size, None, files)
 
 
-def _try_out(tokenizer: Any, file: Path) -> None:  # noqa: ANN401
-    """Have a tokenizer encode a little: parts of one that do not fit each other show only then.
+def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401
+    text = token.get("content") if isinstance(token, dict) else token  # with or without settings
+    found: int | None = tokenizer.token_to_id(text) if isinstance(text, str) else None
+    return found
 
-    Raises:
-        UserError: it cannot.
-    """
+
+def _try_out(tokenizer: Any) -> None:  # noqa: ANN401
+    """Encode a little: parts of a tokenizer that do not fit each other show only then."""
     try:
-        for special in (False, True):
-            tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂", add_special_tokens=special)
+        tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂")
     except BaseException as error:
-        # A plain Exception again, or that of the Rust below it, which is no Exception at all.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"The tokenizer {file} cannot encode text: {error}.") from error
-
-
-def _id_of(tokenizer: Any, token: Any) -> tuple[int] | None:  # noqa: ANN401
-    """A token's id, wrapped so that id 0 is true; None if there is no such token."""
-    name = token.get("content") if isinstance(token, dict) else token
-    try:
-        found = tokenizer.token_to_id(name) if isinstance(name, str) else None
-    except UnicodeEncodeError:  # half a character, which JSON can spell and no tokenizer has
-        found = None
-    return None if found is None else (found,)
+        if type(error).__name__ == "PanicException":  # of the Rust code, and not an `Exception`
+            raise ValueError(str(error)) from error
+        raise
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        value = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    with reading(path):
+        value = json.loads(path.read_bytes())
     return value if isinstance(value, dict) else {}

@@ -1,1 +1,1 @@
-"""Pre-training in stages: the loop, what it trains with, what it writes down."""
+"""Pre-training: stages with growth between them, checkpoints, the ledger."""

@@ -1,4 +1,4 @@
-"""The ledger: what a run did and how long each kind of work took, one JSON object a line."""
+"""The ledger metrics.jsonl: what a run did and how long each kind of work took, a line each."""
 
 import contextlib
 import json
@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stackbert.errors import UserError
-from stackbert.pretraining.rundir import identity, vanished
-from stackbert.stored import parse_json, stored
+import pandas as pd
+
+from stackbert.errors import RunError, UserError
+from stackbert.files import reading
+from stackbert.pretraining.record import read_run
 
 LEDGER = "metrics.jsonl"
 WORK = (
@@ -24,68 +26,60 @@ WORK = (
     "start-up",
     "tuning",
 )
-"""The kinds of work that are timed apart; together they are the wall time of a run from when its
-folder is opened to its last checkpoint. Input is waiting for batches. A step that compiles is
-compilation as a whole. Start-up is what comes before the first step or evaluation, tuning apart, in
-every process of the run."""
-
-
-_NEEDED = {
-    "step": ("step", "depth", "tokens", "flops", "seconds", "loss"),
-    "evaluation": ("step", "depth", "tokens", "flops", "seconds", "loss", "masked_lm"),
-    "growth": (
-        *("step", "seconds", "growth_seconds", "source_depth", "target_depth"),
-        *("loss_before", "loss_after", "operator", "optimizer_state"),
-    ),
-    "time": ("step", "seconds", "wall"),
-    "end": ("step", "seconds", "wall"),
-}
-"""What those who read a line of a kind rely on; there may be more in it, and other kinds."""
-_LOSSES = ("loss", "masked_lm", "loss_before", "loss_after")
+"""The kinds of work timed apart. Together they are the wall time of a run from when its folder is
+opened to its last checkpoint. Input is waiting for batches; a step that compiles counts as
+compilation as a whole; start-up is what comes before the first step or evaluation in every process
+of the run, without tuning."""
 
 
 class Ledger:
-    """Appends lines to metrics.jsonl; every line goes to the operating system at once."""
+    """Appends lines to metrics.jsonl; every line goes to the operating system at once.
+
+    Args:
+        path: the file.
+        keep_bytes: what lies behind them is dropped. A resumed run does the steps after its
+            checkpoint again, and writes their lines again.
+
+    Raises:
+        UserError: the file is shorter than `keep_bytes`.
+    """
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """Open the ledger, dropping what lies behind its first `keep_bytes` bytes.
-
-        A resumed run does the steps behind its checkpoint again, and writes their lines again.
-        """
         self.path = path
-        if path.is_symlink():
+        self._file = path.open("ab")
+        if self.size < keep_bytes:
             raise UserError(
-                f"{path} is a symbolic link to {path.resolve()}. A run writes into its own folder "
-                "alone; put the file itself there."
+                f"{path} is shorter than when the last checkpoint was saved ({self.size:,} bytes "
+                f"instead of {keep_bytes:,}). Put the file back, or start a new run."
             )
-        with path.open("ab") as file:
-            if file.tell() < keep_bytes:
-                raise UserError(
-                    f"{path} is shorter than when the last checkpoint was saved ({file.tell():,} "
-                    f"bytes instead of {keep_bytes:,}). Put the file back, or start a new run."
-                )
-            file.truncate(keep_bytes)
-        self._file = path.open("a", encoding="utf-8")
+        self._file.truncate(keep_bytes)
 
     def write(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 (JSON values)
         """Append one line. A number that is not finite becomes null, so the file stays JSON.
 
         Raises:
-            RunError: the file is not there any more, or another is in its place.
+            RunError: the run directory was removed or renamed.
         """
+        self.check_place()
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in fields.items()
         }
-        self._check_place()
-        self._file.write(json.dumps({"kind": kind, **clean}) + "\n")
+        self._file.write(json.dumps({"kind": kind, **clean}).encode() + b"\n")
         self._file.flush()
 
-    def _check_place(self) -> None:
-        # The system would let us write into a file that nobody can open any more, for days.
-        status = os.fstat(self._file.fileno())
-        if identity(self.path) != (status.st_dev, status.st_ino):
-            raise vanished(self.path.parent)
+    def check_place(self) -> None:
+        """See that the open file is still the one at its path.
+
+        Raises:
+            RunError: it is not. The system would let us write into a removed file for days.
+        """
+        try:
+            if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                return
+        except FileNotFoundError:
+            pass
+        raise vanished(self.path.parent)
 
     @property
     def size(self) -> int:
@@ -93,12 +87,7 @@ class Ledger:
         return os.fstat(self._file.fileno()).st_size
 
     def sync(self) -> None:
-        """Bring every line to the disk.
-
-        Raises:
-            RunError: as in `write`.
-        """
-        self._check_place()
+        """Bring every line to the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -106,77 +95,97 @@ class Ledger:
         self._file.close()
 
 
-class SilentLedger(Ledger):
-    """Of the processes that write none."""
-
-    def __init__(self) -> None:
-        pass
-
-    def write(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 (as the other's)
-        """Nothing."""
-
-    @property
-    def size(self) -> int:
-        """0."""
-        return 0
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+def vanished(run: Path) -> RunError:
+    """The error for a run directory that is not at its place any more."""
+    return RunError(
+        f"{run} was removed, renamed or replaced while it was being trained, so the run was "
+        "stopped. If it has another name now, give --out that name, or put it back, and run the "
+        "same command again to resume from its last checkpoint."
+    )
 
 
-def read_ledger(run: str | Path) -> list[dict[str, Any]]:
-    """All lines of a run's ledger, as dictionaries.
+def read_ledger(run: str | Path) -> pd.DataFrame:
+    """A run's ledger, one row a line; what a line does not have is NaN.
 
     Args:
         run: the run directory.
 
+    Returns:
+        Column `kind` is step, evaluation, growth, time, end or skipped. A last line that a crash
+        cut off is left out.
+
     Raises:
-        UserError: there is no ledger, or a line in it is damaged (the last one may be cut off by
-            a crash; it is left out).
+        UserError: there is no ledger, or a line in it is damaged.
     """
     path = Path(run) / LEDGER
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {LEDGER}.")
     *lines, last = path.read_bytes().split(b"\n")
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate((*lines, last) if last else lines, start=1):
-        try:
-            row = parse_json(line)
-            _check(row)
-        except ValueError as error:
-            if number > len(lines):
-                break
-            raise UserError(f"{path}, line {number} is damaged: {error}.") from error
-        rows.append(row)
-    return rows
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        with reading(path, f"Line {number} is damaged."):
+            row = json.loads(line)
+            rows.append({"kind": row["kind"], **row})
+    with contextlib.suppress(ValueError):  # killed between a line and its end
+        rows += [json.loads(last)]
+    table = pd.DataFrame(rows, columns=None if rows else ["kind", "step"])
+    with reading(path):
+        for name in table.columns.difference(
+            ["kind", "operator", "optimizer_state", "wall", "rows"]
+        ):
+            table[name] = pd.to_numeric(table[name])
+    return table
 
 
-def _check(row: Any) -> None:  # noqa: ANN401 (JSON is any value)
-    """See that a line has what its kind needs.
+def stage_table(run: str | Path) -> pd.DataFrame:
+    """What each stage that has ended cost and brought, one row a stage.
+
+    Args:
+        run: the run directory.
+
+    Returns:
+        depth, steps, tokens, flops, seconds (of training alone), mfu (share of the measured matrix
+        rate that training used), loss_grown (validation loss right after growing into the stage;
+        NaN if it did not grow) and loss (validation loss at the stage's end).
 
     Raises:
-        ValueError: it has not.
+        UserError: not a run directory, a damaged ledger, or no stage has ended yet.
     """
-    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
-        raise ValueError("it is no object with a kind")
-    for name in _NEEDED.get(row["kind"], ()):
-        if name not in row:
-            raise ValueError(f"it has no {name}")
-        value = row[name]
-        if name in ("operator", "optimizer_state"):
-            stored(str, value)
-        elif name == "wall":
-            stored(dict[str, float], value)
-        elif name in _LOSSES:
-            if value is not None:
-                stored(float, value)
-        else:
-            stored(float if name.endswith("seconds") else int, value)
-            if value < 0:
-                raise ValueError(f"{name} is below zero")
+    record, ledger = read_run(run), read_ledger(run)
+    rows = []
+    with reading(Path(run) / LEDGER):
+        at = (
+            ledger[ledger.kind == "evaluation"]
+            .drop_duplicates("step", keep="last")
+            .set_index("step")
+        )
+        grown = ledger[ledger.kind == "growth"].set_index("step")
+        for stage, first, end in zip(
+            record.recipe.stages,
+            record.recipe.boundaries,
+            record.recipe.boundaries[1:],
+            strict=False,
+        ):
+            if first not in at.index or end not in at.index:
+                break
+            tokens, flops, seconds = (
+                at.loc[end, name] - at.loc[first, name] for name in ("tokens", "flops", "seconds")
+            )
+            rows.append(
+                {
+                    "depth": stage.depth,
+                    "steps": stage.steps,
+                    "tokens": int(tokens),
+                    "flops": int(flops),
+                    "seconds": float(seconds),
+                    "mfu": float(flops / seconds / record.total_matrix_rate),
+                    "loss_grown": grown.loss_after.get(first, math.nan),
+                    "loss": at.loc[end, "loss"],
+                }
+            )
+    if not rows:
+        raise UserError(f"{run} has no finished stage yet.")
+    return pd.DataFrame(rows)
 
 
 class Stopwatch:
@@ -194,7 +203,7 @@ class Stopwatch:
     def carry_over(self, seconds: dict[str, float]) -> None:
         """Add what earlier processes of this run took."""
         for kind in WORK:
-            self.seconds[kind] += float(seconds.get(kind, 0.0))
+            self.seconds[kind] += seconds.get(kind, 0.0)
 
     @contextlib.contextmanager
     def measuring(self, kind: str, *, on_device: bool = True) -> Iterator[None]:

@@ -1,393 +1,338 @@
-"""The pre-training loop: stages, growth between them, evaluation, checkpoints, the ledger.
+"""The training loop: grow if due → step → ledger → evaluate if due → save if due.
 
 Nothing in here waits for the device inside a step: losses are read when a line of the ledger is
-due, batches come ready from `batches`, checkpoints are written beside the training.
+due, batches are made ahead, checkpoints are written by a thread.
 """
 
+import copy
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from stackbert.batches import Batch, BatchPlan
-from stackbert.corpus.store import Corpus
-from stackbert.errors import Interrupted, RunError
-from stackbert.pretraining import prefetch
-from stackbert.pretraining.background import BackgroundWriter, snapshot, snapshot_state
-from stackbert.pretraining.budget import evaluation_interval
-from stackbert.pretraining.checkpoints import CheckpointStore, RunState, checkpoint_name
-from stackbert.pretraining.checkpoints import save_checkpoint as write_checkpoint
-from stackbert.pretraining.counters import Counters, LogWindow
-from stackbert.pretraining.divergence import blame, sentence
+from stackbert.batches.batches import Batch, BatchPlan
+from stackbert.errors import Interrupted, RunError, StackBertError
+from stackbert.pretraining.autotune import evaluation_interval
+from stackbert.pretraining.checkpoints import (
+    Checkpoints,
+    CheckpointState,
+    Counters,
+    Window,
+    snapshot,
+)
+from stackbert.pretraining.distributed import World
 from stackbert.pretraining.ledger import Ledger, Stopwatch
-from stackbert.pretraining.progress import Reporter
-from stackbert.pretraining.ranks import Ranks
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import Tracker
 from stackbert.pretraining.trainer import StepResult, Trainer
+from stackbert.progress import Progress
 from stackbert.recipe import Recipe
 
+_AHEAD = {"cpu": 0, "cuda": 3}
+"""Batches made ahead. On a CPU the thread would only take cores from the step."""
+_AFTER_GROWTH = 500
+"""Steps for which a growth counts among the likely causes of a loss that is not finite."""
 
-class TrainingLoop:
-    """One run, from wherever its counters stand to its end."""
 
-    def __init__(
-        self,
-        run: Path,
-        recipe: Recipe,
-        corpus: Corpus,
-        plan: BatchPlan,
-        validation: Batch,
-        trainer: Trainer,
-        counters: Counters,
-        window: LogWindow,
-        *,
-        ledger: Ledger,
-        watch: Stopwatch,
-        store: CheckpointStore,
-        trackers: list[Tracker],
-        reporter: Reporter,
-        matrix_rate: float,
-        ranks: Ranks,
-    ) -> None:
-        self._run = run
-        self._recipe = recipe
-        self._corpus = corpus
-        self._plan = plan
-        self._validation = validation
-        self._trainer = trainer
-        self._at = counters
-        self._ledger = ledger
-        self._watch = watch
-        self._store = store
-        self._trackers = trackers
-        self._reporter = reporter
-        self._ranks = ranks
-        self._matrix_rate = matrix_rate * ranks.count
-        self._window = window
-        self._unread: list[tuple[int, int, StepResult]] = []  # with stage and number
-        self._writer = BackgroundWriter()
-        self._evaluate_every = evaluation_interval(recipe)
-        self._last_save = time.monotonic()
+@dataclass
+class Run:
+    """A run in progress: what the loop works on, in one process."""
+
+    folder: Path
+    recipe: Recipe
+    plan: BatchPlan
+    validation: Batch
+    trainer: Trainer
+    counters: Counters
+    checkpoints: Checkpoints
+    ledger: Ledger | None
+    """None on every rank but the main one."""
+    watch: Stopwatch
+    trackers: list[Tracker]
+    progress: Progress
+    matrix_rate: float
+    """FLOP/s of all processes together: what MFU is a share of."""
+    world: World
+    unread: list[tuple[int, StepResult]] = field(default_factory=list)
+    """Steps, by their numbers, whose losses are still on the device."""
+
+    @property
+    def stage(self) -> int:
+        """The stage of the last update: at a boundary still the one before it."""
+        return self.recipe.stage_index(max(0, self.counters.step - 1))
+
+    def write(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 (JSON values)
+        """A line of the ledger, on the main rank."""
+        if self.ledger is not None:
+            self.ledger.write(kind, **fields)
 
     def close(self) -> None:
         """Finish the checkpoint that is being written; close the ledger and the trackers."""
         try:
-            self._writer.close()
+            self.checkpoints.close()
         finally:
-            self._ledger.close()
-            for tracker in self._trackers:
+            if self.ledger is not None:
+                self.ledger.close()
+            for tracker in self.trackers:
                 tracker.close()
 
-    @property
-    def trainer(self) -> Trainer:
-        """The trainer, for its model."""
-        return self._trainer
 
-    def run_to_end(self, stop: StopRequest) -> None:
-        """Train until the recipe's last step.
+def train(run: Run, stop: StopRequest) -> None:
+    """Train from wherever the counters stand to the recipe's last step.
 
-        Raises:
-            Interrupted: `stop` was asked; the step was finished and a checkpoint written.
-            RunError: the loss is not finite any more.
-        """
-        with self._watch.measuring("training"):
-            self._run_to_end(stop)
-        seconds = self._watch.seconds
-        self._ledger.write(
-            "end", step=self._at.step, seconds=seconds["training"], wall=dict(seconds)
-        )
-
-    def _run_to_end(self, stop: StopRequest) -> None:
-        at, total = self._at, self._recipe.total_steps
+    Raises:
+        Interrupted: `stop` noted a signal; the step was finished and a checkpoint written.
+        RunError: a loss, gradient or weight is not finite any more.
+    """
+    recipe, trainer, at, watch, world = run.recipe, run.trainer, run.counters, run.watch, run.world
+    every_steps, every_minutes = recipe.checkpoint.every_steps, recipe.checkpoint.every_minutes
+    saved = time.monotonic()
+    with watch.measuring("training"):
         if at.step == 0 and at.last_loss is None:
-            self._evaluate()
-        ahead = prefetch.AHEAD[self._trainer.device.type]
-        made = prefetch.batches(
-            self._plan, at.step, total, ahead=ahead, rank=self._ranks.rank, ranks=self._ranks.count
-        )
-        while at.step < total:
-            self._grow_if_due()
-            self._train_one_step(made)
-            at_stage_end = at.step in self._recipe.boundaries
-            if at_stage_end or at.step % self._evaluate_every == 0:
-                self._evaluate()
-            if at_stage_end:
-                self._account()
-            asked, due = self._agree(stop.signal)
-            if at_stage_end or asked or due:
-                self._save()
-            self._writer.check()
-            if asked and at.step < total:
-                self._wait_for_checkpoint()
-                raise Interrupted(
-                    f"Stopped at step {at.step:,} of {total:,}; everything is saved in "
-                    f"{self._run}. Run the same command again to go on.",
-                    asked,
-                )
-        self._wait_for_checkpoint()
+            _evaluate(run)
+        batches = _batches(run)
+        while at.step < recipe.total_steps:
+            stage = recipe.stage(recipe.stage_index(at.step))
+            if trainer.depth != stage.depth:
+                _grow(run, stage.depth)
 
-    def _agree(self, signal: int | None) -> tuple[int | None, bool]:
-        """A signal that any process had, and whether the first one's clock asks for a save.
+            # While the device still works on earlier steps, waiting for a batch costs nothing.
+            with watch.measuring("input" if trainer.idle else "training", on_device=False):
+                batch = next(batches)
+            trainer.micro_batch = stage.micro_batch
+            compiles = trainer.will_compile(batch)
+            with watch.measuring("compilation" if compiles else "training", on_device=compiles):
+                result = trainer.step(at.step, batch, learning_rate_factor(recipe, at.step))
+            run.unread.append((at.step, result))
+            if trainer.device.type == "cpu" or recipe.skip_bad_steps:
+                _read_losses(run, batch)  # on a CPU the step has ended, so this costs nothing
+            tokens, flops = batch.input_ids_BS.numel() * world.size, trainer.flops(batch)
+            at.count(tokens, flops * world.size, timed=not compiles)
 
-        Read once a step: what comes during the save waits for the next.
-        """
-        due = self._ranks.is_first and self._save_is_due()
-        agreed = self._ranks.largest(2 * (signal or 0) + due)
-        return agreed // 2 or None, agreed % 2 == 1
+            ends_stage = at.step in recipe.boundaries
+            if ends_stage or at.step % recipe.log_every == 0:
+                _log(run, result)
 
-    def _train_one_step(self, made: Iterator[Batch]) -> None:
-        at, stage = self._at, self._recipe.stage_index(self._at.step)
-        factor = learning_rate_factor(self._recipe, at.step)
-        self._trainer.micro_batch = self._recipe.resolved_stage(stage).micro_batch
-        # While the device still works on earlier steps, waiting for a batch holds up nothing.
-        waiting = "input" if self._trainer.idle else "training"
-        with self._watch.measuring(waiting, on_device=False):
-            batch = next(made)
-        compiles = self._trainer.will_compile(batch)
-        kind = "compilation" if compiles else "training"
-        with self._watch.measuring(kind, on_device=compiles):
-            result = self._trainer.step(at.step, batch, factor)
-        self._unread.append((stage, at.step, result))
-        # On a CPU the step has ended, so reading costs nothing.
-        if self._trainer.device.type == "cpu" or self._recipe.skip_bad_steps:
-            self._read_losses(batch)
-        flops = self._trainer.flops(batch) * self._ranks.count
-        tokens = batch.input_ids.size * self._ranks.count
-        at.step += 1
-        at.tokens += tokens
-        at.flops += flops
-        at.last_loss = None
-        window = self._window
-        if not compiles:
-            window.tokens += tokens
-            window.flops += flops
-        if at.step % self._recipe.log_every == 0 or at.step in self._recipe.boundaries:
-            self._log(stage, factor, result)
+            if ends_stage or at.step % evaluation_interval(recipe) == 0:
+                _evaluate(run)
+            if ends_stage:
+                place = {"step": at.step, "stage": run.stage, "depth": trainer.depth}
+                seconds = watch.read("training")
+                run.write("time", **place, seconds=seconds, wall=dict(watch.seconds))
 
-    def _read_losses(self, batch: Batch | None = None) -> None:
-        """Add the losses of the steps since the last reading to the window.
-
-        Args:
-            batch: of the last step, if its result has not changed the weights where it is bad.
-
-        Raises:
-            RunError: one is not finite, and no more may be skipped.
-        """
-        for stage, number, result in self._unread:
-            if not result.finite:
-                where = "" if batch is None else blame(self._trainer, batch, self._ranks)
-                if self._at.skipped >= self._recipe.skip_bad_steps:
-                    raise self._not_finite("loss", stage, number, where)
-                self._skip(stage, number, result, where)
-                continue
-            self._window.steps += 1
-            self._window.masked_lm += result.masked_lm
-            self._window.next_sentence += result.next_sentence or 0.0
-        self._unread.clear()
-
-    def _skip(self, stage: int, number: int, result: StepResult, where: str) -> None:
-        at, most = self._at, self._recipe.skip_bad_steps
-        at.skipped += 1
-        self._ledger.write(
-            "skipped",
-            step=number,
-            stage=stage,
-            depth=self._trainer.depth,
-            loss=result.loss,
-            gradient_norm=result.gradient_norm,
-            rows=where.strip(" ()"),
-        )
-        self._reporter.say(
-            f"step {number:,} was skipped: its loss or gradient is not finite{where}; "
-            f"{at.skipped} of at most {most}"
-        )
-
-    def _log(self, stage: int, factor: float, result: StepResult) -> None:
-        self._read_losses()
-        at, window = self._at, self._window
-        training = self._watch.read("training")
-        seconds = training - window.started
-        # All steps of a window may have been skipped; the ledger then has null.
-        finite = window.steps or math.nan
-        masked = window.masked_lm / finite
-        pair = None if result.next_sentence is None else window.next_sentence / finite
-        rate = factor * self._recipe.optimizer.lr
-        tokens_per_second = window.tokens / seconds
-        mfu = window.flops / seconds / self._matrix_rate
-        loss = masked + (pair or 0.0)
-        self._ledger.write(
-            "step",
-            step=at.step,
-            stage=stage,
-            depth=self._trainer.depth,
-            tokens=at.tokens,
-            flops=at.flops,
-            seconds=training,
-            loss=loss,
-            masked_lm=masked,
-            next_sentence=pair,
-            lr=rate,
-            gradient_norm=result.gradient_norm,
-            tokens_per_second=tokens_per_second,
-            mfu=mfu,
-        )
-        numbers = {
-            "train/loss": loss,
-            "train/lr": rate,
-            "train/gradient_norm": result.gradient_norm,
-            "train/tokens_per_second": tokens_per_second,
-            "train/depth": float(self._trainer.depth),
-        }
-        for tracker in self._trackers:
-            tracker.log(at.step, numbers)
-        self._reporter.step(
-            at.step,
-            self._recipe.total_steps,
-            f"stage {stage + 1}/{len(self._recipe.stages)}, depth {self._trainer.depth}, "
-            f"loss {loss:.3f}, lr {rate:.2e}, {tokens_per_second:,.0f} tokens/s",
-        )
-        self._window = LogWindow(started=training)
-
-    @property
-    def _stage_done(self) -> int:
-        # The stage of the last update: at a boundary still the one before it.
-        return self._recipe.stage_index(max(0, self._at.step - 1))
-
-    def _evaluate(self) -> float:
-        self._read_losses()
-        at = self._at
-        with self._watch.measuring("evaluation"):
-            result = self._trainer.evaluate(self._validation)
-        if not math.isfinite(result.loss):
-            raise self._not_finite("validation loss", self._stage_done)
-        at.last_loss = result.loss
-        self._ledger.write(
-            "evaluation",
-            step=at.step,
-            stage=self._stage_done,
-            depth=self._trainer.depth,
-            tokens=at.tokens,
-            flops=at.flops,
-            seconds=self._watch.read("training"),
-            loss=result.loss,
-            masked_lm=result.masked_lm,
-            next_sentence=result.next_sentence,
-        )
-        for tracker in self._trackers:
-            tracker.log(at.step, {"validation/loss": result.loss})
-        self._reporter.say(
-            f"step {at.step:,}: validation loss {result.loss:.3f} (depth {self._trainer.depth})"
-        )
-        return result.loss
-
-    def _grow_if_due(self) -> None:
-        at, stage = self._at, self._recipe.stage_index(self._at.step)
-        source, target = self._trainer.depth, self._recipe.stages[stage].depth
-        if source == target:
-            return
-        before = at.last_loss
-        with self._watch.measuring("growth"):
-            self._trainer.grow(target, self._recipe.growth, at.step)
-        with self._watch.measuring("evaluation"):
-            after = self._trainer.evaluate(self._validation).loss
-        self._ledger.write(
-            "growth",
-            step=at.step,
-            stage=stage,
-            operator=self._recipe.growth.operator,
-            optimizer_state=self._recipe.growth.optimizer_state,
-            source_depth=source,
-            target_depth=target,
-            loss_before=before,
-            loss_after=after,
-            seconds=self._watch.read("training"),
-            growth_seconds=self._watch.seconds["growth"],
-        )
-        was = "" if before is None else f" from {before:.3f}"
-        self._reporter.say(
-            f"step {at.step:,}: grown {source} → {target} layers by "
-            f"{self._recipe.growth.operator}; validation loss{was} to {after:.3f}"
-        )
-
-    def _save_is_due(self) -> bool:
-        spec = self._recipe.checkpoint
-        by_steps = spec.every_steps is not None and self._at.step % spec.every_steps == 0
-        minutes = (time.monotonic() - self._last_save) / 60.0
-        return by_steps or (spec.every_minutes is not None and minutes >= spec.every_minutes)
-
-    def _account(self) -> None:
-        """Write where the wall time went, from the run's beginning to the end of this stage."""
-        self._watch.read("training")
-        self._ledger.write(
-            "time",
-            step=self._at.step,
-            stage=self._stage_done,
-            depth=self._trainer.depth,
-            seconds=self._watch.seconds["training"],
-            wall=dict(self._watch.seconds),
-        )
-
-    def _save(self) -> None:
-        self._read_losses()
-        at, trainer = self._at, self._trainer
-        # A checkpoint to go back to must be worth going back to.
-        self._ranks.all_pass(self._corpus.check_unchanged)
-        if not trainer.finite:
-            raise self._not_finite("model", self._stage_done)
-        with self._watch.measuring("checkpoint"):
-            self._writer.wait()
-            model = trainer.model
-            whole = trainer.whole_weights(), trainer.whole_optimizer_state()
-            self._last_save = time.monotonic()
-            if not self._ranks.is_first:
-                return
-            weights, optimizer = snapshot(whole[0]), snapshot_state(whole[1])
-            self._watch.read("checkpoint")  # so that the state has the time of what is done here
-            state = RunState(
-                step=at.step,
-                depth=trainer.depth,
-                tokens=at.tokens,
-                flops=at.flops,
-                seconds=dict(self._watch.seconds),
-                ledger_bytes=self._ledger.size,
-                last_loss=at.last_loss,
-                corpus=self._corpus.manifest.fingerprint,
-                window=asdict(self._window),
-                skipped=at.skipped,
+            # The main rank's clock decides, and a signal that any of the ranks had.
+            minutes = (time.monotonic() - saved) / 60.0
+            due = (every_steps is not None and at.step % every_steps == 0) or (
+                every_minutes is not None and minutes >= every_minutes
             )
-
-            def write() -> None:
-                self._ledger.sync()
-                write_checkpoint(
-                    self._store.folder / checkpoint_name(state.step),
-                    model,
-                    optimizer,
-                    state,
-                    self._corpus.tokenizer_folder,
-                    self._recipe.longest_sequence,
-                    weights=weights,
-                )
-                self._store.prune(self._recipe.checkpoint.keep, set(self._recipe.boundaries[1:]))
-
-            self._writer.submit(write)
-
-    def _wait_for_checkpoint(self) -> None:
-        with self._watch.measuring("checkpoint"):
-            self._writer.wait()
-
-    def _not_finite(
-        self, what: str, stage: int, step: int | None = None, where: str = ""
-    ) -> RunError:
-        lost = ""
-        try:
-            self._writer.wait()  # so that the last checkpoint is the last
-        except OSError as error:
-            lost = f"A later one could not be written ({error.strerror}). "
-        step = self._at.step if step is None else step
-        kept = self._store.last()
-        return RunError(
-            sentence(self._recipe, what, step, stage, where=where, kept=kept, lost=lost)
+            agreed = world.all_reduce_max(2 * (stop.signal or 0) + (due and world.is_main))
+            signal, due = agreed // 2, agreed % 2 == 1
+            if ends_stage or signal or due:
+                _save(run)
+                saved = time.monotonic()
+            run.checkpoints.poll()
+            if signal and at.step < recipe.total_steps:
+                break
+        with watch.measuring("checkpoint"):
+            run.checkpoints.wait()
+    if at.step < recipe.total_steps:
+        raise Interrupted(
+            f"Stopped at step {at.step:,} of {recipe.total_steps:,}; everything is saved in "
+            f"{run.folder}. Run the same command again to resume.",
+            signal,
         )
+    run.write("end", step=at.step, seconds=watch.seconds["training"], wall=dict(watch.seconds))
+
+
+def _batches(run: Run) -> Iterator[Batch]:
+    """This rank's batches of the steps to come, made ahead on a thread of their own."""
+
+    def make(step: int) -> Batch:
+        return run.plan.batch(step, run.world.rank, run.world.size)
+
+    steps, ahead = range(run.counters.step, run.recipe.total_steps), _AHEAD[run.trainer.device.type]
+    if not ahead:
+        yield from map(make, steps)
+        return
+    ready: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        for step in steps:
+            ready.append(thread.submit(make, step))
+            if len(ready) > ahead:
+                yield ready.popleft().result()
+        while ready:
+            yield ready.popleft().result()
+
+
+def _grow(run: Run, depth: int) -> None:
+    at, trainer, growth = run.counters, run.trainer, run.recipe.growth
+    source, before = trainer.depth, at.last_loss
+    with run.watch.measuring("growth"):
+        trainer.grow(depth, growth, at.step)
+    with run.watch.measuring("evaluation"):
+        after = trainer.evaluate(run.validation).loss
+    run.write(
+        "growth",
+        step=at.step,
+        stage=run.recipe.stage_index(at.step),
+        operator=growth.operator,
+        optimizer_state=growth.optimizer_state,
+        source_depth=source,
+        target_depth=depth,
+        loss_before=before,
+        loss_after=after,
+        seconds=run.watch.read("training"),
+        growth_seconds=run.watch.seconds["growth"],
+    )
+    was = "" if before is None else f" from {before:.3f}"
+    run.progress.say(
+        f"step {at.step:,}: grown {source} → {depth} layers by {growth.operator}; validation "
+        f"loss{was} to {after:.3f}"
+    )
+
+
+def _read_losses(run: Run, batch: Batch | None = None) -> None:
+    """Add the losses of the steps since the last reading to the window.
+
+    Args:
+        run: whose.
+        batch: of the last step, if a bad result has left the weights as they were.
+
+    Raises:
+        RunError: a loss is not finite, and no more steps may be skipped.
+    """
+    at, window, allowed = run.counters, run.counters.window, run.recipe.skip_bad_steps
+    for number, result in run.unread:
+        if result.finite:
+            window.steps += 1
+            window.masked_lm += result.losses.masked_lm
+            window.next_sentence += result.losses.next_sentence or 0.0
+            continue
+        rows = "" if batch is None else run.trainer.blame(batch)
+        clause = f" ({rows})" if rows else ""
+        stage = run.recipe.stage_index(number)
+        if at.skipped >= allowed:
+            raise _not_finite(run, "loss", number, stage, clause)
+        at.skipped += 1
+        place = {"step": number, "stage": stage, "depth": run.trainer.depth}
+        numbers = {"loss": result.losses.loss, "gradient_norm": result.gradient_norm}
+        run.write("skipped", **place, **numbers, rows=rows)
+        run.progress.say(
+            f"step {number:,} was skipped: its loss or gradient is not finite{clause}; "
+            f"{at.skipped} of at most {allowed}"
+        )
+    run.unread.clear()
+
+
+def _log(run: Run, result: StepResult) -> None:
+    """A line of the ledger on the steps since the last."""
+    _read_losses(run)
+    at, window, recipe = run.counters, run.counters.window, run.recipe
+    line = _standing(run)
+    seconds = line["seconds"] - window.started
+    finite = window.steps or math.nan  # all steps of a window may have been skipped
+    masked = window.masked_lm / finite
+    pair = window.next_sentence / finite if recipe.objective.next_sentence else None
+    line |= {
+        "loss": masked + (pair or 0.0),
+        "masked_lm": masked,
+        "next_sentence": pair,
+        "lr": learning_rate_factor(recipe, at.step - 1) * recipe.optimizer.lr,
+        "gradient_norm": result.gradient_norm,
+        "tokens_per_second": window.tokens / seconds,
+        "mfu": window.flops / seconds / run.matrix_rate,
+    }
+    run.write("step", **line)
+    shown = ("loss", "lr", "gradient_norm", "tokens_per_second", "depth")
+    for tracker in run.trackers:
+        tracker.log(at.step, {f"train/{name}": float(line[name]) for name in shown})
+    run.progress.step(
+        at.step,
+        recipe.total_steps,
+        f"stage {run.stage + 1}/{len(recipe.stages)}, depth {line['depth']}, loss "
+        f"{line['loss']:.3f}, lr {line['lr']:.2e}, {line['tokens_per_second']:,.0f} tokens/s",
+    )
+    at.window = Window(started=line["seconds"])
+
+
+def _evaluate(run: Run) -> None:
+    _read_losses(run)
+    at, depth = run.counters, run.trainer.depth
+    with run.watch.measuring("evaluation"):
+        result = run.trainer.evaluate(run.validation)
+    if not math.isfinite(result.loss):
+        raise _not_finite(run, "validation loss", at.step, run.stage)
+    at.last_loss = result.loss
+    losses = {"masked_lm": result.masked_lm, "next_sentence": result.next_sentence}
+    run.write("evaluation", **_standing(run), loss=result.loss, **losses)
+    for tracker in run.trackers:
+        tracker.log(at.step, {"validation/loss": result.loss})
+    run.progress.say(f"step {at.step:,}: validation loss {result.loss:.3f} (depth {depth})")
+
+
+def _standing(run: Run) -> dict[str, Any]:
+    at = run.counters
+    return {
+        "step": at.step,
+        "stage": run.stage,
+        "depth": run.trainer.depth,
+        "tokens": at.tokens,
+        "flops": at.flops,
+        "seconds": run.watch.read("training"),
+    }
+
+
+def _save(run: Run) -> None:
+    _read_losses(run)
+    recipe, trainer = run.recipe, run.trainer
+    if not trainer.finite:  # a checkpoint must be worth resuming from
+        raise _not_finite(run, "model", run.counters.step, run.stage)
+    with run.watch.measuring("checkpoint"):
+        run.checkpoints.wait()
+        weights, optimizer = trainer.full_weights(), trainer.full_optimizer_state()
+        if run.ledger is None:
+            return
+        weights = snapshot(weights)
+        tensors = snapshot(
+            {f"{name}|{key}": t for name, held in optimizer.items() for key, t in held.items()}
+        )
+        run.watch.read("checkpoint")  # so that the state has the time of these copies
+        run.ledger.sync()
+        state = CheckpointState(
+            counters=copy.deepcopy(run.counters),
+            depth=trainer.depth,
+            seconds=dict(run.watch.seconds),
+            ledger_bytes=run.ledger.size,
+        )
+        always = set(recipe.boundaries[1:])
+        run.checkpoints.save(
+            state, trainer.model, weights, tensors, keep=recipe.checkpoint.keep, always=always
+        )
+
+
+def _not_finite(run: Run, what: str, step: int, stage: int, where: str = "") -> RunError:
+    """What is wrong, what is kept, and what to try."""
+    lost = ""
+    try:
+        run.checkpoints.wait()  # so that the last checkpoint is the last
+    except StackBertError as error:
+        lost = f"A later one could not be written: {error} "
+    kept, recipe = run.checkpoints.paths(), run.recipe
+    causes = "a learning rate too high for this model (optimizer.lr, optimizer.muon_lr)"
+    if step < recipe.schedule.warmup_steps * 2:
+        causes += ", a warm-up too short (schedule.warmup_steps)"
+    if any(0 <= step - grown < _AFTER_GROWTH for grown in recipe.growth_steps):
+        causes += ", the jump after a growth (schedule.rewarmup_steps)"
+    if recipe.optimizer.clip_norm is None:
+        causes += ", gradients that are not clipped (optimizer.clip_norm)"
+    last = f"The last checkpoint is {kept[-1]}. " if kept else "No checkpoint was due yet. "
+    return RunError(
+        f"The {what} is not finite at step {step:,} (stage {stage + 1}, depth "
+        f"{recipe.stages[stage].depth}){where}, so the run was stopped. {last}{lost}Likely causes: "
+        f"{causes}. Change one and start a new run."
+    )

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stackbert.errors import RunError
-from stackbert.growth.layers import find_layers
-from stackbert.pretraining.engine import cut_like, whole
+from stackbert.growth.grow import find_layers
+from stackbert.pretraining.distributed import distribute_tensor, full_tensor
 from stackbert.recipe import OptimizerSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NamedState = dict[str, dict[str, Tensor]]
-"""Optimiser tensors by parameter name, then by their own name ("exp_avg", "step", …)."""
+"""Optimizer tensors by parameter name, then by their own name ("exp_avg", "step", …)."""
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -44,28 +44,26 @@ class BatchedMuon(torch.optim.Muon):
     def _step_one_shape(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         momentum, lr = group["momentum"], group["lr"]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        buffers = []
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            buffers.append(state["momentum_buffer"])
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
         updates = (
             torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
         )
-        directions = orthogonalise(
-            torch.stack([whole(update) for update in updates]),  # no piece of it will do
+        directions_NRC = orthogonalise(
+            torch.stack([full_tensor(update) for update in updates]),  # a shard will not do
             dtype=self._dtype,
             coefficients=group["ns_coefficients"],
             steps=group["ns_steps"],
             eps=group["eps"],
         )
-        rows, columns = parameters[0].shape
-        torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
+        moves = [distribute_tensor(d, p) for d, p in zip(directions_NRC, parameters, strict=True)]
         # A tall matrix's orthogonal update moves its outputs less; torch's "original" adjustment.
+        rows, columns = parameters[0].shape
         scale = -lr * max(1.0, rows / columns) ** 0.5
-        moves = [cut_like(d, p) for d, p in zip(directions.unbind(0), parameters, strict=True)]
+        torch._foreach_mul_(parameters, 1.0 - lr * group["weight_decay"])
         torch._foreach_add_(parameters, moves, alpha=scale)
 
 
@@ -95,7 +93,7 @@ def orthogonalise(
 
 
 class Optimizers:
-    """Every parameter of a model in exactly one group of exactly one optimiser.
+    """Every parameter of a model in exactly one group of exactly one optimizer.
 
     Args:
         model: the model to train, on its device already.
@@ -110,25 +108,27 @@ class Optimizers:
         *,
         newton_schulz: torch.dtype = torch.bfloat16,
     ) -> None:
-        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        muon, decayed, plain = self._split(model, spec)
+        self._parameters: dict[str, Tensor] = dict(model.named_parameters())
+        self._names = {parameter: name for name, parameter in self._parameters.items()}
+        layers = find_layers(model)[0] + "."
+        muon: list[Tensor] = []
+        decayed: list[Tensor] = []
+        plain: list[Tensor] = []
+        for name, parameter in self._parameters.items():
+            if parameter.ndim < 2:
+                plain.append(parameter)
+            elif spec.name == "muon" and parameter.ndim == 2 and name.startswith(layers):
+                muon.append(parameter)
+            else:
+                decayed.append(parameter)
         groups = [
             {"params": decayed, "weight_decay": spec.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        self._all: list[tuple[torch.optim.Optimizer, float]] = [
-            (
-                torch.optim.AdamW(
-                    [g for g in groups if g["params"]],
-                    lr=spec.lr,
-                    betas=spec.betas,
-                    eps=spec.eps,
-                    fused=True,
-                ),
-                spec.lr,
-            )
-        ]
+        groups = [group for group in groups if group["params"]]
+        adamw = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
+        # Each with its peak learning rate.
+        self._all: list[tuple[torch.optim.Optimizer, float]] = [(adamw, spec.lr)]
         if muon:
             optimizer = BatchedMuon(
                 muon,
@@ -139,39 +139,21 @@ class Optimizers:
             )
             self._all.append((optimizer, spec.muon_lr))
 
-    @staticmethod
-    def _split(
-        model: "PreTrainedModel", spec: OptimizerSpec
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """(for Muon, for AdamW with weight decay, for AdamW without)."""
-        prefix = find_layers(model)[0] + "."
-        muon: list[Tensor] = []
-        decayed: list[Tensor] = []
-        plain: list[Tensor] = []
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2:
-                plain.append(parameter)
-            elif spec.name == "muon" and parameter.ndim == 2 and name.startswith(prefix):
-                muon.append(parameter)
-            else:
-                decayed.append(parameter)
-        return muon, decayed, plain
-
     def step(self, factor: float) -> None:
-        """Update every parameter at `factor` times its peak learning rate; forget gradients."""
+        """Update every parameter at `factor` times its peak learning rate; drop gradients."""
         for optimizer, peak in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
             optimizer.step()
-        self.forget_gradients()
+        self.zero_grad()
 
-    def forget_gradients(self) -> None:
-        """Drop the gradients, as a step does after it has used them."""
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
         for optimizer, _ in self._all:
             optimizer.zero_grad(set_to_none=True)
 
     def groups(self) -> list[list[str]]:
-        """Parameter names of each group of each optimiser."""
+        """Parameter names of each group of each optimizer."""
         return [
             [self._names[p] for p in group["params"]]
             for optimizer, _ in self._all
@@ -179,7 +161,7 @@ class Optimizers:
         ]
 
     def state(self) -> NamedState:
-        """The optimisers' tensors by parameter name; no copies."""
+        """The optimizers' tensors by parameter name; no copies."""
         return {
             self._names[parameter]: dict(tensors)
             for optimizer, _ in self._all
@@ -190,26 +172,27 @@ class Optimizers:
         """Take over state by name, copied to the parameters' device; others start anew.
 
         Raises:
-            RunError: a name that is no parameter, a tensor of the wrong shape.
+            RunError: a name that the model does not have, or a tensor of another shape.
         """
+        owners = {
+            parameter: optimizer
+            for optimizer, _ in self._all
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         for name, tensors in state.items():
             parameter = self._parameters.get(name)
             if parameter is None:
-                raise RunError(f"The optimiser's state names {name}, which the model lacks.")
+                raise RunError(f"The optimizer's state names {name}, which the model lacks.")
             for key, tensor in tensors.items():
                 if tensor.ndim and tensor.shape != parameter.shape:
                     raise RunError(
-                        f"The optimiser's {key} of {name} has the shape {tuple(tensor.shape)}, the "
+                        f"The optimizer's {key} of {name} has the shape {tuple(tensor.shape)}, the "
                         f"parameter {tuple(parameter.shape)}."
                     )
-            owner = next(o for o, _ in self._all if _owns(o, parameter))
             # A clone, so that its memory is aligned as a fresh tensor's is: some CPU kernels round
             # differently otherwise, and a resumed run would differ in the last bit.
-            owner.state[parameter] = {
-                key: cut_like(tensor.to(parameter.device, copy=True).clone(), parameter)
+            owners[parameter].state[parameter] = {
+                key: distribute_tensor(tensor.to(parameter.device, copy=True).clone(), parameter)
                 for key, tensor in tensors.items()
             }
-
-
-def _owns(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
-    return any(parameter is p for group in optimizer.param_groups for p in group["params"])

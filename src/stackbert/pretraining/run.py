@@ -1,37 +1,65 @@
 """`pretrain`: from a recipe and a corpus to a run directory with a finished model in it."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
 import torch
+from torch import Tensor
 
+from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
-from stackbert.files import explaining_os_errors, folder_made_whole, held_folder
-from stackbert.modelcard import write_model_card
-from stackbert.pretraining.budget import parse_duration
-from stackbert.pretraining.checkpoints import disk_errors_as_os_errors, save_model
-from stackbert.pretraining.ledger import Stopwatch
-from stackbert.pretraining.loop import TrainingLoop
-from stackbert.pretraining.machine import (
+from stackbert.files import locked, new_folder, writing
+from stackbert.machine import (
+    describe,
     explaining_out_of_memory,
     keep_memory,
     pick_device,
     synchronise,
+    working_precision,
 )
-from stackbert.pretraining.opening import open_loop
-from stackbert.pretraining.progress import Reporter, Silent
-from stackbert.pretraining.ranks import Ranks, joined_ranks
-from stackbert.pretraining.rundir import MODEL, Request, identity, read_record, vanished
+from stackbert.model import model_class
+from stackbert.model_files import read_config, save_model
+from stackbert.pretraining.autotune import autotune, measure, scaled_to
+from stackbert.pretraining.checkpoints import (
+    Checkpoints,
+    CheckpointState,
+    Counters,
+    checkpoint_name,
+)
+from stackbert.pretraining.distributed import World, init_distributed
+from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger, stage_table
+from stackbert.pretraining.loop import Run, train
+from stackbert.pretraining.model_card import model_card
+from stackbert.pretraining.optimizers import NamedState
+from stackbert.pretraining.record import (
+    CHECKPOINTS,
+    MODEL,
+    Request,
+    RunRecord,
+    check_new,
+    check_same,
+    is_run,
+    read_run,
+    write_run,
+)
 from stackbert.pretraining.signals import StopRequest
-from stackbert.pretraining.start import check_corpus, check_shares, find_start, make_start
-from stackbert.pretraining.summary import RunSummary, summarise
-from stackbert.pretraining.tracking import check_trackers
+from stackbert.pretraining.tracking import TRACKERS, open_trackers
+from stackbert.pretraining.trainer import Trainer, recipe_model
+from stackbert.progress import Progress
 from stackbert.recipe import Recipe
-from stackbert.vocabulary import load_vocabulary
+from stackbert.tables import table_text
+from stackbert.units import parse_duration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["CHECKPOINTS", "MODEL", "RunRecord", "RunResult", "is_run", "pretrain", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +69,42 @@ class RunResult:
     folder: Path
     model_folder: Path
     """The final model as a Hugging Face checkpoint."""
-    summary: RunSummary
+    stages: pd.DataFrame
+    """What each stage cost and brought, as `stage_table` gives it."""
+    loss: float
+    """The last validation loss, in nats."""
+    wall: dict[str, float]
+    """Seconds by kind of work."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training."""
+        return float(self.stages.seconds.sum())
+
+    @property
+    def scratch_seconds(self) -> float:
+        """What as many steps at the last stage's speed would have taken: the deep model alone."""
+        last = self.stages.iloc[-1]
+        return float(self.stages.steps.sum() * last.seconds / last.steps)
+
+    def table(self) -> str:
+        """The stages as text, and where the time went in a sentence or two."""
+        shown = self.stages.drop(columns="flops")
+        shown.insert(4, "share", self.stages.seconds / self.seconds)
+        shown.columns = [*shown.columns[:5], "MFU", "loss after growth", "loss at the end"]
+        forms = ("{}", "{:,}", "{:,}", "{:,.1f}", "{:.0%}", "{:.0%}", "{:.3f}", "{:.3f}")
+        formats = dict(zip(shown.columns, forms, strict=True))
+        lines = [table_text(shown, f"Stages of {self.folder}", formats)]
+        if len(self.stages) > 1:
+            lines.append(
+                f"{self.seconds:,.0f} s of training; as many steps at depth "
+                f"{self.stages.depth.iloc[-1]} from the start would have taken "
+                f"{self.scratch_seconds:,.0f} s ({self.seconds / self.scratch_seconds:.0%})."
+            )
+        total = sum(self.wall.values())
+        shares = sorted(self.wall.items(), key=lambda item: -item[1])
+        parts = ", ".join(f"{kind} {s / total:.1%}" for kind, s in shares if s >= 0.0005 * total)
+        return "\n".join([*lines, f"Of {total:,.0f} s in all: {parts}."])
 
 
 def pretrain(
@@ -53,33 +116,30 @@ def pretrain(
     steps: int | None = None,
     resume: Literal["auto", "never"] = "auto",
     track: Sequence[str] = (),
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
 ) -> RunResult:
     """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
 
-    Every step is a function of the recipe, the corpus and the step's number, so a run that was
-    killed and is called again ends with the same weights: to the last bit on the same CPU, up to
-    rounding on a GPU, whose fused attention adds up in no fixed order.
+    Every step is a function of the recipe, the corpus and the step's number. A run that was killed
+    and is called again ends with the same weights: to the last bit on the same CPU, up to rounding
+    on a GPU, whose fused attention adds up in no fixed order.
 
     Args:
         recipe: from `load_recipe`.
         corpus: a folder that `build_corpus` made, or an opened corpus.
-        out: the run directory; an unfinished run there is continued.
+        out: the run directory; an unfinished run there is resumed.
         budget: wall-clock time such as "30m": the stages are scaled to fit, each keeping its
             share, by seconds per step measured here.
         steps: scale to this many steps instead.
         resume: "never" refuses a folder that holds a run.
         track: of "tensorboard", "wandb".
-        reporter: hears of progress; silent by default.
-
-    Returns:
-        Where the model is, and the table of stages.
+        progress: hears of the run's progress; silent by default.
 
     Raises:
         UserError: a wrong recipe, corpus or folder; nothing was trained.
         RunError: the loss is not finite, the disk or a GPU's memory is full; the last good
             checkpoint is kept.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, the same call goes on.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written, the same call resumes.
 
     Example:
         >>> import stackbert as sb
@@ -88,96 +148,278 @@ def pretrain(
     """
     if budget is not None and steps is not None:
         raise UserError("Give a budget or a number of steps, not both.")
-    check_trackers(track)
     if budget is not None:
         parse_duration(budget)
+    for name in set(track) - set(TRACKERS):
+        raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    run = Path(out)
+    asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=opened.fingerprint)
+    folder = Path(out)
     keep_memory()
-    asked = Request(recipe, budget, steps, opened.manifest.fingerprint)
-    # Dropout is seeded at every step; the caller's random state is put back after.
     with (
-        torch.random.fork_rng(),
-        explaining_os_errors(f"training in {run}"),
-        joined_ranks() as ranks,
+        torch.random.fork_rng(),  # every step seeds dropout
+        writing(f"training in {folder}"),
+        init_distributed() as world,
         explaining_out_of_memory(),
-        contextlib.ExitStack() as taken,
+        contextlib.ExitStack() as stack,
     ):
-        ranks.check_equal(asked.corpus, "corpus")
-        ranks.from_first(lambda: taken.enter_context(_taking(run)))
-        speaker = (reporter or Silent()) if ranks.is_first else Silent()
-        trackers = track if ranks.is_first else ()
-        _pretrain_locked(run, asked, opened, resume, trackers, speaker, ranks)
-        summary = ranks.from_first(lambda: _summary(run).to_json())
-        return RunResult(run, run / MODEL, RunSummary.from_json(summary))
+        world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
+        progress = (progress or Progress()) if world.is_main else Progress()
+        _train_and_export(folder, asked, opened, resume, track, progress, world)
+        told = world.broadcast_object(lambda: _result(folder))
+    return RunResult(
+        folder, folder / MODEL, pd.DataFrame(told["stages"]), told["loss"], told["wall"]
+    )
 
 
-@contextlib.contextmanager
-def _taking(run: Path) -> Iterator[None]:
-    """Make the run directory, and keep other runs out of it."""
-    with held_folder(run, f"training in {run}"):
-        here = identity(run)
-        try:
-            yield
-        except FileNotFoundError as error:
-            if identity(run) != here:
-                raise vanished(run) from error
-            raise
-
-
-def _pretrain_locked(
-    run: Path,
+def _train_and_export(
+    folder: Path,
     asked: Request,
     corpus: Corpus,
     resume: str,
     track: Sequence[str],
-    reporter: Reporter,
-    ranks: Ranks,
+    progress: Progress,
+    world: World,
 ) -> None:
     device = pick_device()
     watch = Stopwatch(lambda: synchronise(device))
     with watch.measuring("start-up"):
-        vocabulary = load_vocabulary(corpus)
-        start = find_start(run, asked, resume, reporter, ranks)
-        if start is not None and start.is_finished:
+        found = world.broadcast_object(lambda: _find(folder, asked, resume, world))
+        if world.broadcast_object(lambda: (folder / MODEL).exists()):
+            progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
             return
-        check_corpus(corpus, ranks)
-        if start is None:
+        fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
+        world.all_pass(lambda: _check_corpus(corpus, fingerprint))
+        if found is None:
             with watch.measuring("tuning"):
-                start = make_start(run, asked, corpus, vocabulary, device, reporter, ranks)
-        check_shares(start.recipe, ranks.count)
-    with reporter, StopRequest() as stop:
+                record = _tune(asked, corpus, device, progress, world)
+            if world.is_main:
+                write_run(folder, record)
+        else:
+            record = RunRecord.model_validate(found)
+    with progress, StopRequest() as stop:
         with watch.measuring("start-up"):
-            loop = open_loop(run, start, corpus, vocabulary, device, track, reporter, watch, ranks)
+            run = _open(folder, record, corpus, device, track, progress, watch, world)
         try:
-            loop.run_to_end(stop)
+            train(run, stop)
+        except (OSError, UserError):
+            if run.ledger is not None:
+                run.ledger.check_place()  # a folder that is gone explains either
+            raise
         finally:
-            loop.close()
-    _finish(run, loop, corpus, ranks)
+            run.close()
+    weights = run.trainer.full_weights()
+    if world.is_main:
+        _export(run, weights, record, corpus)
 
 
-def _finish(run: Path, loop: TrainingLoop, corpus: Corpus, ranks: Ranks) -> None:
+def _find(folder: Path, asked: Request, resume: str, world: World) -> dict[str, Any] | None:
+    """The record of the run in the folder, if it is the one asked for; None if it is empty."""
+    if not is_run(folder):
+        check_new(folder)
+        return None
+    if resume == "never":
+        raise UserError(
+            f"{folder} holds a run already. Resume it (--resume auto) or choose a new folder."
+        )
+    record = read_run(folder)
+    check_same(folder, record, asked)
+    _check_rows(record.recipe, world)
+    return record.model_dump(mode="json")
+
+
+def _check_rows(recipe: Recipe, world: World) -> None:
+    for index in range(len(recipe.stages)):
+        rows = recipe.stage(index).sequences
+        if rows % world.size:
+            raise UserError(
+                f"Stage {index + 1} has {rows} rows a step (batch.sequences), which {world.size} "
+                "processes cannot share equally. Take a number of processes that divides them."
+            )
+
+
+def _check_corpus(corpus: Corpus, fingerprint: str) -> None:
+    if corpus.fingerprint != fingerprint:
+        raise UserError(
+            f"{corpus.folder} differs between processes (fingerprint {corpus.fingerprint} here, "
+            f"{fingerprint} in the first one). Give every process the same corpus."
+        )
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of each machine is enough
+        corpus.verify()
+
+
+def _tune(
+    asked: Request, corpus: Corpus, device: torch.device, progress: Progress, world: World
+) -> RunRecord:
+    """The record of a new run: the request's recipe with nothing left open."""
+    seconds = None if asked.budget is None else parse_duration(asked.budget)
+
+    def tune() -> dict[str, Any]:
+        recipe = asked.recipe if asked.steps is None else asked.recipe.scaled(asked.steps)
+        _check_rows(recipe, world)
+        with torch.device("meta"):  # a wrong model field is found before anything is written
+            recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
+        tuned = autotune(
+            recipe,
+            corpus.vocabulary,
+            training_plan(recipe, corpus),
+            device=device,
+            seconds=seconds,
+            world_size=world.size,
+        )
+        for note in tuned.notes:
+            progress.say(note)
+        return {"recipe": tuned.recipe.model_dump(mode="json"), "rate": tuned.matrix_rate}
+
+    tuned = world.broadcast_object(tune)
+    recipe = Recipe.model_validate(tuned["recipe"])
+    if seconds is not None:
+        progress.say("measuring seconds per step at every depth …")
+        plan = training_plan(recipe, corpus)
+
+        def batch(stage: int, turn: int) -> Batch:
+            step = recipe.boundaries[stage] + min(turn, recipe.stages[stage].steps - 1)
+            return plan.batch(step, world.rank, world.size)
+
+        validation = validation_batch(recipe, corpus)
+        timing = measure(recipe, batch, validation, corpus.vocabulary, device=device, world=world)
+        scaled = world.broadcast_object(  # rank 0's clock decides for all
+            lambda: scaled_to(recipe, timing, seconds).model_dump(mode="json")
+        )
+        recipe = Recipe.model_validate(scaled)
+        pace = ", ".join(
+            f"{1000 * step:.0f} ms at depth {stage.depth}"
+            for step, stage in zip(timing.step, recipe.stages, strict=True)
+        )
+        progress.say(f"{recipe.total_steps:,} steps fit into {asked.budget}: a step takes {pace}")
+    return RunRecord(
+        request=asked,
+        recipe=recipe,
+        corpus_folder=str(corpus.folder),
+        machine=describe(device) | ({"processes": world.size} if world.size > 1 else {}),
+        matrix_rate=tuned["rate"],
+    )
+
+
+def _open(
+    folder: Path,
+    record: RunRecord,
+    corpus: Corpus,
+    device: torch.device,
+    track: Sequence[str],
+    progress: Progress,
+    watch: Stopwatch,
+    world: World,
+) -> Run:
+    """The run at its newest whole checkpoint, or at its beginning.
+
+    Only rank 0 looks into the run directory, which may be on its machine alone.
+    """
+    recipe = record.recipe
+    checkpoints = Checkpoints(
+        folder / CHECKPOINTS, corpus.tokenizer_folder, recipe.longest_sequence
+    )
+
+    def newest() -> dict[str, Any] | None:
+        state = checkpoints.newest(progress.say)
+        return None if state is None else state.model_dump(mode="json")
+
+    found = world.broadcast_object(newest)
+    if found is None:
+        counters, ledger_bytes, optimizer_state = Counters(), 0, NamedState()
+        depth = recipe.stages[0].depth
+        model = recipe_model(recipe, corpus.vocabulary, depth, seed=recipe.seed)
+    else:
+        state = CheckpointState.model_validate(found)
+        counters, ledger_bytes = state.counters, state.ledger_bytes
+        watch.carry_over(state.seconds)
+        model, optimizer_state = _load(checkpoints, counters.step, recipe, world)
+        progress.say(f"resuming at step {counters.step:,} of {recipe.total_steps:,}")
+    trainer = Trainer(
+        model,
+        recipe.optimizer,
+        device=device,
+        precision=working_precision(recipe),
+        micro_batch=recipe.batch.micro_batch,
+        seed=recipe.seed,
+        state=optimizer_state,
+        compile=recipe.compile is True,
+        check_finite=recipe.skip_bad_steps > 0,
+        world=world,
+        engine=recipe.engine,
+    )
+    if world.size > 1:
+        held = "a shard" if trainer.is_sharded else "a copy"
+        progress.say(f"{world.size} processes share each step, each with {held} of the model")
+    first, config = counters.step + (found is not None), recipe.model_dump(mode="json")
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        plan=training_plan(recipe, corpus),
+        validation=validation_batch(recipe, corpus),
+        trainer=trainer,
+        counters=counters,
+        checkpoints=checkpoints,
+        ledger=Ledger(folder / LEDGER, keep_bytes=ledger_bytes) if world.is_main else None,
+        watch=watch,
+        trackers=open_trackers(track, folder, first=first, config=config) if world.is_main else [],
+        progress=progress,
+        matrix_rate=record.matrix_rate * world.size,
+        world=world,
+    )
+
+
+def _load(
+    checkpoints: Checkpoints, step: int, recipe: Recipe, world: World
+) -> "tuple[PreTrainedModel, NamedState]":
+    """Model and optimizer state of a checkpoint, which rank 0 reads and sends to the others."""
+    kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
+    config = world.broadcast_object(lambda: read_config(checkpoints.folder / checkpoint_name(step)))
+    models: list[PreTrainedModel] = []
+
+    def load() -> dict[str, Tensor]:
+        model, optimizer_state = checkpoints.load(step, kind)
+        models.append(model)
+        return {name: p.data for name, p in model.named_parameters()} | optimizer_state
+
+    tensors = world.broadcast(load)
+    if not world.is_main:
+        models.append(kind(kind.config_class.from_dict(config)))
+        for name, parameter in models[0].named_parameters():
+            parameter.data = tensors[name]
+    models[0].train()
+    optimizer_state = NamedState()
+    for flat, tensor in tensors.items():
+        name, bar, key = flat.rpartition("|")
+        if bar:
+            optimizer_state.setdefault(name, {})[key] = tensor
+    return models[0], optimizer_state
+
+
+def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Corpus) -> None:
     """Write the final model, whole or not at all."""
-    weights = loop.trainer.whole_weights()  # of all processes, whichever writes them
-    if not ranks.is_first:
-        return
-    recipe, record = read_record(run)
-    summary: RunSummary | None = None
-    with contextlib.suppress(UserError):  # of a damaged ledger; said once the model is there
-        summary = summarise(run)
-    with folder_made_whole(run / MODEL) as partial, disk_errors_as_os_errors():
+    stages = None
+    with contextlib.suppress(UserError):  # a damaged ledger, which is said when the model is there
+        stages = stage_table(run.folder)
+    with new_folder(run.folder / MODEL) as folder:
         save_model(
-            loop.trainer.model,
-            partial,
-            corpus.tokenizer_folder,
-            recipe.longest_sequence,
+            run.trainer.model,
+            folder,
+            tokenizer=corpus.tokenizer_folder,
+            sequence_length=run.recipe.longest_sequence,
             weights=weights,
         )
-        write_model_card(partial, recipe, corpus.manifest, summary, record.machine)
+        card = model_card(run.recipe, corpus.manifest, stages, record.machine)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _summary(run: Path) -> RunSummary:
+def _result(folder: Path) -> dict[str, Any]:
     try:
-        return summarise(run)
+        stages, ledger = stage_table(folder), read_ledger(folder)
     except UserError as error:
-        raise UserError(f"{error} The model is whole all the same: {run / MODEL}.") from error
+        raise UserError(f"{error} The model is whole all the same: {folder / MODEL}.") from error
+    return {
+        "stages": stages.to_dict("list"),
+        "loss": float(ledger.loss[ledger.kind == "evaluation"].iloc[-1]),
+        "wall": ledger.wall.dropna().iloc[-1],
+    }

@@ -1,26 +1,31 @@
-"""Ctrl-C and SIGTERM finish the step at hand instead of cutting it off."""
+"""Ctrl-C, SIGTERM and SIGHUP finish the step at hand instead of cutting it off."""
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_HANDLED = (signal.SIGINT, signal.SIGTERM)
+from stackbert.errors import Interrupted
 
 
 class StopRequest:
-    """Within this block a first SIGINT or SIGTERM is only noted, in `signal`; a second one acts.
+    """Within this block a first signal is only noted, in `signal`; a later one stops at once.
 
-    Outside the main thread nothing is changed (Python allows handlers there alone).
+    Outside the main thread nothing changes (Python allows handlers there alone).
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _HANDLED}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+                numbers.append(signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(
@@ -29,13 +34,11 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > 1.0:  # not the same request, sent several times
+            raise Interrupted("Stopped at once, without saving again.", number)

@@ -1,74 +1,21 @@
-"""Optional copies of the ledger's numbers: TensorBoard, Weights & Biases."""
+"""Copies of the ledger's numbers in TensorBoard or Weights & Biases, where asked for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stackbert.errors import UserError
 
 TRACKERS = ("tensorboard", "wandb")
 
 
-class Tracker(Protocol):
+@dataclass(frozen=True)
+class Tracker:
     """Takes numbers by name and step."""
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Record numbers."""
-        ...
-
-    def close(self) -> None:
-        """Flush and end."""
-        ...
-
-
-class _TensorBoard:
-    def __init__(self, run: Path, first: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "--track tensorboard needs the package tensorboard: pip install "
-                "'stackbert[tensorboard]'."
-            ) from error
-        # purge_step hides what a killed run wrote behind the checkpoint that it resumes from.
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=first)
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                "--track wandb needs the package wandb: pip install 'stackbert[wandb]'."
-            ) from error
-        self._run: Any = wandb.init(
-            project="stackbert", name=run.name, id=run.name, dir=run, resume="allow", config=config
-        )
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(dict(numbers), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def check_trackers(names: Iterable[str]) -> None:
-    """Refuse an unknown tracker.
-
-    Raises:
-        UserError: naming it and those that there are.
-    """
-    for name in names:
-        if name not in TRACKERS:
-            raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
+    log: Callable[[int, Mapping[str, float]], object]
+    close: Callable[[], object]
 
 
 def open_trackers(
@@ -83,14 +30,38 @@ def open_trackers(
         config: the recipe's plain values.
 
     Raises:
-        UserError: an unknown name, or a package that is not installed.
+        UserError: the package of a tracker is not installed.
     """
-    names = list(names)
-    check_trackers(names)
-    opened: list[Tracker] = []
+    trackers = []
     for name in names:
-        if name == "tensorboard":
-            opened.append(_TensorBoard(run, first))
-        else:
-            opened.append(_WandB(run, config))
-    return opened
+        try:
+            trackers.append(
+                _tensorboard(run, first) if name == "tensorboard" else _wandb(run, config)
+            )
+        except ImportError as error:
+            raise UserError(
+                f"--track {name} needs the package {name}: pip install 'stackbert[{name}]'."
+            ) from error
+    return trackers
+
+
+def _tensorboard(run: Path, first: int) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # purge_step hides what a killed run wrote after the checkpoint that it resumes from.
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+
+    def log(step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+
+    return Tracker(log, writer.close)
+
+
+def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
+    import wandb
+
+    started = wandb.init(
+        project="stackbert", name=run.name, id=run.name, dir=run, resume="allow", config=config
+    )
+    return Tracker(lambda step, numbers: started.log(dict(numbers), step=step), started.finish)

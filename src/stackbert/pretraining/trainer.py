@@ -1,46 +1,56 @@
-"""One model, one optimiser, one step at a time; knows nothing of stages or files."""
+"""One model, one optimizer, one step at a time; knows nothing of stages or files."""
 
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
-from stackbert.batches import Batch
-from stackbert.encoder import EAGER, compiled, narrows
-from stackbert.growth.model import grow_with_origins
-from stackbert.growth.optimizer import grow_optimizer_state
-from stackbert.models import Inputs, training_flops
-from stackbert.pretraining.engine import Spread, whole, whole_state
-from stackbert.pretraining.evaluation import EvaluationResult, evaluate, to_device
-from stackbert.pretraining.machine import DTYPES, Precision
+from stackbert.batches.batches import IGNORED, Batch
+from stackbert.batches.randomness import derive_key
+from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.encoder import EAGER, compiled, supports_masked_forward
+from stackbert.growth.grow import grow_optimizer_state, grow_with_origins
+from stackbert.machine import DTYPES, Precision
+from stackbert.model import create_model, training_flops
+from stackbert.pretraining.distributed import SINGLE, ParallelModel, World, full_tensor
 from stackbert.pretraining.optimizers import NamedState, Optimizers
-from stackbert.pretraining.ranks import ALONE, Ranks
-from stackbert.randomness import derive_key
-from stackbert.recipe import Engine, GrowthSpec, OptimizerSpec
+from stackbert.recipe import Engine, GrowthSpec, OptimizerSpec, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POSITIONS_AT_ONCE = {"cpu": 8192, "cuda": 16384}
-"""Micro-batches that were not measured hold this many positions, and so do evaluations. At
-24 × 1024 in bf16 autocast that is some 16 GB of activations on a GPU (40 bytes a position, layer
-and unit of width)."""
+"""Positions of a micro-batch that was not measured, and of evaluations. At 24 × 1024 in bf16
+autocast that is some 16 GB of activations on a GPU (40 bytes a position, layer and unit of
+width)."""
 _COMPILED_SHAPES = 64
-"""torch.compile's limit of graphs a function, 8 by default, after which it silently stops
-compiling. A run has one a distinct shape of micro-batch."""
+"""torch.compile's limit of graphs a function; after 8, the default, it silently stops compiling. A
+run has one for each distinct shape of a micro-batch."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean losses in nats."""
+
+    masked_lm: float
+    """Over the masked positions."""
+    next_sentence: float | None
+    """Over the rows; None without the objective."""
+
+    @property
+    def loss(self) -> float:
+        """What training minimises: the sum of the two."""
+        return self.masked_lm + (self.next_sentence or 0.0)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave: mean losses in nats and the gradient's norm before clipping.
-
-    The numbers stay on the device until one is read, and reading waits for the step to finish.
-    """
+    """What a step gave. Numbers stay on the device until one is read, which waits for the step."""
 
     sums: Tensor
     """(3,): losses summed over masked positions and over rows, and the gradient's norm."""
@@ -50,34 +60,20 @@ class StepResult:
     """Rows of the step, over all processes; None without next-sentence prediction."""
 
     @functools.cached_property
-    def _numbers(self) -> list[float]:
-        numbers: list[float] = self.sums.tolist()
-        return numbers
+    def losses(self) -> Losses:
+        """Mean losses."""
+        masked_lm, pair, _ = self.sums.tolist()
+        return Losses(masked_lm / self.masked, None if self.rows is None else pair / self.rows)
 
-    @property
-    def masked_lm(self) -> float:
-        """Mean over the masked positions."""
-        return self._numbers[0] / self.masked
-
-    @property
-    def next_sentence(self) -> float | None:
-        """Mean over the rows."""
-        return None if self.rows is None else self._numbers[1] / self.rows
-
-    @property
+    @functools.cached_property
     def gradient_norm(self) -> float:
         """Before clipping."""
-        return self._numbers[2]
-
-    @property
-    def loss(self) -> float:
-        """What was minimised."""
-        return self.masked_lm + (self.next_sentence or 0.0)
+        return float(self.sums[2])
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are numbers."""
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+        """Whether neither loss nor gradient is NaN or infinite."""
+        return math.isfinite(self.losses.loss) and math.isfinite(self.gradient_norm)
 
 
 class Trainer:
@@ -85,24 +81,24 @@ class Trainer:
 
     Args:
         model: to train; moved to the device.
-        optimizer: the recipe's part.
+        optimizer_spec: the recipe's part.
         device: where.
-        precision: of the forward pass; weights and optimiser state are fp32 in any case.
-        micro_batch: rows a forward pass; "auto" takes as many as usually run at full speed.
+        precision: of the forward pass; weights and optimizer state are fp32 in any case.
+        micro_batch: rows of a forward pass; "auto" takes as many as usually run at full speed.
         seed: of dropout and growth.
-        state: the optimiser's, of a run that goes on.
-        compile: torch.compile what `encoder.compiled` names. Types that `encode` leaves to their
-            own forward pass are not compiled.
-        careful: look at every step before it changes the weights, also on a GPU, where looking
-            waits for the device.
-        ranks: the processes that train together; each does the rows that it is given.
-        engine: how several share the model.
+        state: the optimizer's, of a run that resumes.
+        compile: torch.compile the kernels of `encoder.compiled`. Model types that take their own
+            forward pass are not compiled.
+        check_finite: look at every step before it changes the weights. On a CPU that is always
+            done; on a GPU it waits for the device.
+        world: the processes that train together; each does the rows that it is given.
+        engine: how several processes share the model.
     """
 
     def __init__(
         self,
         model: "PreTrainedModel",
-        optimizer: OptimizerSpec,
+        optimizer_spec: OptimizerSpec,
         *,
         device: torch.device,
         precision: Precision,
@@ -110,29 +106,28 @@ class Trainer:
         seed: int,
         state: NamedState | None = None,
         compile: bool = False,
-        careful: bool = False,
-        ranks: Ranks = ALONE,
+        check_finite: bool = False,
+        world: World = SINGLE,
         engine: Engine = "ddp",
     ) -> None:
         self.device = device
         self.precision = precision
         self.micro_batch = micro_batch
-        self._optimizer_spec = optimizer
+        self._spec = optimizer_spec
         self._seed = seed
-        self._looks = careful or device.type == "cpu"
-        self._ranks = ranks
+        self._check_finite = check_finite or device.type == "cpu"
+        self._world = world
         self._engine: Engine = engine
-        self._compile = compile and narrows(model)
-        self._compiled_shapes: set[tuple[int, int, int, bool]] = set()
+        self._compile = compile and supports_masked_forward(model)
+        self._compiled: set[tuple[int, ...]] = set()  # shapes
         self._last_step: Any = None  # a CUDA event, once there is one
         self._take(model, state or {})
 
     def _take(self, model: "PreTrainedModel", state: NamedState) -> None:
         self.model = model.to(self.device)  # type: ignore[arg-type]
-        self._spread = Spread(self.model, self._ranks, self._engine)
-        self.optimizers = Optimizers(
-            self.model, self._optimizer_spec, newton_schulz=DTYPES[self.precision]
-        )
+        self._parallel = ParallelModel(self.model, self._world, self._engine)
+        dtype = DTYPES[self.precision]
+        self.optimizers = Optimizers(self.model, self._spec, newton_schulz=dtype)
         self.optimizers.load_state(state)
         self._flops: dict[tuple[int, int, int], int] = {}
 
@@ -142,37 +137,33 @@ class Trainer:
         return int(self.model.config.num_hidden_layers)
 
     @property
-    def is_cut(self) -> bool:
-        """Whether each process holds a piece of the model only."""
-        return self._spread.is_cut
+    def is_sharded(self) -> bool:
+        """Whether each process holds a shard of the model only."""
+        return self._parallel.is_sharded
 
     @property
     def finite(self) -> bool:
-        """Whether every weight is a number, in every process."""
-        held = [_held(p).isfinite().all() for p in self.model.parameters()]
-        return self._ranks.largest(not torch.stack(held).all()) == 0
-
-    def rows_at_once(self, rows: int, sequence_length: int) -> int:
-        """Rows a forward pass of a batch of `rows`: `micro_batch`, or what usually runs well."""
-        return rows_at_once(self.micro_batch, rows, sequence_length, self.device)
+        """Whether all weights of all processes are finite; a collective call."""
+        held = [_local(p).isfinite().all() for p in self.model.parameters()]
+        return self._world.all_reduce_max(not torch.stack(held).all()) == 0
 
     @property
     def idle(self) -> bool:
         """Whether the device has done all steps that it was given."""
         return self._last_step is None or bool(self._last_step.query())
 
-    def will_compile(self, batch: Batch) -> bool:
-        """Whether the next step on such a batch compiles first, as it has a shape not seen yet."""
-        return self._compile and not self._shapes(batch) <= self._compiled_shapes
+    def rows_at_once(self, rows: int, sequence_length: int) -> int:
+        """Rows of a forward pass of a batch of `rows`."""
+        return rows_at_once(self.micro_batch, rows, sequence_length, self.device)
 
-    def _shapes(self, batch: Batch) -> set[tuple[int, int, int, bool]]:
-        rows, length = batch.input_ids.shape
+    def will_compile(self, batch: Batch) -> bool:
+        """Whether the next step on such a batch compiles first, as its shape is new."""
+        return self._compile and self._shape(batch) not in self._compiled
+
+    def _shape(self, batch: Batch) -> tuple[int, ...]:
+        rows, length = batch.input_ids_BS.shape
         size = self.rows_at_once(rows, length)
-        sizes = {size, rows % size} - {0}
-        # A model of one layer has no layer but the last, which is not compiled on a CPU.
-        if self.depth == 1 and self.device.type == "cpu":
-            return set()
-        return {(each, length, batch.columns.shape[1], self.depth > 1) for each in sizes}
+        return size, rows % size, length, batch.columns_BK.shape[1], min(self.depth, 2)
 
     def step(self, number: int, batch: Batch, factor: float) -> StepResult:
         """Train on one batch.
@@ -182,169 +173,185 @@ class Trainer:
 
         Args:
             number: of the step; seeds dropout, so that a resumed run draws what it would have.
-            batch: all its rows, or this process's equal share of them.
+            batch: all its rows, or this process' equal share of them.
             factor: share of the peak learning rates.
 
         Returns:
-            Losses and gradient norm. If they are not finite, the weights are not worth keeping; on
-            a CPU, where looking costs nothing, or if `careful`, they were left as they were.
+            Losses and gradient norm. If they are not finite, the weights were left as they were
+            (on a CPU or with `check_finite`) or are not worth keeping.
         """
-        mine, length = batch.input_ids.shape
+        rows, length = batch.input_ids_BS.shape
         seed = derive_key(self._seed, "dropout", number)
-        # Each process drops other units; the first what a run in one process drops.
-        torch.manual_seed(derive_key(seed, "rank", self._ranks.rank) if self._ranks.rank else seed)
-        inputs = to_device(batch, self.device)
-        size = self.rows_at_once(mine, length)
-        rows, masked = mine * self._ranks.count, batch.columns.size * self._ranks.count
+        # Rank 0 drops the units that a run in one process drops, the other ranks others.
+        torch.manual_seed(derive_key(seed, "rank", self._world.rank) if self._world.rank else seed)
+        batch = batch.to(self.device)
+        all_rows = rows * self._world.size
+        all_masked = batch.columns_BK.numel() * self._world.size
+        size = self.rows_at_once(rows, length)
         sums = torch.zeros(2, device=self.device)
-        for start in range(0, mine, size):
-            end = min(start + size, mine)
-            sums += self.backward(inputs.rows(start, end), masked, rows, last=end == mine)
-        sums = self._ranks.add(sums)
+        for start in range(0, rows, size):
+            end = min(start + size, rows)
+            sums += self.backward(batch.rows(start, end), all_masked, all_rows, last=end == rows)
+        sums = self._world.all_reduce(sums)
         if self._compile:
-            self._compiled_shapes |= self._shapes(batch)
+            self._compiled.add(self._shape(batch))
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.model.parameters() if p.grad is not None]
         )
-        result = StepResult(
-            torch.cat([sums, whole(norm)[None]]), masked, None if batch.is_random is None else rows
-        )
-        if self._looks and not result.finite:
-            self.optimizers.forget_gradients()
+        pairs = batch.is_random_B is not None
+        sums = torch.cat([sums, full_tensor(norm)[None]])
+        result = StepResult(sums, all_masked, all_rows if pairs else None)
+        if self._check_finite and not result.finite:
+            self.optimizers.zero_grad()
         else:
-            clip = self._optimizer_spec.clip_norm
-            if clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
+            if self._spec.clip_norm is not None:
+                parameters = self.model.parameters()
+                torch.nn.utils.clip_grads_with_norm_(parameters, self._spec.clip_norm, norm)
             self.optimizers.step(factor)
         if self.device.type == "cuda":
             self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._last_step.record()
         return result
 
-    def bad_rows(self, batch: Batch) -> list[int]:
-        """Rows of a batch whose loss alone is not finite, with the weights as they are.
-
-        Of a model that is cut into pieces none: all processes would have to ask.
-        """
-        if self.is_cut:
-            return []
-        inputs = to_device(batch, self.device)
-        bad = []
-        for row in range(len(batch.input_ids)):
-            with torch.autocast(
-                self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
-            ):
-                sums = self._spread.losses(inputs.rows(row, row + 1))
-            if not bool(sums.isfinite().all()):
-                bad.append(row)
-        return bad
-
-    def backward(self, inputs: Inputs, masked: int, rows: int, *, last: bool = True) -> Tensor:
+    def backward(self, batch: Batch, masked: int, rows: int, *, last: bool = True) -> Tensor:
         """Add the gradients of some rows of a step to the model's.
 
         Args:
-            inputs: the rows, on the device.
+            batch: the rows, on the device.
             masked: masked positions of the whole step.
             rows: of the whole step.
-            last: of this process's rows in the step; then the gradients are exchanged.
+            last: whether they are this process' last of the step; then gradients are exchanged.
 
         Returns:
             (2,): the two losses, summed over these rows.
         """
-        with self._spread.exchanging(last):
-            with (
-                _many_graphs() if self._compile else contextlib.nullcontext(),
-                torch.autocast(
-                    self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
-                ),
-            ):
-                sums = self._spread(inputs, compiled(self.device.type) if self._compile else EAGER)
+        kernels = compiled(self.device.type) if self._compile else EAGER
+        limit: Any = contextlib.nullcontext()
+        if self._compile:
+            limit = torch._dynamo.config.patch(recompile_limit=_COMPILED_SHAPES)
+        with self._parallel.gradient_sync(last):
+            with limit, self._autocast():
+                sums = self._parallel(batch, kernels)
             loss = sums[0] / masked
-            if inputs.is_random_B is not None:
+            if batch.is_random_B is not None:
                 loss = loss + sums[1] / rows
-            self._spread.backward(loss)
+            torch.autograd.backward(loss * self._world.size)  # the engines take the mean
         return sums.detach()
 
-    def evaluate(self, batch: Batch) -> EvaluationResult:
-        """Losses on a validation batch.
+    def _autocast(self) -> torch.autocast:
+        enabled = self.precision != "fp32"
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=enabled)
 
-        Never compiled, as it is seldom and its shape another; and never in the micro-batches that
-        were measured for training, whose rows may be shorter.
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Losses:
+        """Losses on a validation batch, of which each process does its share.
+
+        Never compiled, as it is seldom and of another shape; nor in the micro-batches that were
+        measured for training, whose rows may be shorter.
+
+        Args:
+            batch: all rows, on every process.
         """
-        rows, length = batch.input_ids.shape
-        was_training = self.model.training
+        rows, length = batch.input_ids_BS.shape
+        size = rows_at_once("auto", rows, length, self.device)
+        share = batch.share(self._world.rank, self._world.size).to(self.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.model.train(False)
-        result = evaluate(
-            self._spread.losses,
-            batch,
-            device=self.device,
-            precision=self.precision,
-            micro_batch=rows_at_once("auto", rows, length, self.device),
-            ranks=self._ranks,
-        )
-        self.model.train(was_training)
-        return result
+        for start in range(0, len(share), size):
+            with self._autocast():
+                sums += self._parallel(share.rows(start, start + size))
+        self.model.train(True)
+        masked_lm, pair = self._world.all_reduce(sums).tolist()
+        masked = max(1, int((batch.labels_BK != IGNORED).sum()))
+        return Losses(masked_lm / masked, None if batch.is_random_B is None else pair / rows)
 
-    def whole_weights(self) -> dict[str, Tensor]:
-        """The model's state_dict, whole where processes hold pieces; all must ask together."""
-        return self._spread.whole_weights()
+    @torch.no_grad()
+    def blame(self, batch: Batch) -> str:
+        """Which rows of a step have a loss that alone is not finite; a collective call.
 
-    def whole_optimizer_state(self) -> NamedState:
-        """The optimiser's tensors by name, likewise."""
-        return whole_state(self.optimizers.state())
+        Args:
+            batch: of a step that left the weights as they were.
 
-    def grow(self, depth: int, spec: GrowthSpec, number: int) -> None:
-        """Replace the model by a deeper one and let the optimiser's state follow by name.
+        Returns:
+            "row 3 of the step"; empty where nothing can be told: the weights are not finite
+            either, or each process holds a shard of them.
+        """
+        if self.is_sharded or not self.finite:
+            return ""
+        batch, rows = batch.to(self.device), len(batch)
+        bad = torch.zeros(self._world.size, rows, device=self.device)
+        for row in range(rows):
+            with self._autocast():
+                sums = self._parallel(batch.rows(row, row + 1))
+            bad[self._world.rank, row] = float(not sums.isfinite().all())
+        found = self._world.all_reduce(bad).flatten().nonzero().flatten() + 1
+        if not len(found):
+            return "the loss of each row alone is finite: the gradient is not"
+        noun = "row" if len(found) == 1 else "rows"
+        return f"{noun} {', '.join(map(str, found.tolist()))} of the step"
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """The model's state_dict, every tensor whole; a collective call."""
+        return self._parallel.full_weights()
+
+    def full_optimizer_state(self) -> NamedState:
+        """The optimizer's tensors by parameter name, every tensor whole; a collective call."""
+        return {
+            name: {key: full_tensor(tensor) for key, tensor in tensors.items()}
+            for name, tensors in self.optimizers.state().items()
+        }
+
+    def grow(self, depth: int, growth_spec: GrowthSpec, number: int) -> None:
+        """Replace the model by a deeper one; the optimizer's state follows by name.
 
         Args:
             depth: layers from now on.
-            spec: operator and what happens to the optimiser's state.
+            growth_spec: operator, and what happens to the optimizer's state.
             number: of the step before which this happens; seeds fresh layers and noise.
         """
         seed = derive_key(self._seed, "growth", number) >> 1  # torch seeds are signed
-        growth = grow_with_origins(self._whole_model(), depth, spec.operator, seed=seed)
-        state = grow_optimizer_state(self.whole_optimizer_state(), growth, spec.optimizer_state)
+        source = self.model
+        if self.is_sharded:
+            source = type(self.model)(self.model.config)
+            source.load_state_dict({n: t.cpu() for n, t in self.full_weights().items()})
+        growth = grow_with_origins(source, depth, growth_spec.operator, seed=seed)
+        state = self.full_optimizer_state()
+        state = grow_optimizer_state(state, growth, growth_spec.optimizer_state)
         self._take(growth.model, state)
-
-    def _whole_model(self) -> "PreTrainedModel":
-        held: PreTrainedModel = self.model
-        if not self._spread.is_cut:
-            return held
-        weights = {name: tensor.cpu() for name, tensor in self.whole_weights().items()}
-        made = type(self._spread.model)(held.config)
-        made.load_state_dict(weights)
-        return made
 
     def flops(self, batch: Batch) -> int:
         """FLOPs of this process in a step on `batch`, its share of the rows."""
-        rows, length = batch.input_ids.shape
-        masked = batch.columns.size
-        shape = (rows, length, masked)
+        rows, length = batch.input_ids_BS.shape
+        shape = (rows, length, batch.columns_BK.numel())
         if shape not in self._flops:
             self._flops[shape] = training_flops(
-                self.model, rows=rows, sequence_length=length, masked=masked
+                self.model, rows=rows, sequence_length=length, masked=shape[2]
             )
         return self._flops[shape]
-
-
-def _held(parameter: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def rows_at_once(
     micro_batch: int | str, rows: int, sequence_length: int, device: torch.device
 ) -> int:
-    """Rows a forward pass of a batch of `rows`: so many, or with "auto" what usually runs well."""
+    """Rows of a forward pass of a batch of `rows`; with "auto" as many as usually run well."""
     if isinstance(micro_batch, int):
         return min(rows, micro_batch)
     return max(1, min(rows, POSITIONS_AT_ONCE[device.type] // sequence_length))
 
 
-@contextlib.contextmanager
-def _many_graphs() -> Iterator[None]:
-    import torch._dynamo
+def recipe_model(
+    recipe: Recipe, vocabulary: Vocabulary, depth: int, *, seed: int = 0
+) -> "PreTrainedModel":
+    """A freshly initialised model of a recipe at some depth, on the CPU (or torch's device)."""
+    return create_model(
+        recipe.model,
+        depth=depth,
+        vocabulary=vocabulary,
+        sequence_length=recipe.longest_sequence,
+        next_sentence=recipe.objective.next_sentence,
+        seed=seed,
+    )
 
-    with torch._dynamo.config.patch(recompile_limit=_COMPILED_SHAPES):
-        yield
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter

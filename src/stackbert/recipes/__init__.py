@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from stackbert.errors import UserError
 from stackbert.files import explain, reading
@@ -81,8 +81,8 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 (plain YAML values)
         return _parse(path.read_text(encoding="utf-8"))
 
 
-def differing_fields(a: Recipe, b: Recipe) -> list[str]:
-    """Dotted names of the fields in which two recipes differ, with both values."""
+def differing_fields(a: BaseModel, b: BaseModel) -> list[str]:
+    """Dotted names of the fields in which two recipes or requests differ, with both values."""
     flat_a, flat_b = flat_fields(a), flat_fields(b)
     return [
         f"{name} ({flat_a.get(name)} there, {flat_b.get(name)} here)"
@@ -91,7 +91,7 @@ def differing_fields(a: Recipe, b: Recipe) -> list[str]:
     ]
 
 
-def flat_fields(recipe: Recipe) -> dict[str, Any]:
+def flat_fields(recipe: BaseModel) -> dict[str, Any]:
     """A recipe's fields by their dotted names, as `--set` takes them."""
     return _flatten(recipe.model_dump(mode="json"), "")
 

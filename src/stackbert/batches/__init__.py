@@ -1,0 +1,1 @@
+"""What a training step sees, as a pure function of its number."""

@@ -1,0 +1,387 @@
+"""(corpus, stage, step, rank) → batch: rows, sentence pairs and masks, as a pure function.
+
+Rows are cut from the endless string of epochs that `order` describes, one after the other, so every
+row is full, no token is lost or seen twice in an epoch, and the cursor is one integer: tokens
+consumed. What costs is the number of numpy calls, so no loop goes over the rows but the one in
+`TokenStream`, and small batches are made several steps at a time.
+
+Rows: [CLS] tokens [SEP]; for next-sentence prediction [CLS] A [SEP] B [SEP].
+Shape letters: B rows of a batch, S positions of a row, K masked positions of a row.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stackbert.batches.order import DataOrder
+from stackbert.batches.randomness import I64, U64, derive_key, mix, random_bits
+from stackbert.corpus.store import Corpus, TokenIds, TokenStream
+from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.errors import UserError
+from stackbert.recipe import Recipe, Stage
+
+IGNORED = -100
+"""The label that no loss counts, as in transformers."""
+MAX_KEY = np.uint64(2**64 - 1)
+"""The random key of a token that must not be masked: the lowest keys of a row are."""
+_CACHED_TOKENS, _CACHED_STEPS = 1 << 15, 16
+"""Tokens, and steps, that are made at a time: beyond either little is won."""
+_LOWER_HALF, _HALF = np.uint64(2**32 - 1), np.uint64(32)
+
+
+def _below(share: float) -> np.uint64:
+    """What a draw is below with this probability; decided by its upper half alone."""
+    return np.uint64(math.ceil(share * 2**32) << 32)
+
+
+_MASKED, _REPLACED = _below(0.8), _below(0.9)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one optimiser step (or one rank's or micro-batch's share of them), int64."""
+
+    input_ids_BS: Tensor
+    """With masks applied."""
+    columns_BK: Tensor
+    """The masked positions of each row, ascending."""
+    labels_BK: Tensor
+    """What stood there; IGNORED where a row has too few maskable tokens."""
+    token_types_BS: Tensor | None
+    """0 up to the first [SEP], 1 after it; None without next-sentence prediction."""
+    is_random_B: Tensor | None
+    """1 where segment B comes from elsewhere."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.input_ids_BS)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """A batch of the changed tensors."""
+        types, is_random = self.token_types_BS, self.is_random_B
+        return Batch(
+            change(self.input_ids_BS),
+            change(self.columns_BK),
+            change(self.labels_BK),
+            None if types is None else change(types),
+            None if is_random is None else change(is_random),
+        )
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Rows start … stop - 1 as a batch of their own, as views."""
+        return self.each(lambda tensor: tensor[start:stop])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device, without waiting for the copy."""
+        if device.type == "cuda":
+            return self.each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device))
+
+    def share(self, rank: int, world_size: int) -> "Batch":
+        """The rows that one rank evaluates; every rank has equally many.
+
+        Where they do not divide equally, the first row is repeated with labels that count for
+        nothing: ranks that share a model have to pass through it equally often.
+        """
+        if world_size == 1:
+            return self
+        rows = len(self)
+        share = -(-rows // world_size)
+        places = torch.arange(rank * share, (rank + 1) * share)
+        beyond = places >= rows
+        part = self.each(lambda tensor: tensor[places.masked_fill(beyond, 0)])
+        is_random = part.is_random_B
+        return replace(
+            part,
+            labels_BK=part.labels_BK.masked_fill(beyond[:, None], IGNORED),
+            is_random_B=None if is_random is None else is_random.masked_fill(beyond, IGNORED),
+        )
+
+
+def text_tokens(stage: Stage, *, next_sentence: bool) -> int:
+    """Corpus tokens in a row of a stage: what the special tokens leave."""
+    return stage.sequence_length - (3 if next_sentence else 2)
+
+
+def masked_tokens(stage: Stage, *, next_sentence: bool) -> int:
+    """Masked positions in a row of a stage: the mask rate's share of its text, at least one."""
+    return max(1, round(stage.mask_rate * text_tokens(stage, next_sentence=next_sentence)))
+
+
+class BatchPlan:
+    """Every batch of a run, by its step number.
+
+    Args:
+        stream: the side to draw from.
+        vocabulary: special ids and sizes.
+        stages: their shapes, in order.
+        seed: of order, pairs and masks.
+        next_sentence: make sentence pairs (Devlin et al., 2019, section 3.1).
+        shuffle: False reads the corpus in its own order, for evaluation.
+
+    Raises:
+        UserError: rows too short, or too few rows for pairs.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        vocabulary: Vocabulary,
+        stages: Sequence[Stage],
+        *,
+        seed: int,
+        next_sentence: bool = False,
+        shuffle: bool = True,
+    ) -> None:
+        if next_sentence and min(stage.sequences for stage in stages) < 2:
+            raise UserError(
+                "batch.sequences: next-sentence prediction needs at least 2 rows a step."
+            )
+        lengths = [text_tokens(stage, next_sentence=next_sentence) for stage in stages]
+        if min(lengths) < 4:
+            raise UserError("batch.sequence_length: rows need room for at least 4 tokens of text.")
+        self.stages = tuple(stages)
+        self.next_sentence = next_sentence
+        self._stream = stream
+        self._vocabulary = vocabulary
+        self._lengths = lengths
+        self._order = DataOrder(len(stream), max(lengths), seed, shuffle=shuffle)
+        self._keys = {purpose: derive_key(seed, purpose) for purpose in ("mask", "pair", "cut")}
+        self._special = np.zeros(vocabulary.size, dtype=bool)
+        self._special[list(vocabulary.special)] = True
+        self._ordinary: I64 = np.flatnonzero(~self._special[: vocabulary.tokenizer_size])
+        # (first step, one after the last, their rows). One attribute, as other threads may read it.
+        self._made: tuple[int, int, Batch | None] = (0, 0, None)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """(stage index, tokens consumed before this step). Past the end the last stage goes on."""
+        index, first, cursor = self._stage_of(step)
+        return index, cursor + (step - first) * self.stages[index].sequences * self._lengths[index]
+
+    def _stage_of(self, step: int) -> tuple[int, int, int]:
+        """(stage index, its first step, tokens consumed before that)."""
+        cursor, first, last = 0, 0, len(self.stages) - 1
+        for index, (stage, length) in enumerate(
+            zip(self.stages[:last], self._lengths[:last], strict=True)
+        ):
+            if step < first + stage.steps:
+                return index, first, cursor
+            cursor += stage.steps * stage.sequences * length
+            first += stage.steps
+        return last, first, cursor
+
+    def masked_rows(self, step: int) -> tuple[int, int]:
+        """(rows, masked positions) of a whole step over all ranks: what losses are divided by."""
+        stage = self.stages[self.locate(step)[0]]
+        masked = masked_tokens(stage, next_sentence=self.next_sentence)
+        return stage.sequences, stage.sequences * masked
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The rows that one rank sees at step `step`; together the ranks see each row once.
+
+        Raises:
+            UserError: the rows of this stage cannot be divided by the number of ranks.
+        """
+        index, first, _ = self._stage_of(step)
+        stage = self.stages[index]
+        if stage.sequences % world_size:
+            raise UserError(
+                f"batch.sequences: {stage.sequences} rows cannot be shared equally by "
+                f"{world_size} processes."
+            )
+        together = min(_CACHED_STEPS, _CACHED_TOKENS // (stage.sequences * stage.sequence_length))
+        if world_size > 1 or together < 2:
+            share = stage.sequences // world_size
+            return self._rows(step, 1, rank * share, share)
+        begin, end, made = self._made
+        if made is None or not begin <= step < end:
+            begin, end = max(first, step - step % together), step - step % together + together
+            if index < len(self.stages) - 1:
+                end = min(end, first + stage.steps)
+            made = self._rows(begin, end - begin, 0, stage.sequences)
+            self._made = begin, end, made
+        first_row = (step - begin) * stage.sequences
+        # Cloned, so that who changes a batch changes only that.
+        return made.rows(first_row, first_row + stage.sequences).each(torch.clone)
+
+    def _rows(self, step: int, steps: int, first: int, share: int) -> Batch:
+        """Rows first … first + share - 1 of a step; or all rows of several steps of one stage."""
+        index, cursor = self.locate(step)
+        stage, length = self.stages[index], self._lengths[index]
+        positions = cursor + (first + np.arange(steps * share, dtype=np.int64)) * length
+        types = is_random = None
+        if self.next_sentence:
+            ids, types, is_random = self._pairs(
+                cursor, steps, stage.sequences, length, first, share
+            )
+        else:
+            ids = self._single_rows(cursor + first * length, steps * share, length)
+        masked = masked_tokens(stage, next_sentence=self.next_sentence)
+        columns, labels = self._mask(ids, positions, masked)
+        return Batch(
+            torch.from_numpy(ids),
+            torch.from_numpy(columns),
+            torch.from_numpy(labels),
+            None if types is None else torch.from_numpy(types),
+            None if is_random is None else torch.from_numpy(is_random),
+        )
+
+    def _single_rows(self, position: int, rows: int, length: int) -> I64:
+        ids = np.empty((rows, length + 2), dtype=np.int64)
+        ids[:, 0], ids[:, -1] = self._vocabulary.cls, self._vocabulary.sep
+        text = self._stream.read_many(*self._order.segments(position, rows * length))
+        ids[:, 1:-1] = text.reshape(rows, length)
+        return ids
+
+    def _pairs(
+        self, cursor: int, steps: int, rows: int, length: int, first: int, share: int
+    ) -> tuple[I64, I64, I64]:
+        """Rows of one step or of several, as `_rows` has them, their token types and labels.
+
+        Each row is a contiguous piece of text, cut in two where a sentence starts. Exactly half of
+        a step's rows give up their second part for another's: they are ordered by the place of
+        their cut and each takes the next one's, so that lengths nearly agree; where they do not,
+        the part is read on or cut short. Every row is full whatever its label, and every second
+        part starts with a sentence, so neither gives the label away.
+        """
+        positions = cursor + np.arange(steps * rows, dtype=np.int64) * length
+        text, cuts, places = self._cut_rows(positions, length)
+        keys = random_bits(self._keys["pair"], positions, 1)
+        donors = _donors(keys.reshape(steps, rows), cuts.reshape(steps, rows)).reshape(-1)
+
+        mine = slice(first, first + steps * share)
+        text, cuts, donors = text[mine], cuts[mine], donors[mine]
+        second = np.arange(length) >= cuts[:, None]
+        is_random = donors >= 0
+        taken = self._read_cyclic(places[donors[is_random]], length - cuts[is_random])
+        text[second & is_random[:, None]] = taken
+
+        ids = np.empty((steps * share, length + 3), dtype=np.int64)
+        ids[:, 0], ids[:, -1] = self._vocabulary.cls, self._vocabulary.sep
+        ids[:, 1:-2] = text
+        np.copyto(ids[:, 2:-1], text, where=second)  # moved one on, behind the first [SEP]
+        ids[np.arange(steps * share), cuts + 1] = self._vocabulary.sep
+        types = np.zeros(ids.shape, dtype=np.int64)
+        types[:, 2:-1], types[:, -1] = second, 1
+        return ids, types, is_random.astype(np.int64)
+
+    def _cut_rows(self, positions: I64, length: int) -> tuple[TokenIds, I64, I64]:
+        """The text (B, length) of consecutive rows, and where each is cut: in the row, the corpus.
+
+        A row is cut before one of its sentences, drawn evenly; not before a document, for what
+        follows there is no continuation. A row within one sentence is cut in its middle half.
+        """
+        rows = len(positions)
+        starts, lengths = self._order.segments(int(positions[0]), rows * length)
+        text = self._stream.read_many(starts, lengths)
+        offsets = np.cumsum(lengths) - lengths  # of the segments in the text
+        found, owner = self._stream.sentence_starts_within(starts + 1, lengths - 1)
+        inner = np.sort(found + (offsets - starts)[owner])
+        inner = inner[(inner % length > 0) & (text[inner - 1] != self._vocabulary.sep)]
+        draws = random_bits(self._keys["cut"], positions, 1)[:, 0]
+        counts = np.bincount(inner // length, minlength=rows)
+        cuts = (length // 4 + draws % np.uint64(max(1, length // 2))).astype(np.int64)
+        some = counts > 0
+        which = (draws[some] % counts[some].astype(np.uint64)).astype(np.int64)
+        cuts[some] = inner[(np.cumsum(counts) - counts)[some] + which] % length
+        flat = np.arange(rows) * length + cuts
+        segment = np.searchsorted(offsets, flat, side="right") - 1
+        return text.reshape(rows, length), cuts, flat + (starts - offsets)[segment]
+
+    def _read_cyclic(self, starts: I64, lengths: I64) -> TokenIds:
+        """Pieces of the corpus, joined; one that reaches beyond the end goes on in front."""
+        total = len(self._stream)
+        while (beyond := np.flatnonzero(starts + lengths > total)).size:
+            rest = starts[beyond] + lengths[beyond] - total
+            lengths = lengths.copy()
+            lengths[beyond] -= rest
+            starts = np.insert(starts, beyond + 1, 0)
+            lengths = np.insert(lengths, beyond + 1, rest)
+        return self._stream.read_many(starts, lengths)
+
+    def _mask(self, ids: I64, positions: I64, masked: int) -> tuple[I64, I64]:
+        """Mask `masked` tokens a row in place: 80 % [MASK], 10 % any token, 10 % kept.
+
+        Returns the columns (B, K) and the labels (B, K). Drawn by the rows' positions in the
+        string of epochs, so every epoch draws anew and every rank draws the same.
+        """
+        rows, length = ids.shape
+        keys = random_bits(self._keys["mask"], positions, length)
+        keys[self._special[ids]] = MAX_KEY
+        places = _lowest(keys, masked)
+        flat = ids.reshape(-1)  # a view
+        labels, drawn = flat[places], keys.reshape(-1)[places]
+        draws = mix(drawn)  # the upper half decides what happens, the lower with what
+        which = (draws & _LOWER_HALF) * np.uint64(len(self._ordinary)) >> _HALF
+        replaced = np.where(draws < _REPLACED, self._ordinary[which.astype(np.int64)], labels)
+        replaced[draws < _MASKED] = self._vocabulary.mask
+        short = drawn == MAX_KEY
+        if short.any():  # a row with too few maskable tokens
+            replaced[short] = labels[short]
+            labels[short] = IGNORED
+        flat[places] = replaced
+        return places - np.arange(0, rows * length, length)[:, None], labels
+
+
+def _donors(keys: U64, cuts: I64) -> I64:
+    """Of each step's rows (N, R): the row that gives its second part, of all N·R; -1 for none."""
+    steps, rows = keys.shape
+    chosen = np.argsort(keys, axis=1, kind="stable")[:, : rows // 2]
+    order = np.argsort(np.take_along_axis(cuts, chosen, axis=1), axis=1, kind="stable")
+    chosen = np.take_along_axis(chosen, order, axis=1)
+    givers = np.roll(chosen, -1, axis=1) if rows > 3 else (chosen + 1) % rows
+    donors = np.full((steps, rows), -1)
+    np.put_along_axis(donors, chosen, givers + np.arange(0, steps * rows, rows)[:, None], axis=1)
+    return donors
+
+
+def _lowest(keys: U64, count: int) -> I64:
+    """Where each row's lowest keys (B, S) are: (B, count) indices into all B·S, ascending."""
+    rows, length = keys.shape
+    highest = np.partition(keys, count - 1, axis=1)[:, count - 1, None]
+    places: I64 = np.flatnonzero(keys <= highest)
+    if len(places) > rows * count:  # a row has to take from its equal keys: argpartition chooses
+        columns = np.sort(np.argpartition(keys, count - 1, axis=1)[:, :count], axis=1)
+        places = columns + np.arange(0, rows * length, length)[:, None]
+    return places.reshape(rows, count)
+
+
+def training_plan(recipe: Recipe, corpus: Corpus) -> BatchPlan:
+    """The training batches of a recipe on a corpus, as a function of the step."""
+    return BatchPlan(
+        corpus.train,
+        corpus.vocabulary,
+        [recipe.stage(index) for index in range(len(recipe.stages))],
+        seed=recipe.seed,
+        next_sentence=recipe.objective.next_sentence,
+    )
+
+
+def validation_batch(recipe: Recipe, corpus: Corpus) -> Batch:
+    """The fixed validation rows of a recipe, masks included, as one batch.
+
+    The first rows of the validation side in its own order (documents lie there in the order of the
+    sources), at the longest sequence length of any stage. The seed is not the recipe's: runs with
+    different seeds are judged on the same masks.
+    """
+    pairs = recipe.objective.next_sentence
+    shape = replace(
+        recipe.stage(0),
+        sequence_length=recipe.longest_sequence,
+        mask_rate=recipe.evaluation.mask_rate,
+    )
+    fit = len(corpus.validation) // text_tokens(shape, next_sentence=pairs)
+    rows = max(2, min(recipe.evaluation.sequences, fit))
+    plan = BatchPlan(
+        corpus.validation,
+        corpus.vocabulary,
+        [replace(shape, sequences=rows, steps=1)],
+        seed=derive_key(0, "evaluation"),
+        next_sentence=pairs,
+        shuffle=False,
+    )
+    return plan.batch(0)

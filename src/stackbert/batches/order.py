@@ -1,0 +1,96 @@
+"""The order of the data: position in an endless string of epochs → piece of the corpus.
+
+An epoch cuts the corpus' token stream into chunks and strings them together in a random order;
+epochs follow one another without a gap. Whoever reads this string from one end to the other loses
+no token and sees none twice in an epoch, in pieces of whatever length.
+
+A chunk is as long as the longest stage's rows, and each epoch shifts the cuts so that rows and
+chunks stay aligned: with one sequence length a row is always a contiguous piece of text (at the
+end of an epoch it runs on from the corpus' end to its beginning).
+"""
+
+import numpy as np
+
+from stackbert.batches.randomness import I64, Permutation, derive_key
+
+Segments = tuple[I64, I64]
+"""Contiguous pieces of the corpus, one after the other: first tokens (N,) and lengths (N,)."""
+
+_AHEAD = 1024
+"""Chunks whose order is drawn at a time. Drawing a few costs nearly as much as drawing these."""
+
+
+class DataOrder:
+    """Position in the endless string of epochs → piece of the corpus.
+
+    Args:
+        tokens: of the corpus.
+        chunk: tokens of a chunk.
+        seed: of the order.
+        shuffle: False strings the chunks together as they stand in the corpus.
+    """
+
+    def __init__(self, tokens: int, chunk: int, seed: int, *, shuffle: bool = True) -> None:
+        self.tokens = tokens
+        self.chunk = chunk
+        self._seed = seed
+        self._shuffle = shuffle
+        # (epoch, number of the first, where they go): kept because steps follow one another. One
+        # attribute, so that a thread sees the three of one draw.
+        self._drawn: tuple[int, int, I64] = (-1, 0, np.empty(0, dtype=np.int64))
+        self._next = (0, 0)
+
+    def segments(self, position: int, length: int) -> Segments:
+        """The pieces that make up tokens position … position + length - 1 of the string."""
+        pieces: list[Segments] = []
+        end = position + length
+        while position < end:
+            epoch = position // self.tokens
+            begin = epoch * self.tokens
+            stop = min(end, begin + self.tokens)
+            pieces += self._within_epoch(epoch, position - begin, stop - begin)
+            position = stop
+        if len(pieces) == 1:
+            return pieces[0]
+        starts, lengths = zip(*pieces, strict=True)
+        return np.concatenate(starts), np.concatenate(lengths)
+
+    def _within_epoch(self, epoch: int, start: int, end: int) -> list[Segments]:
+        # The first `head` tokens complete the chunk that the last epoch's end left open; then come
+        # whole chunks, shuffled; then what is left of the corpus.
+        head = min(-epoch * self.tokens % self.chunk, self.tokens)
+        whole = (self.tokens - head) // self.chunk
+        tail = head + whole * self.chunk
+        pieces: list[Segments] = []
+        if start < head:
+            pieces.append((np.array([start]), np.array([min(end, head) - start])))
+        low, high = max(start, head), min(end, tail)
+        if low < high:
+            first, skipped = divmod(low - head, self.chunk)
+            last, kept = divmod(high - 1 - head, self.chunk)
+            starts = self._shuffled(epoch, whole, first, last + 1) * self.chunk + head
+            lengths = np.full(len(starts), self.chunk)
+            lengths[-1] = kept + 1
+            starts[0] += skipped
+            lengths[0] -= skipped
+            pieces.append((starts, lengths))
+        if end > tail:
+            low = max(start, tail)
+            pieces.append((np.array([low]), np.array([end - low])))
+        return pieces
+
+    def _shuffled(self, epoch: int, chunks: int, first: int, stop: int) -> I64:
+        """The numbers of the chunks that come first-th to (stop - 1)-th in an epoch of `chunks`."""
+        if not self._shuffle:
+            return np.arange(first, stop, dtype=np.int64)
+        drawn, start, places = self._drawn
+        if epoch != drawn or first < start or stop > start + len(places):
+            # Ahead only for who reads on, which may be in the chunk read last; one of many ranks
+            # skips the others' rows.
+            reads_on = self._next[0] == epoch and first - self._next[1] in (-1, 0)
+            end = min(chunks, first + _AHEAD) if reads_on else stop
+            start, numbers = first, np.arange(first, max(stop, end), dtype=np.int64)
+            places = Permutation(chunks, derive_key(self._seed, "order", epoch))(numbers)
+            self._drawn = epoch, start, places
+        self._next = epoch, stop
+        return places[first - start : stop - start]

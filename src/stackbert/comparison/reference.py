@@ -1,0 +1,196 @@
+"""Equal time by a table: what each kind of step costs here, and how many steps a budget buys.
+
+A clock would give a variant that ran in a quiet minute more than one that ran in a busy one. So
+seconds are counted, not clocked: steps times the reference seconds of their kind, measured once
+for all variants together (`calibration`).
+"""
+
+import functools
+import itertools
+import re
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from stackbert.errors import UserError
+from stackbert.recipe import Recipe
+from stackbert.tables import Frame
+from stackbert.units import format_duration, parse_duration
+
+Unit = Literal["seconds", "flops", "step"]
+"""Of a budget; a column of a comparison's results, too."""
+_ROUNDING = 1e-9
+"""A sum of floats may be off by this share of itself; a budget of exactly N steps must buy N."""
+
+
+class StepKind(NamedTuple):
+    """All that decides what a step costs within one comparison."""
+
+    depth: int
+    sequences: int
+    sequence_length: int
+    mask_rate: float
+
+
+class Spent(NamedTuple):
+    """How far a run has come, on every axis."""
+
+    step: float = 0.0
+    seconds: float = 0.0
+    flops: float = 0.0
+    tokens: float = 0.0
+
+
+class Reference(BaseModel):
+    """What was measured on this machine, once, for all runs of a comparison."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    machine: dict[str, Any]
+    threads: int
+    """Of each run."""
+    precision: Literal["bf16", "fp32"]
+    compile: bool
+    steps: Frame
+    """A row for each kind of step: the fields of `StepKind`, micro_batch (rows a forward pass),
+    flops, seconds (median of the readings, one of each measuring process), fastest, slowest,
+    readings (their number)."""
+    growths: Frame
+    """source_depth, target_depth, seconds (of the model and its optimiser's state)."""
+
+    @functools.cached_property
+    def by_kind(self) -> dict[StepKind, Any]:
+        """Kind of step → its row of `steps`."""
+        return {StepKind(*row[:4]): row for row in self.steps.itertuples(index=False)}
+
+    @functools.cached_property
+    def growth_seconds(self) -> dict[tuple[int, int], float]:
+        """(source depth, target depth) → seconds."""
+        return {(a, b): seconds for a, b, seconds in self.growths.itertuples(index=False)}
+
+    def spent(self, recipe: Recipe, steps: int) -> Spent:
+        """What the first `steps` steps of a recipe cost, with the growths between them."""
+        total, depth = Spent(), recipe.stages[0].depth
+        for kind, (first, end) in zip(
+            step_kinds(recipe), itertools.pairwise(recipe.boundaries), strict=True
+        ):
+            done = min(steps, end) - first
+            if done <= 0:
+                break
+            row = self.by_kind[kind]
+            grown = self.growth_seconds[depth, kind.depth] if kind.depth > depth else 0.0
+            total = Spent(
+                total.step + done,
+                total.seconds + done * row.seconds + grown,
+                total.flops + done * row.flops,
+                total.tokens + done * kind.sequences * kind.sequence_length,
+            )
+            depth = kind.depth
+        return total
+
+    def cost(self, recipe: Recipe, unit: Unit) -> float:
+        """What a whole run costs."""
+        return float(getattr(self.spent(recipe, recipe.total_steps), unit))
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """The recipe with nothing left for a run to measure by itself."""
+        stages = tuple(
+            stage.model_copy(update={"micro_batch": self.by_kind[kind].micro_batch})
+            for stage, kind in zip(recipe.stages, step_kinds(recipe), strict=True)
+        )
+        settings = {"precision": self.precision, "compile": self.compile, "stages": stages}
+        return recipe.model_copy(update=settings)
+
+    def extended(self, new: "Reference", anchor: StepKind) -> "Reference":
+        """This table with the rows of `new` that it lacks, brought to the speed of this one.
+
+        Args:
+            new: measured later, when the machine may have been faster or slower.
+            anchor: a kind of step that both have.
+        """
+        scale = self.by_kind[anchor].seconds / new.by_kind[anchor].seconds
+        steps = new.steps[[kind not in self.by_kind for kind in new.by_kind]].copy()
+        steps[["seconds", "fastest", "slowest"]] *= scale
+        growths = new.growths[[pair not in self.growth_seconds for pair in new.growth_seconds]]
+        growths = growths.assign(seconds=growths["seconds"] * scale)
+        both = {"steps": joined(self.steps, steps), "growths": joined(self.growths, growths)}
+        return Reference(**(dict(self) | both))  # not a copy, which would keep cached properties
+
+
+def joined(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Tables of the same columns, one below the other."""
+    # An empty table has no types, and would spoil those of the others.
+    full = [table for table in tables if len(table)]
+    return pd.concat(full, ignore_index=True) if full else tables[0]
+
+
+class Budget(BaseModel):
+    """What each variant may spend."""
+
+    model_config = ConfigDict(frozen=True)
+    amount: float
+    unit: Unit
+
+    def __str__(self) -> str:
+        if self.unit == "seconds":
+            return format_duration(self.amount)
+        return f"{self.amount:,.0f} steps" if self.unit == "step" else f"{self.amount:.3g} FLOPs"
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget from "30m", "1.5h", "2000steps" or "4e15flops".
+
+    Raises:
+        UserError: it is none of these, or not above zero.
+    """
+    match = re.fullmatch(r"\s*([0-9.e+]+)\s*(step|flops)s?\s*", text.lower())
+    try:
+        if match is None:
+            return Budget(amount=parse_duration(text), unit="seconds")
+        amount = float(match[1])
+        if not 0.0 < amount < 1e30:
+            raise ValueError(f"{amount:g} is out of range")
+    except (UserError, ValueError) as error:
+        raise UserError(
+            f"'{text}' is not a budget. Write a time (30m, 1.5h), a number of steps (2000steps) or "
+            "of FLOPs (4e15flops), above zero."
+        ) from error
+    return Budget(amount=amount, unit="step" if match[2] == "step" else "flops")
+
+
+def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: float = 1.0) -> Recipe:
+    """The recipe over as many steps as a share of the budget buys, each stage keeping its share.
+
+    Args:
+        recipe: a variant's, of any length.
+        reference: what steps and growths cost.
+        budget: of the comparison.
+        fraction: of it.
+
+    Raises:
+        UserError: it does not buy one step a stage.
+    """
+    most = budget.amount * fraction * (1.0 + _ROUNDING)
+
+    def fits(steps: int) -> bool:
+        return reference.cost(recipe.scaled(steps), budget.unit) <= most
+
+    low = len(recipe.stages)
+    if not fits(low):
+        raise UserError(
+            f"A budget of {budget} is too short: {fraction:g} of it does not buy one step of each "
+            f"of the {low} stages. Give more."
+        )
+    high = 2 * low
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return recipe.scaled(low)
+
+
+def step_kinds(recipe: Recipe) -> list[StepKind]:
+    """The kind of each stage's steps."""
+    stages = [recipe.stage(index) for index in range(len(recipe.stages))]
+    return [StepKind(s.depth, s.sequences, s.sequence_length, s.mask_rate) for s in stages]

@@ -1,0 +1,77 @@
+"""Machines to plan for: accelerators by their data sheets, and the machine in use as measured."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from stackbert.errors import UserError
+from stackbert.machine import Precision, describe, matrix_rate
+
+GIB = 2**30
+NODE = 8
+"""Devices of one machine."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a plan needs to know of a machine."""
+
+    name: str
+    memory: int
+    """Bytes."""
+    rates: Mapping[Precision, float]
+    """Matrix products, in FLOP/s: dense peaks of the data sheet, or as measured."""
+    is_cpu: bool = False
+    link: float | None = None
+    """Bytes a second, each way, to the other devices of its machine."""
+    network: float = 0.0
+    """The same to other machines: the device's share of its machine's network."""
+
+
+def _gpu(name: str, gib: int, bf16: float, fp32: float, link: float, network: float) -> Device:
+    rates: dict[Precision, float] = {"bf16": bf16 * 1e12, "fp32": fp32 * 1e12}
+    return Device(name, gib * GIB, rates, link=link * 1e9, network=network * 1e9)
+
+
+DEVICES = {
+    # name, GiB, TFLOP/s in bf16 and fp32, GB/s of link and network
+    "a100": _gpu("A100", 80, 312, 19.5, 300, 25),
+    "h100": _gpu("H100", 80, 989, 67, 450, 50),
+    "h200": _gpu("H200", 141, 989, 67, 450, 50),
+    "l4": _gpu("L4", 24, 121, 30.3, 32, 1.6),
+    "rtx4090": _gpu("RTX 4090", 24, 165, 82.6, 32, 1.6),
+    "cpu": Device("cpu", 8 * GIB, {"fp32": 0.1e12}, is_cpu=True),
+}
+"""Published dense peaks, without sparsity: bf16 with fp32 sums on tensor cores (the 80 GB A100, the
+SXM form of H100 and H200), and fp32 outside them, as torch multiplies fp32 by default. Links are
+NVLink or 16 lanes of PCIe 4 within a machine of eight; between machines one network card of 200
+(A100) or 400 Gbit/s a device, for L4 and RTX 4090 one of 100 Gbit/s a machine. "cpu" is a round
+figure for two cores with AVX2: 2 × 16 multiply-adds at 1.6 GHz."""
+
+
+def find_device(name: str) -> Device:
+    """The device of this name; case, spaces and hyphens do not matter.
+
+    Raises:
+        UserError: there is none, with the names there are.
+    """
+    found = DEVICES.get(name.lower().replace(" ", "").replace("-", ""))
+    if found is None:
+        names = ", ".join(device.name for device in DEVICES.values())
+        raise UserError(
+            f"There is no device '{name}'. Choose {names}, or 'here' to measure this machine."
+        )
+    return found
+
+
+def this_machine(device: torch.device, precision: Precision) -> Device:
+    """The machine in use, with its memory and the measured rate of its matrix products."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        memory = int(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rates = {precision: matrix_rate(device, precision)}
+    return Device(str(describe(device)["device"]), memory, rates, is_cpu=not on_gpu)

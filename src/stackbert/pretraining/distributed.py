@@ -1,0 +1,284 @@
+"""Several processes that train together: torch.distributed under torchrun, with DDP or FSDP2.
+
+Both engines take the mean of the processes' gradients; ours are shares of one sum, so each process
+multiplies its loss by their number. Plain values travel as JSON: nothing is pickled.
+"""
+
+import contextlib
+import datetime
+import functools
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from stackbert.batches.batches import Batch
+from stackbert.encoder import EAGER, Kernels, supports_masked_forward
+from stackbert.errors import Interrupted, OtherRankError, RunError, StackBertError, UserError
+from stackbert.growth.grow import find_layers
+from stackbert.model import loss_sums
+from stackbert.recipe import Engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_START_TIMEOUT = datetime.timedelta(minutes=10)
+"""For the other processes to start, and for their gradients."""
+_WORD_TIMEOUT = datetime.timedelta(hours=2)
+"""For rank 0's word. What it does alone, such as measuring micro-batches, takes minutes; a process
+that died is noticed at once."""
+_LOST = re.compile(
+    r"connection (closed|reset|refused|was)|connectFullMesh|broken pipe|timed out|timeout|"
+    r"remote process|unhandled system error|communicator was aborted|socket",
+    re.IGNORECASE,
+)
+"""What gloo and NCCL say when a peer has gone; gloo has no exception of its own for it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run. With one process nothing here communicates."""
+
+    rank: int = 0
+    size: int = 1
+    _cpu_group: Any = field(default=None, repr=False)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and reports progress."""
+        return self.rank == 0
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_reduce_max(self, value: int) -> int:
+        """The largest of all processes' values."""
+        box = torch.tensor([value])
+        if self.size > 1:
+            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._cpu_group)
+        return int(box)
+
+    def all_pass(self, check: Callable[[], None]) -> None:
+        """Call `check` on every rank; if one raises, all stop and the lowest such rank reports it.
+
+        Raises:
+            StackBertError: what `check` raised here.
+            OtherRankError: another rank reports the error.
+        """
+        error: StackBertError | None = None
+        try:
+            check()
+        except StackBertError as raised:
+            error = raised
+        mine = 0 if error is None else (self.size - self.rank) * 256 + error.exit_code
+        first = self.all_reduce_max(mine)
+        if error is not None and mine == first:
+            raise error
+        if first:
+            raise OtherRankError(first % 256)
+
+    def broadcast_object(self, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (JSON values)
+        """What `make` returns on rank 0, on every rank; the other ranks do not call it.
+
+        Args:
+            make: returns a value that JSON can hold.
+
+        Raises:
+            StackBertError: `make` raised it; the other ranks raise `OtherRankError`.
+        """
+        if self.size == 1:
+            return make()
+        made: list[Any] = []
+        self.all_pass(lambda: made.append(make()) if self.is_main else None)
+        text = torch.frombuffer(bytearray(json.dumps(made).encode()), dtype=torch.uint8)
+        length = torch.tensor([len(text)])
+        dist.broadcast(length, src=0, group=self._cpu_group)
+        text = text if self.is_main else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(text, src=0, group=self._cpu_group)
+        return json.loads(bytes(text.tolist()))[0]
+
+    def broadcast(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors, in host memory, that `make` returns on rank 0, on every rank by name."""
+        tensors: dict[str, Tensor] = {}
+
+        def layout() -> dict[str, tuple[list[int], str]]:
+            tensors.update(make())
+            return {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
+
+        for name, (shape, dtype) in self.broadcast_object(layout).items():
+            if not self.is_main:
+                dtype = getattr(torch, dtype.removeprefix("torch."))
+                tensors[name] = torch.empty(shape, dtype=dtype)
+            if self.size > 1:
+                dist.broadcast(tensors[name], src=0, group=self._cpu_group)
+        return tensors
+
+
+SINGLE = World()
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0 of torchrun's processes; true of a process alone."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+class LostRankError(RunError):
+    """Another process is gone, and the run cannot continue without it."""
+
+
+@contextlib.contextmanager
+def init_distributed() -> Iterator[World]:
+    """Within this block the processes that `torchrun` started form a `World`.
+
+    A process group that the caller has started is used and left.
+
+    Raises:
+        UserError: torchrun's environment is incomplete.
+        LostRankError: another process died.
+        OtherRankError: the run failed or was stopped, and rank 0 says how.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield SINGLE
+        return
+    ours = not dist.is_initialized()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing and ours:
+        raise UserError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set. Start the processes with "
+            "torchrun, or unset WORLD_SIZE."
+        )
+    rank = 0
+    try:
+        if ours:
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=_START_TIMEOUT)
+        rank = dist.get_rank()
+        yield World(rank, size, dist.new_group(backend="gloo", timeout=_WORD_TIMEOUT))
+    except (RunError, Interrupted) as error:
+        # Every rank raises these at the same step; rank 0 says it.
+        if rank == 0:
+            raise
+        raise OtherRankError(error.exit_code) from None
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise LostRankError(
+            "Another process of the run was lost (killed, out of memory, or its machine is gone), "
+            "so the run was stopped. The last checkpoint is kept; start all processes again with "
+            "the same command to resume."
+        ) from error
+    finally:
+        if ours and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded, put together; a collective call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def distribute_tensor(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """This process' shard of a full tensor, sharded as the parameter is; scalars stay whole."""
+    if not isinstance(parameter, DTensor) or not tensor.ndim:
+        return tensor
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return torch.distributed.tensor.distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+
+
+class _Losses(nn.Module):
+    """`loss_sums` as a module, because the engines hook into a module's forward pass."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, kernels: Kernels) -> Tensor:
+        sums = loss_sums(self.model, batch, kernels)
+        pair = sums.next_sentence
+        return torch.stack(
+            [sums.masked_lm, torch.zeros_like(sums.masked_lm) if pair is None else pair]
+        )
+
+
+class ParallelModel:
+    """A model in one of the engines.
+
+    Args:
+        model: on its device. With "fsdp" and several processes its parameters become DTensors, of
+            which each process holds a shard.
+        world: the processes.
+        engine: "ddp" or "fsdp"; a single process needs neither.
+    """
+
+    def __init__(self, model: "PreTrainedModel", world: World, engine: Engine) -> None:
+        self.model = model
+        self.is_sharded = world.size > 1 and engine == "fsdp"
+        self._is_copied = world.size > 1 and engine == "ddp"
+        self._losses: Any = _Losses(model)
+        if self.is_sharded:
+            mesh = init_device_mesh(model.device.type, (world.size,))
+            for layer in find_layers(model)[1]:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self._losses, mesh=mesh)
+        elif self._is_copied:
+            # Only gradients are exchanged: the models have no buffers that change, and every
+            # parameter has a gradient in every step. torch 2.13 renamed the switch.
+            known = inspect.signature(DistributedDataParallel).parameters
+            new = "forward_sync_buffers" in known
+            off: Any = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+            self._losses = DistributedDataParallel(
+                self._losses, gradient_as_bucket_view=True, **off
+            )
+
+    def __call__(self, batch: Batch, kernels: Kernels = EAGER) -> Tensor:
+        """(2,): masked-LM and next-sentence loss of some rows, summed; without pairs the second
+        is 0."""
+        if self.is_sharded and supports_masked_forward(self.model):
+            # FSDP gathers a layer in hooks around its forward pass.
+            layer, last_layer = _in_forward(kernels.layer), _in_forward(kernels.last_layer)
+            kernels = Kernels(layer, last_layer, kernels.masked_loss)
+        sums: Tensor = self._losses(batch, kernels)
+        return sums
+
+    @contextlib.contextmanager
+    def gradient_sync(self, now: bool) -> Iterator[None]:
+        """Around a forward and backward pass: exchange gradients, or only accumulate them here."""
+        if self.is_sharded:
+            self._losses.set_requires_gradient_sync(now)
+        with self._losses.no_sync() if self._is_copied and not now else contextlib.nullcontext():
+            yield
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """The model's state_dict, every tensor whole; a collective call."""
+        whole: dict[Tensor, Tensor] = {}  # tied parameters stay one tensor, saved once
+        weights = dict(self.model.state_dict())
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if parameter not in whole:
+                whole[parameter] = full_tensor(parameter.detach())
+            weights[name] = whole[parameter]
+        return weights
+
+
+def _in_forward(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(layer: nn.Module, *inputs: Tensor) -> Tensor:
+        layer.forward = functools.partial(kernel, layer)
+        result: Tensor = layer(*inputs)
+        return result
+
+    return run

@@ -1,0 +1,88 @@
+"""How much memory training takes, found by running a step on tensors without storage.
+
+torch's fake tensors go through the real model, loss and optimiser and have shapes only. So nothing
+here repeats what a layer keeps for its backward pass, and every type of model comes out right.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from stackbert.batches.batches import Batch
+from stackbert.machine import DTYPES, Precision
+from stackbert.model import loss_sums
+from stackbert.pretraining.optimizers import Optimizers
+from stackbert.recipe import OptimizerSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def footprint(
+    model: "PreTrainedModel",
+    optimizer: OptimizerSpec,
+    batches: Sequence[Batch],
+    *,
+    precision: Precision,
+    is_cpu: bool,
+    shards: int = 1,
+) -> tuple[int, int]:
+    """Bytes at the peak of a step, in its last micro-batch when the backward pass begins.
+
+    Args:
+        model: on the meta device; used up.
+        optimizer: the recipe's.
+        batches: two of the stage, of two rows and of four.
+        precision: of the forward pass.
+        is_cpu: on a CPU, attention with dropout is multiplied out and keeps its probabilities.
+        shards: devices that each hold a part of weights, gradients and optimiser state (FSDP).
+
+    Returns:
+        (bytes however small the micro-batch, bytes of each row of a micro-batch): weights,
+        gradients and optimiser state in fp32, what autocast copies; activations (not compiled),
+        logits and their gradient.
+    """
+    for name, module in model.named_modules():
+        if (
+            not is_cpu
+            and isinstance(module, nn.Dropout)
+            and name.endswith("attention.self.dropout")
+        ):
+            module.p = 0.0
+    # Unlike tensors on the meta device, fake ones are on the CPU to every choice that depends on
+    # the device, so attention is torch's fused one, which keeps what the fused one of a GPU keeps.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
+            (two, logits), (four, _) = (_kept(model, batch) for batch in batches)
+        optimizers = Optimizers(model, optimizer)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        optimizers.step(1.0)
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        state = [tensor for each in optimizers.state().values() for tensor in each.values()]
+        held = 2 * (weights // shards) + sum(tensor.nbytes for tensor in state) // shards
+    # With the log-probabilities there are their gradient, and that of the logits.
+    return held + 2 * two - four, (four - two) // 2 + 3 * logits // 2
+
+
+def _kept(model: "PreTrainedModel", batch: Batch) -> tuple[int, int]:
+    """Bytes that autograd keeps of a forward pass: (all but log-probabilities, these alone)."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, Tensor] = {}  # the tensors are held, so that no storage's place is used again
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss_sums(model, batch.each(torch.clone))  # of rows that are views, the rest would count
+    sizes = [(t.shape, t.untyped_storage().nbytes()) for t in kept.values()]
+    logits_shape = (batch.labels_BK.numel(), model.config.vocab_size)
+    logits = sum(size for shape, size in sizes if shape == logits_shape)
+    return sum(size for _, size in sizes) - logits, logits

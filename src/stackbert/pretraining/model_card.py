@@ -1,0 +1,88 @@
+"""The model card: README.md of an exported model, with the header that the hub reads."""
+
+import html
+import textwrap
+from typing import Any
+
+import pandas as pd
+from huggingface_hub import ModelCardData
+
+from stackbert.corpus.store import Manifest
+from stackbert.recipe import Recipe
+
+
+def model_card(
+    recipe: Recipe, manifest: Manifest, stages: pd.DataFrame | None, machine: dict[str, Any]
+) -> str:
+    """How to use the model, how it was trained, and on what.
+
+    Args:
+        recipe: as run.
+        manifest: of the corpus.
+        stages: of the run, as `stage_table` gives them; None if its ledger is damaged.
+        machine: versions and hardware.
+    """
+    tags = ["stackbert", "progressive-stacking", recipe.model.type]
+    header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
+    train, held_out = manifest.train, manifest.validation
+    sources = "\n".join(
+        f"- {html.escape(source.name.replace('`', ''))}: {source.documents:,} documents, "
+        f"{source.bytes:,} bytes"
+        for source in manifest.sources[:20]
+    )
+    if len(manifest.sources) > 20:
+        sources += f"\n- … and {len(manifest.sources) - 20:,} more"
+    # Indented as a whole, which no text of the user's can end as it could end a fence.
+    yaml = textwrap.indent(recipe.to_yaml().strip(), "    ")
+    return f"""---
+{header.to_yaml()}
+---
+
+# {recipe.name}
+
+A `{recipe.model.type}` encoder of {recipe.stages[-1].depth} layers, pre-trained by progressive
+stacking (Gong et al., ICML 2019) with StackBERT {machine.get("stackbert", "")}.
+
+```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")
+print(fill(f"The capital is the {{fill.tokenizer.mask_token}} of the country."))
+```
+
+## Training
+
+{_training(recipe, stages)}
+The entropy of the validation text's token frequencies is {held_out.unigram_entropy:.3f} nats.
+
+Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
+
+## Text
+
+{train.documents:,} documents ({train.words:,} words, {train.tokens:,} tokens) for training,
+{held_out.documents:,} held out; {manifest.duplicate_documents:,} exact duplicates dropped.
+Vocabulary: {manifest.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
+
+{sources}
+
+## Recipe
+
+{yaml}
+"""
+
+
+def _training(recipe: Recipe, stages: pd.DataFrame | None) -> str:
+    if stages is None:
+        return "The ledger of the run, with its losses, is damaged."
+    lines = ["| depth | steps | tokens | seconds | validation loss after growth | at the end |"]
+    lines.append("|---|---|---|---|---|---|")
+    for s in stages.itertuples():
+        grown = "" if pd.isna(s.loss_grown) else f"{s.loss_grown:.3f}"
+        lines.append(
+            f"| {s.depth} | {s.steps:,} | {s.tokens:,} | {s.seconds:,.0f} | {grown} | {s.loss:.3f} |"
+        )
+    pairs = ", plus next sentence" if recipe.objective.next_sentence else ""
+    return "\n".join(lines) + (
+        f"\n\nFinal validation loss: {stages.loss.iloc[-1]:.3f} nats (masked LM at a mask rate of "
+        f"{recipe.evaluation.mask_rate}{pairs})."
+    )

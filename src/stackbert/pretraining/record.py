@@ -1,0 +1,121 @@
+"""run.json: what was asked for, and the recipe that was made of it.
+
+RUN/run.json  RUN/recipe.yaml  RUN/metrics.jsonl  RUN/checkpoints/step-00000500/  RUN/model/
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat
+
+from stackbert.errors import UserError
+from stackbert.files import Record, write_text
+from stackbert.recipe import Recipe
+from stackbert.recipes import differing_fields, load_recipe
+
+RUN = "run.json"
+RECIPE = "recipe.yaml"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+
+
+class Request(BaseModel):
+    """What the user asked for. A run can only be resumed with the same request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Recipe
+    """As loaded: precision may be "auto", the steps are those before scaling."""
+    budget: str | None
+    steps: int | None
+    corpus: str
+    """The corpus' fingerprint."""
+
+
+class RunRecord(Record):
+    """The content of run.json, written once, before the first step."""
+
+    what: ClassVar[str] = "a run"
+    request: Request
+    recipe: Recipe
+    """As run: nothing in it is left open."""
+    corpus_folder: str
+    machine: dict[str, Any]
+    """Versions and hardware; "processes" if there were several."""
+    matrix_rate: PositiveFloat
+    """Measured FLOP/s of one process' matrix products: what MFU is a share of."""
+
+    @property
+    def total_matrix_rate(self) -> float:
+        """FLOP/s of all processes together."""
+        return self.matrix_rate * int(self.machine.get("processes", 1))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (folder / RUN).is_file()
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run's record.
+
+    Raises:
+        UserError: the folder holds no run, or run.json is damaged.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise UserError(f"{folder} is not a run directory: it has no {RUN}.")
+    return RunRecord.read(folder / RUN)
+
+
+def write_run(folder: Path, record: RunRecord) -> None:
+    """Write run.json, with which the run exists, and recipe.yaml, which is there to be read."""
+    record.write(folder / RUN)
+    write_text(folder / RECIPE, record.recipe.to_yaml())
+
+
+def check_new(folder: Path) -> None:
+    """Refuse to start a run in a folder that holds other files.
+
+    Raises:
+        UserError: naming some of them.
+    """
+    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise UserError(
+            f"{folder} is not empty and not a run directory (it holds {shown}). Choose a new "
+            "folder for --out."
+        )
+
+
+def check_same(folder: Path, record: RunRecord, asked: Request) -> None:
+    """Refuse to resume a run with another recipe, budget or corpus.
+
+    Raises:
+        UserError: naming every field that differs.
+    """
+    then = record.request
+    differences = differing_fields(then.recipe, asked.recipe)
+    for name in ("budget", "steps"):
+        there, here = getattr(then, name), getattr(asked, name)
+        if there != here:
+            differences.append(f"--{name} ({there or 'none'} there, {here or 'none'} here)")
+    if differences:
+        raise UserError(
+            f"{folder} holds a run of another recipe. It differs in: {'; '.join(differences)}. "
+            "Resume with the same recipe and options, or choose a new folder for --out."
+        )
+    if then.corpus != asked.corpus:
+        raise UserError(
+            f"{folder} was trained on another corpus (fingerprint {then.corpus}, this one has "
+            f"{asked.corpus}). Resume with the same corpus, or choose a new folder for --out."
+        )
+    copy = folder / RECIPE
+    if not copy.exists():  # killed right after run.json was written
+        write_text(copy, record.recipe.to_yaml())
+    elif changed := differing_fields(record.recipe, load_recipe(copy)):
+        raise UserError(
+            f"{copy} was changed after the run had started: {'; '.join(changed)}. Put it back; to "
+            "train another recipe, start a new run in another folder."
+        )
