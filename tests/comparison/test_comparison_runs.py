@@ -95,8 +95,8 @@ def test_a_stopped_comparison_names_what_is_missing_and_resumes(
 ) -> None:
     train_all = stackbert.comparison.compare.train_all
 
-    def stopping(runs, corpus, **options) -> list[str]:
-        train_all(runs[:1], corpus, **options)
+    def stopping(runs, corpus, **options):
+        yield from train_all(runs[:1], corpus, **options)
         runs[1].with_name(runs[1].name + ".log").write_text(f"stackbert: Stopped in {runs[1]}. So.")
         raise Interrupted("Stopped.", 15)
 
