@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from stackbert.finetuning.settings import check_overrides
 
 import stackbert as sb
 from stackbert.cli import app
-from stackbert.finetuning.settings import check_overrides
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

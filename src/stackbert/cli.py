@@ -155,9 +155,13 @@ def plan(
     ] = None,
     mfu: Annotated[
         float | None,
-        typer.Option(help="Share of a named device's peak, by default 0.4: assumed, not measured."),
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Share of a named device's peak, by default 0.4: assumed, not measured.",
+        ),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="USD an hour of a device.")] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="USD an hour of a device.")] = None,
     devices: Annotated[
         int, typer.Option(min=1, help="How many of a named device share every step.")
     ] = 1,

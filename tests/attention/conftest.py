@@ -1,28 +1,24 @@
-"""A word tokenizer, sentences of it, tiny encoders that look somewhere in particular, tiny runs."""
+"""A tokenizer of words, sentences of it, tiny encoders whose heads differ, tiny runs."""
 
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-import stackbert as sb
-from browser_helpers import browser, visit  # noqa: F401 (fixtures)
 from recipe_fields import recipe_of
-from stackbert.__main__ import main
-from stackbert.attention.examples import Examples
-from stackbert.attention.maps import attention_maps
-from stackbert.attention.measure import measure_attention
-from stackbert.attention.result import AttentionResult
-from tiny_encoders import KINDS, tiny_encoder, word_tokenizer
+from stackbert.attention.measure import AttentionResult, measure_attention
+from stackbert.pretraining.run import pretrain
+from tiny_encoders import tiny_encoder, word_tokenizer
 
 WORDS = [f"w{number}" for number in range(90)]
+OPERATORS = ("stack", "identity-noise", "interleave")
+ENGLISH = (
+    "The river runs from the mountains in the north to the sea in the south of the country.",
+    "The economy depends on agriculture, on fishing and on the export of minerals and wood.",
+    "Most of the people live in the capital and in the towns along the coast of the island.",
+)
 RECIPE = {
     "name": "tiny",
     "model": {
@@ -42,16 +38,6 @@ RECIPE = {
 }
 
 
-def build(kind: str = "bert", depth: int = 2, heads: int = 2, **fields) -> PreTrainedModel:
-    """With weights so large that heads differ and none is uniform."""
-    model = tiny_encoder(kind, depth, seed=depth, num_attention_heads=heads, **fields)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(depth + 1)
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return model
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return word_tokenizer(WORDS)
@@ -61,33 +47,31 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def sentences() -> list[str]:
     """Of 13 to 43 tokens, not in the order of their length."""
     lengths = [12, 41, 20, 33, 11, 27, 20, 15]
-    starts = (7 * place for place in range(len(lengths)))
     return [
-        " ".join(WORDS[(start + 11 * at) % 90] for at in range(length))
-        for start, length in zip(starts, lengths, strict=True)
+        " ".join(WORDS[(7 * number + 11 * at) % 90] for at in range(length))
+        for number, length in enumerate(lengths)
     ]
-
-
-@pytest.fixture(params=list(KINDS))
-def kind(request) -> str:
-    return request.param
 
 
 @pytest.fixture
 def make_model():
+    def build(kind: str = "bert", depth: int = 2, heads: int = 2, **fields) -> PreTrainedModel:
+        """With weights so large that heads differ and none is uniform."""
+        model = tiny_encoder(kind, depth, seed=depth, num_attention_heads=heads, **fields)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(depth + 1)
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        return model
+
     return build
 
 
 @pytest.fixture
-def words_tokenizer():
-    return word_tokenizer
-
-
-@pytest.fixture
 def save(tokenizer, tmp_path):
-    """Writes a model with its tokenizer as a checkpoint folder."""
+    """Writes a model with a tokenizer as a Hugging Face folder."""
 
-    def write(model, name="model", with_tokenizer=tokenizer):
+    def write(model, name="model", with_tokenizer=tokenizer) -> Path:
         model.save_pretrained(tmp_path / name)
         with_tokenizer.save_pretrained(tmp_path / name)
         return tmp_path / name
@@ -105,60 +89,14 @@ def make_run(factbook_corpus, tmp_path_factory) -> Callable[..., Path]:
         if key not in made:
             recipe = recipe_of(RECIPE, growth={"operator": operator}, **fields)
             made[key] = tmp_path_factory.mktemp("runs") / f"{operator}-run"
-            sb.pretrain(recipe, corpus=factbook_corpus, out=made[key])
+            pretrain(recipe, corpus=factbook_corpus, out=made[key])
         return made[key]
 
     return make
 
 
 @pytest.fixture(scope="session")
-def result(tokenizer, sentences) -> AttentionResult:
-    return measure_attention(build(depth=3), text=sentences, tokenizer=tokenizer)
-
-
-@pytest.fixture(scope="session")
-def examples(tokenizer, sentences) -> Examples:
-    """Of `result`."""
-    maps = attention_maps(build(depth=3), tokenizer, sentences[:4], max_length=24)
-    return Examples(tuple(sorted(maps, key=lambda each: each.index)))
-
-
-@pytest.fixture
-def hostile(examples) -> Examples:
-    """The same with a third token in every sentence that is no friend of a page."""
-    token = "</script><img src=x onerror=alert(1)>"
-    return Examples(
-        tuple(
-            replace(each, tokens=(*each.tokens[:2], token, *each.tokens[3:]))
-            for each in examples.sentences
-        )
-    )
-
-
-@pytest.fixture
-def years(tmp_path) -> Path:
-    """A text of English sentences, for the runs."""
-    path = tmp_path / "years.txt"
-    path.write_text(
-        "\n".join(
-            f"In the year {year} the river rose over the town and {year - 1700} people left it."
-            for year in range(1800, 1812)
-        ),
-        encoding="utf-8",
-    )
-    return path
-
-
-@pytest.fixture
-def stackbert(monkeypatch, capsys):
-    """Calls the command; gives its code, and what it wrote to either stream."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stackbert", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return (code, *capsys.readouterr())
-
-    return call
+def found(make_run) -> AttentionResult:
+    """Runs by three operators; the first stage knows of none."""
+    run, *others = map(make_run, OPERATORS)
+    return measure_attention(run, text=ENGLISH, beside=others)

@@ -1,44 +1,38 @@
-"""Growth: the moments are the run's own models, and what is copied, fresh, kept is told right."""
+"""Growth: the moments are the run's own models; what is copied, fresh and kept is told right."""
 
-from pathlib import Path
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from stackbert.attention.growth import (
-    grown_again,
-    moment_models,
-    nearest_heads,
-    observe_growths,
-    origins_of,
-    outcomes,
-    run_recipe,
-    same_heads,
-)
-from stackbert.attention.loading import load_model, load_tokenizer
-from stackbert.attention.observe import Material
-from stackbert.attention.result import Moment
+from stackbert.attention.growth import find_runs, grown_again, outcomes, sources_of
+from stackbert.attention.measure import measure_attention
+from stackbert.attention.statements import growth_groups, statements
+from stackbert.attention.subject import load_encoder
 from stackbert.errors import UserError
 from stackbert.growth.operators import get_operator
+from stackbert.pretraining.record import read_run
 from stackbert.pretraining.trainer import Trainer
+from stackbert.progress import Progress
 
-SENTENCES = (
-    "The river runs from the mountains in the north to the sea in the south of the country.",
-    "The economy depends on agriculture, on fishing and on the export of minerals and wood.",
-    "Most of the people live in the capital and in the towns along the coast of the island.",
-)
+OPERATORS = ("stack", "identity-noise", "interleave")  # of `found`, in this order
 
 
-def growths_of(run: Path, steps=None):
-    material = Material(SENTENCES, load_tokenizer(run / "model"), 32, seed=0)
-    return observe_growths(run, material, steps)
+def heads_at(found, growth, moment):
+    heads = found.growth_heads
+    return heads[(heads["growth"] == growth) & (heads["moment"] == moment)]
 
 
-def test_the_grown_model_is_the_one_the_run_had(make_run):
+def by_layer(heads, name):
+    return heads.groupby("layer")[name].first().tolist()
+
+
+def test_the_grown_model_is_the_one_that_the_run_had(make_run):
     run = make_run("identity-noise")
-    recipe = run_recipe(run)
-    shallow, growth = grown_again(run, recipe, 8)
+    recipe = read_run(run).recipe
+    shallow = load_encoder(run / "checkpoints" / "step-00000008")
     trainer = Trainer(
         shallow,
         recipe.optimizer,
@@ -47,146 +41,176 @@ def test_the_grown_model_is_the_one_the_run_had(make_run):
         micro_batch="auto",
         seed=recipe.seed,
     )
+    again = grown_again(shallow, recipe, 8).model.state_dict()
     trainer.grow(4, recipe.growth, 8)
     theirs = trainer.model.state_dict()
-    assert growth.model.state_dict().keys() == theirs.keys()
-    assert all(
-        torch.equal(tensor, theirs[name]) for name, tensor in growth.model.state_dict().items()
+    assert again.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in again.items())
+
+
+def test_every_growth_of_every_run_has_its_moments(found):
+    growths = found.growths
+    assert growths["moment"].tolist() == ["shallow", "grown", "next"] * 6
+    assert growths.groupby("growth", sort=False)["run"].first().tolist() == [
+        operator for operator in OPERATORS for _ in range(2)
+    ]
+    for number, (step, depth) in enumerate([(4, 1), (8, 2)] * 3):
+        rows = growths[growths["growth"] == number]
+        assert rows["step"].tolist() == [step, step, step + 4]
+        assert set(rows["source_depth"]) == {depth}
+        assert set(rows["depth"]) == {2 * depth}
+
+
+def test_the_last_growth_ends_with_the_final_model(found):
+    last = heads_at(found, 1, "next")
+    final = found.heads_of("measured")
+    assert last["entropy"].tolist() == final["entropy"].tolist()
+    # The first growth ends where the second begins.
+    assert heads_at(found, 0, "next")["first"].tolist() == pytest.approx(
+        heads_at(found, 1, "shallow")["first"].tolist()
     )
 
 
-def test_the_moments_are_the_models_of_the_run(make_run):
-    run = make_run("stack")
-    for step, after, depths in ((4, 8, (1, 2, 2, 4)), (8, 12, (2, 4, 4))):
-        models = moment_models(run, step)
-        assert tuple(each.config.num_hidden_layers for each in models.values()) == depths
-        saved = load_model(run / "checkpoints" / f"step-{after:08d}").state_dict()
-        name = "next" if after < 12 else "final"
-        assert all(torch.equal(t, saved[n]) for n, t in models[name].state_dict().items())
+def test_stacking_keeps_the_lower_maps_and_changes_the_upper_ones(found):
+    grown = heads_at(found, 1, "grown")
+    assert by_layer(grown, "source") == [1, 2, 1, 2]
+    assert by_layer(grown, "new") == [False, False, True, True]
+    assert not grown["fresh"].any()
+    lower = ~grown["new"]
+    assert grown[lower]["divergence"].max() < 1e-6
+    assert grown[lower]["source_is_nearest"].all()
+    assert grown[~lower]["divergence"].min() > 1e-4  # equal weights, other input
+    assert heads_at(found, 1, "next")["divergence"].min() > 1e-6
 
 
-def test_stacking_keeps_the_lower_maps_and_changes_the_upper_ones(make_run):
-    first, second = growths_of(make_run("stack"))
-    assert [(each.step, each.source_depth, each.depth) for each in (first, second)] == [
-        (4, 1, 2),
-        (8, 2, 4),
-    ]
-    assert [each.name for each in first.moments] == ["shallow", "grown", "next", "final"]
-    assert [each.name for each in second.moments] == ["shallow", "grown", "next"]
-    assert second.moment("final") is second.moments[-1]
-    for growth in (first, second):
-        grown = growth.moment("grown")
-        below, above = (
-            grown.divergence[: growth.source_depth],
-            grown.divergence[growth.source_depth :],
-        )
-        assert below == pytest.approx(0, abs=1e-6)
-        assert above.min() > 1e-4  # equal weights, other input
-        assert grown.is_nearest[: growth.source_depth].all()
-        assert not grown.fresh.any()
-        later = growth.moment("next")
-        assert later.divergence.min() > 1e-6
-        assert (later.measures.sentences, later.step) == (3, growth.step + 4)
-    assert second.moment("grown").origins.tolist() == [0, 1, 0, 1]
-    assert second.new_layers == [2, 3]
-    assert first.moment("final").origins.tolist() == [0, 0, 0, 0]
-    assert (first.chance, second.chance) == (1 / 2, 1 / 4)
+def test_identity_layers_are_fresh_and_compared_with_what_stacking_would_have_copied(found):
+    grown = heads_at(found, 3, "grown")
+    assert by_layer(grown, "fresh") == [False, False, True, True]
+    assert by_layer(grown, "source") == [1, 2, 1, 2]
+    later = heads_at(found, 3, "next")
+    assert set(later[later["fresh"]]["outcome"]) == {"fresh"}
+    assert "fresh" not in set(later[~later["fresh"]]["outcome"])
+    row = found.growths.query("growth == 3 and moment == 'next'").iloc[0]
+    assert (row["kept"], row["regained"], row["changed"]) == (0, 0, 0)
+    assert np.isnan(row["source_is_nearest"])
 
 
-def test_identity_layers_are_fresh_and_held_against_what_stacking_would_have_copied(make_run):
-    _, growth = growths_of(make_run("identity-noise"))
-    grown = growth.moment("grown")
-    assert grown.fresh.tolist() == [False, False, True, True]
-    assert growth.new_layers == [2, 3]
-    assert grown.origins.tolist() == [0, 1, 0, 1]
-    assert grown.divergence[:2] == pytest.approx(0, abs=1e-6)
-    assert (growth.outcome[2:] == "fresh").all()
-    assert (growth.outcome[:2] != "fresh").all()
-    first, _ = growths_of(make_run("identity-noise"))
-    assert first.moment("final").fresh.tolist() == [False, True, True, True]
+def test_further_copies_are_the_new_layers_wherever_they_stand(found):
+    grown = heads_at(found, 5, "grown")
+    assert by_layer(grown, "source") == [1, 1, 2, 2]
+    assert by_layer(grown, "new") == [False, True, False, True]
+    # Only the bottom layer still has the input that it had.
+    unchanged = grown.groupby("layer")["divergence"].max() < 1e-6
+    assert unchanged.tolist() == [True, False, False, False]
 
 
-def test_one_growth_can_be_asked_for_and_others_are_refused(make_run):
-    run = make_run("stack")
-    (only,) = growths_of(run, [8])
-    assert only.step == 8
-    with pytest.raises(UserError, match="did not grow at step 5; its growths were at: 4, 8"):
-        growths_of(run, [5])
+def test_the_table_has_means_over_the_heads_of_the_new_layers(found):
+    later = heads_at(found, 1, "next")
+    new = later[later["new"]]
+    row = found.growths.query("growth == 1 and moment == 'next'").iloc[0]
+    assert row["heads"] == 4
+    for name in ("divergence", "source_is_nearest", "within_4", "first"):
+        assert row[name] == pytest.approx(new[name].mean())
+    assert row["kept"] + row["regained"] + row["changed"] == 4
+    assert row["kept"] == (new["outcome"] == "kept").sum()
 
 
-def test_a_missing_checkpoint_is_named(make_run, tmp_path):
-    import shutil
-
-    run = tmp_path / "run"
-    shutil.copytree(make_run("stack"), run)
-    shutil.rmtree(run / "checkpoints" / "step-00000004")
-    with pytest.raises(UserError, match="no checkpoint after step 4"):
-        growths_of(run)
+def test_maps_of_the_shortest_example_are_kept_at_every_moment(found):
+    length = len(found.examples[found.shortest])
+    for growth, depths in ((0, (1, 2, 2)), (3, (2, 4, 4))):
+        for moment, depth in zip(("shallow", "grown", "next"), depths, strict=True):
+            maps = found.arrays[f"growth_{growth}_{moment}"]
+            assert maps.shape == (depth, 2, length, length)
+            assert np.allclose(maps.sum(-1, dtype=np.float32), 1, atol=0.02)
+    # The first stage knows of no operator.
+    start = [found.arrays[f"growth_{growth}_shallow"] for growth in (0, 2, 4)]
+    assert all(np.array_equal(start[0], each) for each in start[1:])
 
 
 @pytest.mark.parametrize(
-    ("operator", "origins", "fresh"),
+    ("operator", "sources", "fresh"),
     [
         ("stack", [0, 1, 0, 1, 0, 1], []),
         ("interleave", [0, 0, 0, 1, 1, 1], []),
         ("identity", [0, 1, 0, 1, 0, 1], [2, 3, 4, 5]),
     ],
 )
-def test_origins_follow_the_operator(operator, origins, fresh):
-    found, is_fresh = origins_of(get_operator(operator).depth_map(2, 6), 2)
-    assert found.tolist() == origins
+def test_sources_follow_the_operator(operator, sources, fresh):
+    found, is_fresh = sources_of(get_operator(operator).depth_map(2, 6), 2)
+    assert found == sources
     assert np.flatnonzero(is_fresh).tolist() == fresh
 
 
-def moment(measures, nearest, fresh=False) -> Moment:
-    """Of one layer of four heads that copies layer 0."""
-    nearest = np.array([[[0, head] for head in nearest]])
-    return Moment("x", 0, measures, np.array([0]), np.array([fresh]), np.zeros((1, 4)), nearest)
-
-
-def test_heads_are_kept_regained_or_changed(make_run):
-    measures = growths_of(make_run("stack"), [8])[0].moments[0].measures
-    grown, later = moment(measures, [0, 1, 3, 2]), moment(measures, [0, 3, 2, 1])
-    assert outcomes(grown, later).tolist() == [["kept", "changed", "regained", "changed"]]
-    assert outcomes(moment(measures, [0, 1, 2, 3], fresh=True), later).tolist() == [["fresh"] * 4]
-
-
-def test_same_and_nearest_heads_are_picked_from_all():
-    heads = np.random.default_rng(0).random((4, 3, 2, 3))
-    same = same_heads(heads, np.array([0, 1, 0, 1]))
-    for layer, head in np.ndindex(4, 3):
-        assert same[layer, head] == heads[layer, head, layer % 2, head]
-    heads = heads[:, :2]  # a model of other heads than the shallow one
-    nearest = nearest_heads(heads)
-    for layer, head in np.ndindex(4, 2):
-        assert heads[(layer, head, *nearest[layer, head])] == heads[layer, head].min()
-
-
-def test_further_copies_are_the_new_layers_wherever_they_stand(make_run):
-    _, growth = growths_of(make_run("interleave"))
-    assert growth.moment("grown").origins.tolist() == [0, 0, 1, 1]
-    assert growth.new_layers == [1, 3]
-    # Only the bottom layer still has the input that it had.
-    unchanged = growth.moment("grown").divergence.max(axis=1) < 1e-6
-    assert unchanged.tolist() == [True, False, False, False]
-
-
-def test_a_run_is_measured_with_its_growths_and_says_so(make_run):
-    from stackbert.attention.measure import measure_attention
-    from stackbert.attention.result import AttentionResult
-    from stackbert.attention.statements import growth_statements, statements
-
-    result = measure_attention(make_run("stack"), text=SENTENCES)
-    assert result.model.name == "stack-run"
-    assert [growth.step for growth in result.growths] == [4, 8]
-    assert result.growths[0].moment("final").measures.first == pytest.approx(result.measures.first)
-    assert statements(result)[2:] == tuple(
-        line for growth in result.growths for line in growth_statements(growth)
+def test_heads_are_kept_regained_or_changed():
+    grown, later = (
+        pd.DataFrame({"fresh": [False] * 4 + [True], "source_is_nearest": nearest})
+        for nearest in ([True, True, False, False, True], [True, False, True, False, True])
     )
-    again = AttentionResult.from_json(result.to_json())
-    assert again.to_json() == result.to_json()
-    assert again.growths[1].moment("grown").fresh.dtype == np.bool_
-    first = growth_statements(again.growths[1])
-    counts = [int(word) for word in first[1].split() if word.isdigit()]
-    assert counts[0] == 4
-    assert sum(counts[1:4]) == 4
+    assert outcomes(grown, later) == ["kept", "changed", "regained", "changed", "fresh"]
+
+
+def test_growths_compare_where_depths_and_heads_are_the_same(found):
+    assert [set(group["growth"]) for group in growth_groups(found)] == [{0, 2, 4}, {1, 3, 5}]
+    other = found.growths.assign(heads_per_layer=np.where(found.growths["growth"] == 3, 4, 2))
+    groups = growth_groups(found.model_copy(update={"growths": other}))
+    assert [set(group["growth"]) for group in groups] == [{0, 2, 4}, {1, 5}, {3}]
+
+
+def test_the_sentences_on_runs_name_the_lowest_and_the_highest(found):
+    planted = found.growths.copy()
+    for growth, first, divergence, local in ((1, 0.3, 0.01, 2), (3, 0.9, 0.7, 0), (5, 0.4, 0.3, 1)):
+        at = (planted["growth"] == growth) & (planted["moment"] == "next")
+        planted.loc[at, ["first", "divergence", "local", "[CLS]", "mixed"]] = (
+            first,
+            divergence,
+            local,
+            0,
+            0,
+        )
+    said = statements(found.model_copy(update={"growths": planted}))
+    for operator in OPERATORS:
+        assert sum(line.startswith(f"Growth by {operator} from ") for line in said) == 2
+    (last,) = [line for line in said if line.startswith("Between the runs, growing from 2 to 4")]
+    assert "0.30 (stack) to 0.90 (identity-noise) at the end of the next stage" in last
+    assert "then by 0.010 (stack) to 0.700 (identity-noise)" in last
+    assert "patterns is 0% (identity-noise) to 50% (stack)" in last
+    assert len(statements(found)) == 2 + 2 * (1 + 3 + 2)  # of fresh heads nothing is kept
+
+
+def test_runs_are_called_by_operators_or_else_by_folders(make_run, tmp_path):
+    run, elsewhere, namesake = make_run("stack"), tmp_path / "elsewhere", tmp_path / "stack-run"
+    for copy in (elsewhere, namesake):
+        shutil.copytree(run, copy)
+    assert list(find_runs(run, [make_run("identity-noise")])) == ["stack", "identity-noise"]
+    assert list(find_runs(run, [elsewhere])) == ["stack in stack-run", "stack in elsewhere"]
+    assert list(find_runs(run, [namesake])) == [f"stack in {run}", f"stack in {namesake}"]
+    assert find_runs(tmp_path, []) == {}
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
+    make_run, make_model, save, tmp_path
+):
+    class Heard(Progress):
+        def say(self, text: str) -> None:
+            raise AssertionError(text)
+
+    run, level = make_run("stack"), make_run("stack", stages=[{"depth": 2, "steps": 2}])
+    partial, foreign, unfinished = (tmp_path / name for name in ("partial", "foreign", "open"))
+    for folder in (partial, foreign, unfinished):
+        shutil.copytree(make_run("identity-noise"), folder)
+    shutil.rmtree(partial / "checkpoints" / "step-00000004")
+    shutil.rmtree(unfinished / "model")
+    model = save(make_model())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / name, foreign / "model" / name)
+    for says, first, other in (
+        ("never grew", run, level),
+        ("never grew", level, run),
+        ("no checkpoint after step 4", run, partial),
+        ("is not finished", run, unfinished),
+        ("is not a run directory", run, model),
+        ("only be compared with those of a run", model, run),
+        ("different vocabularies", run, foreign),
+    ):
+        with pytest.raises(UserError, match=says):
+            measure_attention(first, text=["w"], beside=[other], progress=Heard())

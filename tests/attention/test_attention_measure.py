@@ -1,183 +1,228 @@
-"""The door: folders, models and runs in; a result that survives JSON, a table and sentences out."""
+"""The door: folders, models and texts in; a result that survives its files, and sentences out."""
 
 import json
-import re
+from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from stackbert.attention.measure import measure_attention
-from stackbert.attention.result import AttentionResult, Contrast, read_result
-from stackbert.attention.statements import (
-    likeness_share,
-    statements,
-    top_and_bottom_statement,
-)
-from stackbert.attention.table import layer_table
+from stackbert.attention.likeness import Contrast
+from stackbert.attention.measure import measure_attention, read_attention
+from stackbert.attention.sample import MIN_TOKENS, sample_sentences
+from stackbert.attention.statements import layer_table, likeness_share, statements
 from stackbert.errors import UserError
+from stackbert.growth.grow import grow
+from tiny_encoders import word_tokenizer
 
 
-@pytest.fixture
-def text(tmp_path, sentences):
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(sentences), encoding="utf-8")
-    return path
-
-
-def test_a_folder_and_a_model_give_the_same(make_model, save, tokenizer, text):
+def test_a_folder_and_a_model_give_the_same(make_model, save, tokenizer, sentences, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(sentences))
     model = make_model(depth=3)
     state = torch.random.get_rng_state()
     one = measure_attention(save(model), text=text)
     other = measure_attention(model, text=text, tokenizer=tokenizer)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert (one.model.name, one.text) == ("model", "text.txt")
-    assert (one.model.type, one.model.depth, one.model.heads) == ("bert", 3, 2)
-    assert other.measures.profile == pytest.approx(one.measures.profile, abs=1e-6)
-    assert other.likeness.heads == pytest.approx(one.likeness.heads, abs=1e-6)
-    blanks = [each.untrained.likeness.heads for each in (one, other)]
-    assert blanks[0] == pytest.approx(blanks[1], abs=1e-6)
+    about = one.about()
+    assert (about["name"], about["type"], one.text) == ("model", "bert", "text.txt")
+    assert (about["depth"], about["heads_per_layer"], about["sentences"]) == (3, 2, 8)
+    for name in ("heads", "likeness"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name))
 
 
-def test_a_result_survives_json(make_model, save, text, tmp_path):
-    deep = save(make_model(depth=4), "deep")
-    result = measure_attention(save(make_model(), "shallow"), text=text, compare=deep)
-    result.write(tmp_path / "attention.json")
-    again = read_result(tmp_path / "attention.json")
-    assert json.dumps(again.to_json()) == json.dumps(result.to_json())
-    assert again.measures.within.shape == (4, 2, 2)
-    assert again.likeness.heads.dtype == np.float64
-    assert again.likeness.matching.dtype == np.int64
-    assert again.measures.classes.tolist() == result.measures.classes.tolist()
-    assert again.other.model.depth == 4
+def test_a_result_survives_its_files(make_model, save, sentences, tmp_path):
+    out = tmp_path / "new" / "out"
+    shallow, deep = save(make_model(), "shallow"), save(make_model(depth=4), "deep")
+    result = measure_attention(shallow, text=sentences, compare=deep, out=out)
+    again = read_attention(out)
+    for name in ("models", "heads", "likeness", "growths", "growth_heads"):
+        pd.testing.assert_frame_equal(
+            getattr(again, name), getattr(result, name), check_column_type=False, check_exact=True
+        )
+    assert again.shallow_deep == result.shallow_deep
+    assert again.top_bottom == result.top_bottom
     assert statements(again) == statements(result)
+    assert again.arrays.keys() == result.arrays.keys()
+    assert all(np.array_equal(again.arrays[name], each) for name, each in result.arrays.items())
+    assert again.about("compared")["depth"] == 4
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"format": 1}', "no json"])
-def test_another_file_is_no_result(content, tmp_path):
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(UserError):
-        read_result(tmp_path / "x.json")
+def test_sentences_are_cut_where_the_shorter_model_ends(make_model, tokenizer, sentences):
+    short = make_model(max_position_embeddings=34)
+    result = measure_attention(make_model(), text=sentences, tokenizer=tokenizer, compare=short)
+    assert result.max_length == 34
 
 
-def test_the_likeness_of_a_model_with_itself_is_zero_on_the_diagonal(make_model, tokenizer, text):
-    found = measure_attention(make_model(depth=3), text=text, tokenizer=tokenizer).likeness
-    assert np.diag(found.divergence) == pytest.approx(0, abs=1e-6)
-    assert found.divergence == pytest.approx(found.divergence.T, abs=1e-6)
-    assert (found.divergence <= found.random_pairs + 1e-9).all()
+def test_maps_of_another_measurement_are_refused(make_model, tokenizer, sentences, tmp_path):
+    for name in ("one", "other"):
+        measure_attention(
+            make_model(depth=len(name)), text=sentences, tokenizer=tokenizer, out=tmp_path / name
+        )
+    (tmp_path / "one" / "attention.npz").write_bytes(
+        (tmp_path / "other" / "attention.npz").read_bytes()
+    )
+    with pytest.raises(UserError, match="does not belong to"):
+        read_attention(tmp_path / "one")
+    (tmp_path / "one" / "attention.npz").unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        read_attention(tmp_path / "one")
+    (tmp_path / "other" / "attention.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(UserError, match="another version"):
+        read_attention(tmp_path / "other")
 
 
-def test_stacking_is_seen_as_likeness(make_model, tokenizer, text):
-    from stackbert.growth.model import grow
+def test_examples_are_short_sentences_with_their_maps(make_model, tokenizer, sentences):
+    model = make_model()
+    result = measure_attention(model, text=sentences, tokenizer=tokenizer)
+    lengths = [len(tokens) for tokens in result.examples]
+    assert lengths == [14, 22, 13, 29, 22, 17, 32, 32]  # two of 43 and 35 come last, cut
+    assert result.shortest == 2
+    for number, length in enumerate(lengths):
+        assert result.arrays[f"maps_{number}"].shape == (2, 2, length, length)
+    assert measure_attention(model, text=sentences[1:2], tokenizer=tokenizer).shortest == 0
 
-    # Uniform queries and keys of position alone, so that a copied layer has its source's maps.
+
+def test_stacking_is_seen_as_likeness(make_model, tokenizer, sentences):
+    # No layer adds to the stream, so that a copied layer has its source's maps.
     shallow = make_model("megatron-bert", depth=2)
     with torch.no_grad():
         for layer in shallow.bert.encoder.layer:
-            layer.attention.output.dense.weight.zero_(), layer.attention.output.dense.bias.zero_()
-            layer.output.dense.weight.zero_(), layer.output.dense.bias.zero_()
-    deep = grow(shallow, 4)
-    result = measure_attention(shallow, text=text, tokenizer=tokenizer, compare=deep)
-    assert result.other.contrast.matched == pytest.approx(0, abs=1e-5)
-    assert result.other.likeness.divergence[0, 2] == pytest.approx(0, abs=1e-5)
-    assert (
-        "Claim 3, a shallow model's maps look like a deep one's: holds (" in statements(result)[2]
+            for dense in (layer.attention.output.dense, layer.output.dense):
+                dense.weight.zero_(), dense.bias.zero_()
+    result = measure_attention(
+        shallow, text=sentences, tokenizer=tokenizer, compare=grow(shallow, 4)
     )
+    assert result.shallow_deep.matched == pytest.approx(0, abs=1e-6)
+    assert result.shallow_deep.untrained > 0.05
+    (claim,) = [line for line in statements(result) if line.startswith("Claim 3")]
+    assert ": holds (100%)." in claim
+    own = result.likeness.query("model == 'measured'").pivot(
+        index="layer", columns="other_layer", values="divergence"
+    )
+    assert np.diag(own) == pytest.approx(0, abs=1e-6)
+    assert own.to_numpy() == pytest.approx(own.to_numpy().T, abs=1e-6)
 
 
-def test_a_head_that_looks_at_itself_is_found_in_a_real_model(make_model, tokenizer, text):
-    model = make_model(depth=1, heads=1)
-    own = model.bert.encoder.layer[0].attention.self
+def test_a_head_that_looks_at_itself_is_found(make_model, tokenizer, sentences):
+    model = make_model("megatron-bert", depth=1, heads=1)
     with torch.no_grad():
+        own = model.bert.encoder.layer[0].attention.self
         own.key.weight.copy_(own.query.weight), own.key.bias.copy_(own.query.bias)
         own.query.weight.mul_(100), own.query.bias.mul_(100)
-    measures = measure_attention(model, text=text, tokenizer=tokenizer).measures
-    assert measures.itself.item() > 3 * measures.itself_uniform
+    result = measure_attention(model, text=sentences, tokenizer=tokenizer)
+    assert result.heads_of()["itself"].item() > 3 * result.about()["itself"]
+    assert result.top_bottom is None
+    assert len(statements(result)) == 1
+
+
+@pytest.fixture(scope="module")
+def measured(tokenizer, sentences):
+    from tiny_encoders import tiny_encoder
+
+    return measure_attention(tiny_encoder(depth=3), text=sentences, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(
     ("matched", "untrained", "share", "verdict"),
     [
-        (0.50, 0.5, 0.0, "does not hold"),
-        (0.60, 0.5, 0.0, "does not hold"),
-        (0.44, 0.5, 0.15, "hardly holds"),
-        (0.30, 0.5, 0.5, "holds in part"),
-        (0.20, 0.5, 0.75, "holds"),
-        (0.05, 0.5, 1.0, "holds"),
-        (0.20, 0.1, 0.0, "does not hold"),
-        (0.05, 0.1, 1.0, "holds"),
-        (0.00, 0.01, 1.0, "cannot be told, "),
+        (0.50, 0.5, 0.0, "does not hold (0%)"),
+        (0.60, 0.5, 0.0, "does not hold (0%)"),
+        (0.44, 0.5, 0.15, "hardly holds (15%)"),
+        (0.30, 0.5, 0.5, "holds in part (50%)"),
+        (0.20, 0.5, 0.75, "holds (75%)"),
+        (0.05, 0.5, 1.0, "holds (100%)"),
+        (0.20, 0.1, 0.0, "does not hold (0%)"),
+        (0.00, 0.01, 1.0, "cannot be judged, as the maps hardly differ from an untrained model's"),
     ],
 )
-def test_the_verdict_lies_between_untrained_and_dealt(matched, untrained, share, verdict):
-    contrast = Contrast(matched, 0.7, 0.6, 0.1, untrained, 0.0)
+def test_the_verdict_lies_between_untrained_and_dealt(matched, untrained, share, verdict, measured):
+    contrast = Contrast(matched, dealt=0.1, untrained=untrained)
     assert likeness_share(contrast) == pytest.approx(share)
-    assert re.search(
-        rf"bottom layers: {verdict}( \(|as the maps)", top_and_bottom_statement(contrast)
+    claim = statements(measured.model_copy(update={"top_bottom": contrast}))[1]
+    assert claim.startswith(f"Claim 2, top layers look like bottom layers: {verdict}. ")
+    assert f"by {matched:.3f} (" in claim
+
+
+@pytest.mark.parametrize(("local", "verdict"), [(3, "does not hold"), (4, "holds")])
+def test_the_first_claim_holds_for_more_than_half_of_the_heads(local, verdict, measured):
+    heads = measured.heads.copy()
+    heads.loc[: local - 1, ["near_4", "class"]] = (0.9, "local")
+    said = statements(measured.model_copy(update={"heads": heads}))[0]
+    assert f"at [CLS]: {verdict}. {local} of 6 heads ({local / 6:.0%}) do; in an untr" in said
+    assert f"By class: {local} local, 0 [CLS], 0 mixed, 0 [SEP], {6 - local} broad" in said
+
+
+def test_the_table_has_a_line_a_layer(measured):
+    table = layer_table(measured)
+    assert table["layer"].tolist() == ["1", "2", "3", "all", "uniform", "untrained (8)"]
+    heads = measured.heads_of()
+    first = heads[heads["layer"] == 2]["first"].mean()
+    assert table["[CLS]"][1] == pytest.approx(first, abs=5e-4)
+    assert table["entropy"][3] == pytest.approx(heads["entropy"].mean(), abs=5e-4)
+    assert table["within 4"][4] == pytest.approx(measured.about()["within_4"], abs=5e-4)
+    assert table["heads"].tolist() == ["2 broad"] * 3 + ["6 broad", "", "6 broad"]
+
+
+def test_users_mistakes_are_sentences(make_model, save, tokenizer, sentences, tmp_path):
+    model = make_model()
+    other = save(model, "other", word_tokenizer([f"x{number}" for number in range(90)]))
+    folder = save(model)
+    for says, options in (
+        (r"different vocabularies \(90 of 95 tokens", {"model": folder, "compare": other}),
+        ("needs tokenizer=", {"model": model}),
+        ("The list of sentences is empty", {"model": folder, "text": []}),
+        ("config.json", {"model": tmp_path / "none"}),
+        ("none.txt", {"model": folder, "text": tmp_path / "none.txt"}),
+        ("0 sentences are too few", {"model": folder, "text": folder, "sentences": 0}),
+    ):
+        with pytest.raises(UserError, match=says):
+            measure_attention(**{"text": sentences, **options})
+
+
+# The sample of sentences.
+
+
+def long_sentence(number):
+    return " ".join(["w1"] * (MIN_TOKENS - 2) + [f"w{number}"]) + f" s{number}."
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Sixty long sentences in two files, with short ones, headings and a repetition between."""
+    documents = []
+    for start in (0, 20, 40):
+        lines = ["A heading."]
+        lines += [f"{long_sentence(at)} Too short." for at in range(start, start + 20)]
+        documents.append("\n".join([*lines, long_sentence(start)]))
+    (tmp_path / "a.txt").write_text("\n\n".join(documents[:2]))
+    (tmp_path / "b.txt").write_text(documents[2].replace("w1 w1", "w1  \tw1"))
+    return tmp_path
+
+
+def test_a_sample_is_of_long_sentences_once_each_a_function_of_text_and_seed(text, tokenizer):
+    found = sample_sentences(text, tokenizer, 1000)
+    assert sorted(found) == sorted(long_sentence(number) for number in range(60))
+    files = [text / "a.txt", text / "b.txt"]
+    some = sample_sentences(files, tokenizer, 10, seed=3)
+    assert len(some) == 10
+    assert sample_sentences(files[::-1], tokenizer, 10, seed=3) == some
+    assert sample_sentences(files, tokenizer, 10, seed=4) != some
+    assert sample_sentences(files, tokenizer, 25, seed=3)[:10] == some
+
+
+def test_every_sentence_has_the_same_chance(text, tokenizer):
+    counts = Counter(
+        each
+        for seed in range(200)
+        for each in sample_sentences(text / "b.txt", tokenizer, 5, seed=seed)
     )
+    assert len(counts) == 20
+    assert all(25 <= count <= 78 for count in counts.values()), counts  # 50 expected, sigma 6
 
 
-def test_statements_have_the_numbers(make_model, tokenizer, text):
-    result = measure_attention(make_model(depth=2), text=text, tokenizer=tokenizer)
-    patterns, halves = statements(result)
-    counts = [
-        int(n) for n in re.findall(r"(\d+) (?:local|\[CLS\]|mixed|\[SEP\]|broad|other)", patterns)
-    ]
-    assert len(counts) == 6
-    assert sum(counts) == 4
-    for number in (result.contrast.matched, result.contrast.dealt, result.contrast.untrained):
-        assert f"{number:.3f}" in halves
-
-
-def test_the_table_has_a_line_a_layer(make_model, tokenizer, text):
-    result = measure_attention(make_model(depth=3), text=text, tokenizer=tokenizer)
-    lines = [line.split() for line in layer_table(result).splitlines()]
-    rows = {line[0]: line for line in lines if line}
-    assert [name for name in rows if name.isdigit()] == ["1", "2", "3"]
-    assert "[CLS]" in rows["layer"]
-    assert f"{result.measures.entropy.mean():.3f}" in rows["all"]
-    assert f"{result.measures.first[1].mean():.3f}" == rows["2"][5]
-    assert rows["untrained"][-2:] == ["6", "broad"]
-
-
-def test_models_of_two_tokenizers_are_not_compared(make_model, save, words_tokenizer, text):
-    other = save(make_model(), "other", words_tokenizer([f"x{number}" for number in range(90)]))
-    with pytest.raises(UserError, match=r"different vocabularies \(90 of 95 tokens"):
-        measure_attention(save(make_model()), text=text, compare=other)
-
-
-def test_a_model_without_a_tokenizer_is_refused(make_model, text):
-    with pytest.raises(UserError, match="needs its tokenizer"):
-        measure_attention(make_model(), text=text)
-
-
-def test_an_empty_list_of_sentences_is_refused(make_model, tokenizer):
-    with pytest.raises(UserError, match="empty"):
-        measure_attention(make_model(), text=[], tokenizer=tokenizer)
-
-
-def test_the_command_writes_the_result_and_says_it(stackbert, make_model, save, text, tmp_path):
-    folder, out = save(make_model()), tmp_path / "new" / "out"
-    code, printed, _ = stackbert(
-        "attention", folder, "--text", text, "--out", out, "--sentences", 5
-    )
-    assert code == 0
-    result = AttentionResult.from_json(json.loads((out / "attention.json").read_text()))
-    assert result.measures.sentences == 5
-    assert layer_table(result) in printed
-    for sentence in statements(result):
-        assert sentence in printed
-
-
-def test_a_users_mistake_is_a_sentence_and_exit_code_two(
-    stackbert, save, make_model, text, tmp_path
-):
-    mistakes = {
-        "is not a folder": (tmp_path / "none", text),
-        "There is no": (save(make_model()), tmp_path / "none.txt"),
-    }
-    for sentence, (model, path) in mistakes.items():
-        code, _, said = stackbert("attention", model, "--text", path, "--out", tmp_path / "out")
-        assert code == 2
-        assert sentence in said
-        assert "Traceback" not in said
+def test_a_text_without_long_sentences_is_refused(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("Too short. This one, too.")
+    with pytest.raises(UserError, match="no sentence of at least 12 tokens"):
+        sample_sentences(tmp_path / "a.txt", tokenizer, 5)

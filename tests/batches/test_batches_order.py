@@ -1,11 +1,11 @@
-"""No token is lost or repeated, and the order is the same in every version."""
+"""Each token of an epoch is seen once, and a batch is a pure function of its step."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
 from batches_helpers import (
     joined,
     numbered,
@@ -13,12 +13,17 @@ from batches_helpers import (
     plan,
     same,
     seeds,
+    shape,
     shapes,
+    tensors,
+    unmasked,
 )
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stackbert.batches import Batch, StageShape
+from stackbert.batches.batches import IGNORED, Batch, BatchPlan, training_plan, validation_batch
+from stackbert.errors import UserError
+from stackbert.recipe import Recipe
 
 
 @given(
@@ -27,19 +32,14 @@ from stackbert.batches import Batch, StageShape
     seed=seeds,
     shuffle=st.booleans(),
 )
-@example(tokens=1, stages=[StageShape(1, 1, 40, 0.15)], seed=0, shuffle=True)
-@example(
-    tokens=300,
-    stages=[StageShape(2, 3, 10, 0.15), StageShape(2, 3, 40, 0.15)],
-    seed=0,
-    shuffle=True,
-)
+@example(tokens=1, stages=[shape(1, 1, 40)], seed=0, shuffle=True)
+@example(tokens=300, stages=[shape(2, 3, 10), shape(2, 3, 40)], seed=0, shuffle=True)
 def test_each_token_of_an_epoch_is_seen_once_whatever_the_stages(tokens, stages, seed, shuffle):
     batches = plan(numbered(tokens), *stages, seed=seed, shuffle=shuffle)
     seen: list[int] = []
     step = 0
     while len(seen) < 3 * tokens or step <= sum(stage.steps for stage in stages):
-        seen += places(batches.batch(step)).reshape(-1).tolist()
+        seen += places(batches.batch(step)).flatten().tolist()
         step += 1
     for start in range(0, len(seen) - tokens + 1, tokens):
         assert sorted(seen[start : start + tokens]) == list(range(tokens))
@@ -49,9 +49,8 @@ def test_each_token_of_an_epoch_is_seen_once_whatever_the_stages(tokens, stages,
 
 def test_no_token_is_lost_or_repeated_where_a_stage_ends():
     # 2 steps of 4 × 8 tokens and 3 of 2 × 30 are 244; the first epoch of 200 ends in the second.
-    stages = StageShape(2, 4, 10, 0.15), StageShape(3, 2, 32, 0.15)
-    batches = plan(numbered(200), *stages)
-    shapes_seen = [batches.batch(step).input_ids.shape for step in range(7)]
+    batches = plan(numbered(200), shape(2, 4, 10), shape(3, 2, 32))
+    shapes_seen = [batches.batch(step).input_ids_BS.shape for step in range(7)]
     assert shapes_seen == [(4, 10)] * 2 + [(2, 32)] * 5
     assert [batches.locate(step) for step in (0, 1, 2, 4, 5)] == [
         (0, 0),
@@ -60,129 +59,154 @@ def test_no_token_is_lost_or_repeated_where_a_stage_ends():
         (1, 184),
         (1, 244),  # past the end the last stage goes on
     ]
-    seen = np.concatenate([places(batches.batch(step)).reshape(-1) for step in range(7)])
+    seen = torch.cat([places(batches.batch(step)).flatten() for step in range(7)]).tolist()
     assert sorted(seen[:200]) == list(range(200))
-    assert len(set(seen[200:].tolist())) == 64 + 5 * 60 - 200
+    assert len(set(seen[200:])) == 64 + 5 * 60 - 200
 
 
-@given(tokens=st.integers(1, 300), shape=shapes, seed=seeds)
-def test_with_one_sequence_length_a_row_is_one_piece_of_the_text(tokens, shape, seed):
-    batches = plan(numbered(tokens), shape, seed=seed)
+@given(tokens=st.integers(1, 300), stage=shapes, seed=seeds)
+def test_with_one_sequence_length_a_row_is_one_piece_of_the_text(tokens, stage, seed):
+    batches = plan(numbered(tokens), stage, seed=seed)
     for step in range(8):
-        assert (np.diff(places(batches.batch(step))) % tokens == 1 % tokens).all()
+        assert (torch.diff(places(batches.batch(step))) % tokens == 1 % tokens).all()
 
 
-def test_epochs_differ_in_their_order():
-    batches = plan(numbered(1000), StageShape(1, 100, 12, 0.15))
-    orders = [places(batches.batch(epoch)).reshape(-1).tolist() for epoch in range(4)]
-    assert len({tuple(order) for order in orders}) == 4
+def test_the_order_differs_by_epoch_and_seed_but_not_without_shuffling():
+    stream, stage = numbered(1000), shape(1, 100, 12)
+    orders = [places(plan(stream, stage).batch(epoch)).flatten().tolist() for epoch in range(4)]
+    orders += [places(plan(stream, stage, seed=s).batch(0)).flatten().tolist() for s in range(1, 5)]
+    assert len({tuple(order) for order in orders}) == 8
     assert all(sorted(order) == list(range(1000)) for order in orders)
-
-
-def test_the_order_differs_by_seed():
-    stream, shape = numbered(1000), StageShape(1, 100, 12, 0.15)
-    orders = {places(plan(stream, shape, seed=s).batch(0)).tobytes() for s in range(5)}
-    assert len(orders) == 5
-
-
-def test_an_evaluation_reads_the_corpus_in_its_own_order():
-    batches = plan(numbered(1000), StageShape(1, 100, 12, 0.15), shuffle=False)
-    assert places(batches.batch(0)).reshape(-1).tolist() == list(range(1000))
-
-
-@given(
-    tokens=st.integers(2, 150),
-    shard=st.integers(1, 40),
-    pairs=st.booleans(),
-    stages=st.lists(
-        shapes.map(lambda s: replace(s, rows=s.rows + 1, sequence_length=s.sequence_length + 1)),
-        min_size=1,
-        max_size=2,
-    ),
-    data=st.data(),
-)
-@settings(max_examples=30)
-def test_rows_are_the_same_wherever_the_shards_are_cut(tokens, shard, pairs, stages, data):
-    marks = st.lists(st.integers(0, tokens - 1), max_size=20)
-    sentences, separators = data.draw(marks), data.draw(marks)
-    whole, cut = (
-        plan(
-            numbered(tokens, shard=size, sentences=sentences, separators=separators),
-            *stages,
-            next_sentence=pairs,
-        )
-        for size in (None, shard)
-    )
-    assert all(same(whole.batch(step), cut.batch(step)) for step in range(6))
+    plain = plan(stream, stage, shuffle=False).batch(0)
+    assert places(plain).flatten().tolist() == list(range(1000))
 
 
 GOLDEN = {
-    "rows": (False, [StageShape(9, 48, 12, 0.15)], "c3280db0ddba8c06"),
-    "stages": (
-        False,
-        [StageShape(9, 48, 12, 0.15), StageShape(9, 6, 100, 0.3)],
-        "9717a91717c0ff85",
-    ),
-    "pairs": (True, [StageShape(9, 40, 20, 0.15), StageShape(9, 8, 90, 0.3)], "6072fdd903a72d90"),
+    "rows": (False, [shape(9, 48, 12)], "c3280db0ddba8c06"),
+    "stages": (False, [shape(9, 48, 12), shape(9, 6, 100, 0.3)], "9717a91717c0ff85"),
+    "pairs": (True, [shape(9, 40, 20), shape(9, 8, 90, 0.3)], "6072fdd903a72d90"),
 }
 
 
 def digest(batches: Sequence[Batch]) -> str:
     found = hashlib.sha256()
     for batch in batches:
-        for field in fields(batch):
-            array = getattr(batch, field.name)
-            if array is not None:
-                assert array.dtype == np.int64
-                found.update(array.tobytes())
+        for tensor in tensors(batch):
+            assert tensor.dtype == torch.int64
+            found.update(tensor.numpy().tobytes())
     return found.hexdigest()[:16]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_the_batches_are_the_same_in_every_version(name):
+def test_the_batches_are_the_same_in_every_version_and_order_of_asking(name):
     # A run started with one version must be resumed by the next on the same batches. Over 1,024
-    # rows an epoch and more than one epoch, in one shard and in several, read on and at random.
+    # rows an epoch and more than one epoch.
     pairs, stages, expected = GOLDEN[name]
     tokens, steps = 15_000, 40
-    for shard in (None, 4_000):
-        stream = numbered(
-            tokens,
-            shard=shard,
-            sentences=sorted({(11 * n + n * n % 7) % tokens for n in range(tokens // 11)}),
-            separators=range(80, tokens, 81),
-        )
-        batches = plan(stream, *stages, seed=6, next_sentence=pairs)
-        assert digest([batches.batch(step) for step in range(steps)]) == expected
-        backwards = [batches.batch(step) for step in reversed(range(steps))]
-        assert digest(backwards[::-1]) == expected
-        shared = [[batches.batch(step, rank, 2) for rank in (0, 1)] for step in range(steps)]
-        assert digest([joined(ranks) for ranks in shared]) == expected
+    stream = numbered(
+        tokens,
+        sentences=sorted({(11 * n + n * n % 7) % tokens for n in range(tokens // 11)}),
+        separators=range(80, tokens, 81),
+    )
+    batches = plan(stream, *stages, seed=6, next_sentence=pairs)
+    assert digest([batches.batch(step) for step in range(steps)]) == expected
+    backwards = [batches.batch(step) for step in reversed(range(steps))]
+    assert digest(backwards[::-1]) == expected
+    fresh = [
+        plan(stream, *stages, seed=6, next_sentence=pairs).batch(step) for step in range(0, 40, 7)
+    ]
+    assert all(map(same, fresh, backwards[::-1][::7]))
 
 
 @given(
-    tokens=st.integers(1, 60),
-    shard=st.integers(1, 40),
-    data=st.data(),
+    tokens=st.integers(8, 400),
+    world_size=st.integers(1, 6),
+    share=st.integers(1, 4),
+    length=st.integers(7, 40),
+    pairs=st.booleans(),
+    step=st.integers(0, 50),
+    seed=seeds,
 )
-def test_ranges_read_together_are_the_ranges_read_alone(tokens, shard, data):
-    marks = data.draw(st.lists(st.integers(0, tokens - 1)))
-    stream = numbered(tokens, shard=shard, sentences=marks)
-    starts = np.array(data.draw(st.lists(st.integers(0, tokens), max_size=8)), dtype=np.int64)
-    lengths = np.array(
-        [data.draw(st.integers(0, tokens - start)) for start in starts], dtype=np.int64
+def test_the_ranks_together_see_the_batch_of_one(
+    tokens, world_size, share, length, pairs, step, seed
+):
+    pairs = pairs and world_size * share > 1
+    stream = numbered(tokens, sentences=range(0, tokens, 5), separators=range(30, tokens, 31))
+    stage = shape(10, world_size * share, length, 0.2)
+    batches = plan(stream, stage, seed=seed, next_sentence=pairs)
+    parts = [batches.batch(step, rank, world_size) for rank in range(world_size)]
+    assert all(len(part) == share for part in parts)
+    assert same(joined(parts), batches.batch(step))
+
+
+@given(
+    tokens=st.integers(8, 400),
+    stages=st.lists(shapes, min_size=1, max_size=3),
+    pairs=st.booleans(),
+    steps=st.lists(st.integers(0, 20), min_size=1, max_size=8),
+    together=st.integers(2, 2000),
+    seed=seeds,
+)
+def test_steps_made_together_are_those_made_alone(tokens, stages, pairs, steps, together, seed):
+    stream = numbered(tokens, sentences=range(0, tokens, 5), separators=range(30, tokens, 31))
+    some, one = (plan(stream, *stages, seed=seed, next_sentence=pairs) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stackbert.batches.batches._CACHED_TOKENS", together)
+        found = [some.batch(step) for step in steps]
+        patch.setattr("stackbert.batches.batches._CACHED_TOKENS", 0)
+        expected = [one.batch(step) for step in steps]
+    assert all(map(same, found, expected))
+
+
+def test_a_batch_uses_no_global_randomness_and_changing_it_changes_no_other():
+    batches = plan(numbered(500), shape(5, 4, 34))
+    before = batches.batch(1).input_ids_BS.clone()
+    np.random.seed(12345)
+    torch.manual_seed(12345)
+    for tensor in tensors(batches.batch(1)):
+        tensor.zero_()
+    assert torch.equal(batches.batch(1).input_ids_BS, before)
+    assert np.random.get_state()[1][0] == 12345
+
+
+def test_micro_batches_and_evaluation_shares_are_the_rows_of_the_batch():
+    batch = plan(numbered(500), shape(5, 5, 34), next_sentence=True).batch(2)
+    assert same(joined([batch.rows(start, start + 2) for start in (0, 2, 4)]), batch)
+    assert same(batch.to(torch.device("cpu")), batch)
+    assert batch.share(0, 1) is batch
+    shares = [batch.share(rank, 3) for rank in range(3)]
+    whole = joined(shares)
+    assert [len(share) for share in shares] == [2, 2, 2]
+    assert same(whole.rows(0, 5), batch)
+    assert (whole.labels_BK[5] == IGNORED).all()
+    assert whole.is_random_B[5] == IGNORED
+
+
+def test_what_cannot_be_batched_is_refused_with_the_recipe_s_field():
+    with pytest.raises(UserError, match=r"batch\.sequences: 10 rows .* 4 processes"):
+        plan(numbered(100), shape(1, 10, 12)).batch(0, 0, 4)
+    with pytest.raises(UserError, match=r"batch\.sequence_length"):
+        plan(numbered(100), shape(1, 2, 40), shape(1, 2, 6), next_sentence=True)
+    with pytest.raises(UserError, match=r"batch\.sequences: next-sentence prediction needs"):
+        plan(numbered(100), shape(1, 2, 20), shape(1, 1, 20), next_sentence=True)
+
+
+def test_a_recipe_s_plan_trains_on_one_side_and_validates_on_the_first_rows_of_the_other(
+    factbook_corpus,
+):
+    stages = [{"depth": 1, "steps": 3, "sequence_length": 16}, {"depth": 2, "steps": 2}]
+    recipe = Recipe.model_validate(
+        {"name": "x", "stages": stages, "batch": {"sequences": 4, "sequence_length": 32}, "seed": 5}
     )
-    alone = [stream.read(int(a), int(n)) for a, n in zip(starts, lengths, strict=True)]
-    assert stream.read_many(starts, lengths).tolist() == [i for part in alone for i in part]
-    found, owners = stream.sentence_starts_within(starts, lengths)
-    every = sorted({0, *marks})
-    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        inside = [place for place in every if start <= place < start + length]
-        assert found[owners == number].tolist() == inside
+    made = training_plan(recipe, factbook_corpus)
+    words = factbook_corpus.vocabulary
+    plain = BatchPlan(factbook_corpus.train, words, [shape(3, 4, 16), shape(2, 4, 32)], seed=5)
+    assert all(same(made.batch(step), plain.batch(step)) for step in range(5))
 
-
-@pytest.mark.parametrize(("start", "length"), [(-1, 3), (-9, 2), (18, 3), (25, 1)])
-def test_a_range_outside_the_corpus_is_an_error(start, length):
-    stream = numbered(20, shard=7)
-    for read in (stream.read_many, stream.sentence_starts_within):
-        with pytest.raises(IndexError, match="split of 20 tokens"):
-            read(np.array([3, start]), np.array([2, length]))
+    batch = validation_batch(recipe, factbook_corpus)
+    rows = len(factbook_corpus.validation) // 30  # fewer than the 1,024 that a recipe asks for
+    assert batch.input_ids_BS.shape == (rows, 32)
+    text = factbook_corpus.validation.read(0, rows * 30).astype(np.int64)
+    assert np.array_equal(unmasked(batch)[:, 1:-1], text.reshape(rows, 30))
+    other = recipe.model_copy(update={"seed": 6})
+    assert same(validation_batch(other, factbook_corpus), batch)

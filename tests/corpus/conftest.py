@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stackbert.corpus import Corpus, build_corpus
+from stackbert.corpus.build import build_corpus
+from stackbert.corpus.store import Corpus
 
 SYLLABLES = ["ka", "lo", "mi", "ter", "san", "du", "pre", "ving", "or", "est"]
 
@@ -58,8 +59,6 @@ def document_ids() -> Callable[[Corpus, str], list[list[int]]]:
     def read(corpus: Corpus, side: str) -> list[list[int]]:
         stream = getattr(corpus, side)
         starts = [*stream.document_starts.tolist(), len(stream)]
-        return [
-            stream.read(start, end - start).tolist() for start, end in itertools.pairwise(starts)
-        ]
+        return [stream.read(a, b - a).tolist() for a, b in itertools.pairwise(starts)]
 
     return read

@@ -1,38 +1,34 @@
-"""Made data sets in the official layouts, each written once."""
+"""Tiny models and made data, each written once."""
 
+import gc
 from pathlib import Path
 
 import pytest
-from finetuning_files import squad_value, write_glue, write_squad
-from finetuning_helpers import build, rte, save, sst2
+import transformers
+from finetuning_helpers import rte, save, sst2
+
+from tiny_encoders import tiny_encoder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collection():
+    """Each Trainer collects garbage; what torch and transformers loaded is not looked through."""
+    transformers.Trainer  # noqa: B018 (loads all that it needs)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
-def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GLUE's ten tasks, 12 rows in each split. For reading only: the session shares it."""
-    return write_glue(tmp_path_factory.mktemp("glue"))
-
-
-@pytest.fixture(scope="session")
-def squad_v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of v1.1 with 4 questions."""
-    return write_squad(tmp_path_factory.mktemp("squad") / "dev-v1.1.json", squad_value("1.1"))
-
-
-@pytest.fixture(scope="session")
-def squad_v2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of v2.0 with 6 questions, 2 of them without an answer."""
-    return write_squad(tmp_path_factory.mktemp("squad") / "dev-v2.0.json", squad_value("v2.0"))
-
-
-@pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three tiny encoders of different seeds."""
     folder = tmp_path_factory.mktemp("models")
-    return [save(folder / name, build(seed=n)) for n, name in enumerate(("one", "two", "three"))]
+    names = enumerate(("one", "two", "three"))
+    return [save(folder / name, tiny_encoder(seed=seed)) for seed, name in names]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SST-2, which they learn, and RTE, which nothing can."""
     return rte(sst2(tmp_path_factory.mktemp("glue")))

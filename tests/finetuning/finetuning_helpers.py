@@ -1,32 +1,19 @@
 """Tiny encoders, and made data in the official layouts that they learn in a few steps."""
 
-import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import transformers
-from transformers import (
-    PreTrainedTokenizerFast,
-)
-
-from stackbert.pretraining.progress import Silent
+from stackbert.progress import Progress
 from tiny_encoders import tiny_encoder, word_tokenizer
 
 WORDS = ("good", "bad", "yes", "no", *(f"w{number}" for number in range(87)))
-FAST = (
-    "precision=fp32",
-    "learning_rate=0.003",
-    "batch=8",
-    "max_length=32",
-    "dropout=0.1",
-)
-"""Settings in which the models below learn the data below."""
+FAST = ("precision=fp32", "learning_rate=0.003", "batch=8", "max_length=32")
+"""Settings in which the models learn the data below."""
 BRIEF = (*FAST, "max_steps=2")
 """For tests that look at what is run, not at what is learned."""
 
 
-class Heard(Silent):
+class Heard(Progress):
     """Keeps what is said, and does something after so many steps."""
 
     def __init__(self, after=None, act=None):
@@ -42,28 +29,12 @@ class Heard(Silent):
             self._act()
 
 
-def quick_collection() -> Iterator[None]:
-    """As a fixture: what is there by now is not looked through again by every Trainer.
-
-    Each of them collects garbage, which takes half a second where torch and transformers are
-    loaded: more than these models' training.
-    """
-    transformers.Trainer  # noqa: B018 (loads it, and all that it needs)
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer():
     return word_tokenizer(WORDS)
 
 
-build = tiny_encoder
-
-
 def save(folder: Path, model=None, tokenizer=None) -> Path:
-    (model or build()).save_pretrained(folder)
+    (model or tiny_encoder()).save_pretrained(folder)
     (tokenizer or make_tokenizer()).save_pretrained(folder)
     return folder
 
@@ -73,34 +44,33 @@ def sentence(number: int, length: int) -> str:
     return " ".join(WORDS[4 + (7 * number + 11 * at) % 87] for at in range(length))
 
 
+def write_rows(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join("\t".join(map(str, row)) for row in rows) + "\n", encoding="utf-8")
+
+
 def sst2(folder: Path, train: int = 64, dev: int = 24) -> Path:
     """GLUE's SST-2: a sentence is positive where "good" stands in it."""
-    task = folder / "SST-2"
-    task.mkdir(parents=True)
     for name, count, first in (("train", train, 0), ("dev", dev, 1000)):
-        rows = ["sentence\tlabel"]
+        rows = [("sentence", "label")]
         for number in range(first, first + count):
             label = (number // 2 + number) % 2
             word = "good" if label else "bad"
-            rows.append(f"{word} {sentence(number, 2 + number % 9)}\t{label}")
-        (task / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    rows = ["index\tsentence", *(f"{n}\tgood {sentence(n, 5)}" for n in range(4))]
-    (task / "test.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+            rows.append((f"{word} {sentence(number, 2 + number % 9)}", label))
+        write_rows(folder / "SST-2" / f"{name}.tsv", rows)
+    rows = [("index", "sentence"), *((n, f"good {sentence(n, 5)}") for n in range(4))]
+    write_rows(folder / "SST-2" / "test.tsv", rows)
     return folder
 
 
 def rte(folder: Path, train: int = 48, dev: int = 16) -> Path:
     """GLUE's RTE, of pairs; nothing in them tells the classes apart."""
-    task = folder / "RTE"
-    task.mkdir(parents=True)
     for name, count, first in (("train", train, 0), ("dev", dev, 1000)):
-        rows = ["index\tsentence1\tsentence2\tlabel"]
-        for number in range(first, first + count):
-            label = "entailment" if number % 3 else "not_entailment"
-            rows.append(
-                f"{number - first}\t{sentence(number, 5)}\t{sentence(number + 7, 3)}\t{label}"
-            )
-        (task / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows = [("index", "sentence1", "sentence2", "label")]
+        for n in range(first, first + count):
+            label = "entailment" if n % 3 else "not_entailment"
+            rows.append((n - first, sentence(n, 5), sentence(n + 7, 3), label))
+        write_rows(folder / "RTE" / f"{name}.tsv", rows)
     return folder
 
 
@@ -116,11 +86,8 @@ def squad(folder: Path, *, version: str = "v1.1", train: int = 40, dev: int = 16
             if not impossible:
                 words[number % len(words)] = answer
             context = " ".join(words)
-            answers = [{"text": answer, "answer_start": context.find(answer)}]
-            answers = [] if impossible else answers
+            answers = [] if impossible else [{"text": answer, "answer_start": context.find(answer)}]
             question = {"id": f"q{number}", "question": "yes w1 w2", "answers": answers}
-            if version == "v2.0":
-                question["is_impossible"] = impossible
             paragraphs.append({"context": context, "qas": [question]})
         data = {"version": version, "data": [{"title": "made", "paragraphs": paragraphs}]}
         (folder / f"{name}-{version}.json").write_text(json.dumps(data), encoding="utf-8")

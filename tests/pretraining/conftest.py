@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from pretraining_helpers import Child
+from stackbert.factbook import write_factbook
 
 import stackbert as sb
-from stackbert.factbook import write_factbook
 
 
 @pytest.hookimpl(wrapper=True)

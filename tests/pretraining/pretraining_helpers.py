@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stackbert.pretraining.progress import Silent
+
 import stackbert as sb
 from recipe_fields import recipe_of
-from stackbert.pretraining.progress import Silent
 
 # Whatever is left to the machine or the clock by default is settled here.
 TINY: dict[str, Any] = {

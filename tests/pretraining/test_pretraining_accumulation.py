@@ -3,12 +3,12 @@
 import pytest
 import torch
 from pretraining_helpers import tiny_recipe
-
-import stackbert as sb
 from stackbert.models import create_model
 from stackbert.pretraining.start import batch_plan
-from stackbert.pretraining.trainer import Trainer
 from stackbert.vocabulary import load_vocabulary
+
+import stackbert as sb
+from stackbert.pretraining.trainer import Trainer
 
 
 def losses(run) -> list[float]:

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from pretraining_helpers import TOTAL, At, checkpoints, tiny_recipe, weights
-
-import stackbert as sb
 from stackbert.models import create_model
-from stackbert.pretraining import loop as loop_module
-from stackbert.pretraining import prefetch
 from stackbert.pretraining.background import BackgroundWriter, snapshot
 from stackbert.pretraining.prefetch import batches
 from stackbert.pretraining.start import batch_plan
 from stackbert.vocabulary import load_vocabulary
+
+import stackbert as sb
+from stackbert.pretraining import loop as loop_module
+from stackbert.pretraining import prefetch
 
 
 @pytest.fixture

@@ -8,9 +8,6 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pretraining_helpers import At, Crash, Listening, crash, tiny_recipe
-
-import stackbert as sb
-from stackbert.pretraining import start as start_module
 from stackbert.pretraining.budget import (
     EVALUATIONS,
     Timing,
@@ -23,6 +20,9 @@ from stackbert.pretraining.budget import (
 from stackbert.pretraining.start import batch_plan
 from stackbert.recipe_files import load_recipe
 from stackbert.vocabulary import load_vocabulary
+
+import stackbert as sb
+from stackbert.pretraining import start as start_module
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from pretraining_helpers import Listening, tiny_recipe
+from stackbert.factbook import SHORTEST, write_factbook
 
 import stackbert as sb
 from stackbert import demo
-from stackbert.factbook import SHORTEST, write_factbook
 
 
 def test_the_factbook_is_256_documents_of_plain_text(factbook: Path) -> None:

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 from pretraining_helpers import TOTAL, Listening, checkpoints, tiny_recipe
+from stackbert.models import LossSums, create_model
+from stackbert.pretraining.start import batch_plan
+from stackbert.vocabulary import load_vocabulary
 
 import stackbert as sb
-from stackbert.models import LossSums, create_model
 from stackbert.pretraining import engine
 from stackbert.pretraining.checkpoints import CheckpointStore, load_model, read_state
-from stackbert.pretraining.start import batch_plan
 from stackbert.pretraining.trainer import StepResult, Trainer
-from stackbert.vocabulary import load_vocabulary
 
 
 def test_a_rate_far_too_high_stops_naming_step_stage_and_causes(corpus, tmp_path) -> None:

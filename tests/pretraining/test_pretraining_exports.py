@@ -12,13 +12,13 @@ import torch
 import yaml
 from pretraining_helpers import checkpoints, tiny_recipe
 from safetensors.torch import load_file
+from stackbert.modelcard import model_card
+from stackbert.pretraining.summary import summarise
 
 import stackbert as sb
-from stackbert.modelcard import model_card
 from stackbert.pretraining import run as run_module
 from stackbert.pretraining.checkpoints import checkpoint_name
 from stackbert.pretraining.loop import TrainingLoop
-from stackbert.pretraining.summary import summarise
 
 RECIPE = tiny_recipe(
     optimizer__name="muon",

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 from pretraining_helpers import At, Crash, Listening, checkpoints, crash, tiny_recipe
-
-import stackbert as sb
 from stackbert.pretraining.rundir import read_record
 from stackbert.recipe_files import load_recipe
+
+import stackbert as sb
 
 RECIPE = tiny_recipe()
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from pretraining_helpers import DEPTHS, GROWTHS, TOTAL, At, Crash, checkpoints, crash, tiny_recipe
-
-import stackbert as sb
 from stackbert.models import create_model, model_class, training_flops
 from stackbert.pretraining.evaluation import evaluation_batch
-from stackbert.pretraining.ledger import LEDGER, WORK, Ledger, Stopwatch
 from stackbert.pretraining.rundir import read_record
+from stackbert.vocabulary import load_vocabulary
+
+import stackbert as sb
+from stackbert.pretraining.ledger import LEDGER, WORK, Ledger, Stopwatch
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.pretraining.trainer import Trainer
-from stackbert.vocabulary import load_vocabulary
 
 RECIPE = tiny_recipe(checkpoint__keep=99, optimizer__name="muon", model__hidden_dropout_prob=0.2)
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stackbert.growth.layers import find_layers
+from stackbert.models import create_model
+from stackbert.vocabulary import load_vocabulary
 from torch import Tensor, nn
 
 from stackbert.errors import RunError
-from stackbert.growth.layers import find_layers
-from stackbert.models import create_model
 from stackbert.pretraining.optimizers import BatchedMuon, Optimizers, orthogonalise
 from stackbert.recipe import ModelSpec, OptimizerSpec
-from stackbert.vocabulary import load_vocabulary
 
 SHAPES = [(24, 8), (8, 24), (16, 16), (24, 8), (8, 24), (16, 16), (16, 16)]
 OPTIONS = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}

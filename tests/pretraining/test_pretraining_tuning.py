@@ -17,15 +17,15 @@ from pretraining_helpers import (
     untimed_ledger,
     weights,
 )
-
-import stackbert as sb
 from stackbert.models import create_model
-from stackbert.pretraining import tuning
 from stackbert.pretraining.machine import compiling_lacks
 from stackbert.pretraining.start import batch_plan
+from stackbert.vocabulary import load_vocabulary
+
+import stackbert as sb
+from stackbert.pretraining import tuning
 from stackbert.pretraining.trainer import Trainer
 from stackbert.recipe import OptimizerSpec
-from stackbert.vocabulary import load_vocabulary
 
 CPU = torch.device("cpu")
 OPEN = tiny_recipe(batch__micro_batch="auto", batch__sequences=8, compile="auto", precision="auto")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
-
-import stackbert as sb
-from browser_helpers import Visit
 from stackbert.reporting.content import Curve, Curves, Figure, Point
 from stackbert.reporting.content import Page as Report
 from stackbert.reporting.page import render
+
+import stackbert as sb
+from browser_helpers import Visit
 
 
 def x_titles(page: Page) -> list[str]:

@@ -10,15 +10,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
-import stackbert as sb
-from stackbert.__main__ import main
 from stackbert.reporting.charts import loss_curves, loss_range
 from stackbert.reporting.content import AXES, Curve, Curves, Figure, Page, Point, Table, Text
 from stackbert.reporting.figures import save_figures
 from stackbert.reporting.page import render
 from stackbert.reporting.runs import run_page
 from stackbert.reporting.wording import duration, si, slug
+
+import stackbert as sb
+from stackbert.__main__ import main
 
 HOSTILE = "</script></style></title><script>alert(1)</script><img src=x onerror=alert(2)>&'\"<!--"
 

@@ -4,9 +4,9 @@ from types import ModuleType
 
 import pytest
 from security_helpers import BENCHMARKS, RECIPE, TEXT
+from stackbert.recipe_files import parse_recipe
 
 import stackbert as sb
-from stackbert.recipe_files import parse_recipe
 
 
 @pytest.fixture(scope="module")

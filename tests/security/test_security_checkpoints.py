@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from security_helpers import RECIPE, TABLE, TEXT
+from stackbert.recipe_files import parse_recipe
 
 import stackbert as sb
 from stackbert.__main__ import main
-from stackbert.recipe_files import parse_recipe
 
 
 class Payload:

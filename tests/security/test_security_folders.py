@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from security_helpers import RECIPE
+from stackbert.recipe_files import parse_recipe
 
 import stackbert as sb
-from stackbert.recipe_files import parse_recipe
 
 
 def _edit(path: Path, change: Callable[[Any], None]) -> None:

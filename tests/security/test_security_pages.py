@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from security_helpers import RECIPE, TEXT
+from stackbert.recipe_files import parse_recipe
 
 import stackbert as sb
-from stackbert.recipe_files import parse_recipe
 
 # As a folder's or file's name, which can have no slash; and as any other.
 NAME = "\"><script>alert(1)<script><img src=x onerror=alert(2)>'&amp;"

@@ -1,8 +1,5 @@
-"""Where attention looks: measures, likeness between layers and models, and growth's effect.
+"""Where attention looks: measures of every head, how alike layers are, what growing does to them.
 
-    text ─► sentences ─► maps ─► measures ─► AttentionResult ─► statements, table
-                              └► rows ────► likeness
-
-`result` is what comes out, `maps` runs the model, `measures` and `likeness` are arithmetic on maps,
-`growth` follows a run, `measure` is the door.
+text ─► sample ─► maps ─► measures ─► result ─► statements
+                    └───► likeness ──┘
 """

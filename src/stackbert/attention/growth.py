@@ -1,239 +1,205 @@
-"""What a growth of a run, and training on, do to the attention maps.
+"""What a growth of a run, and the training after it, did to the heads.
 
-Four moments: the shallow model as its stage left it; right after growing, made again from it as the
-run made it (the same operator, the same seed); at the end of the next stage; the final model. Every
-head is held against those of the shallow model, on the same sentences.
+A growth is seen at three moments: the shallow model at the end of its stage; the model right after
+growing, made again with the run's operator and seed; the end of the next stage. At each, every
+head is compared with all heads of the shallow model, on the same sentences.
 
 "Kept" needs no threshold: a head has kept its pattern if, of all heads of the shallow model, the
-one most like it is the one that it was copied from.
+one it was copied from is the one that it is most like.
 """
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stackbert.attention.likeness import divergences
-from stackbert.attention.loading import final_model, load_model, weights_digest
-from stackbert.attention.observe import Material, Observed, observe
-from stackbert.attention.result import F64, I64, Flags, GrowthAttention, Moment, Names
+from stackbert.attention.maps import SentenceMaps
+from stackbert.attention.measures import PAPER_CLASSES
+from stackbert.attention.subject import Observed, Sample, final_model, load_encoder, observe
+from stackbert.batches.randomness import derive_key
 from stackbert.errors import UserError
-from stackbert.growth.operators import DepthMap, get_operator
-from stackbert.randomness import derive_key
+from stackbert.growth.grow import Growth, grow_with_origins
+from stackbert.growth.operators import DepthMap
+from stackbert.pretraining.record import CHECKPOINTS, is_run, read_run
 from stackbert.recipe import Recipe
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from stackbert.growth.model import Growth
-
-SHALLOW, GROWN, NEXT, FINAL = "shallow", "grown", "next", "final"
-
-
-def observe_growths(
-    run: Path, material: Material, steps: Sequence[int] | None = None, *, name: str | None = None
-) -> tuple[GrowthAttention, ...]:
-    """Measure the growths of a finished run.
-
-    Args:
-        run: a run directory with the checkpoint of each stage's last step.
-        material: the sentences, tokenised by the run's tokenizer.
-        steps: the growths to look at, by the step before which they happened; all by default.
-        name: what the run is called; by default by its operator.
-
-    Returns:
-        One `GrowthAttention` for each growth, in their order; none if the run never grew.
-
-    Raises:
-        UserError: `run` is no finished run, a checkpoint is missing or damaged, or there is no
-            growth at one of `steps`.
-    """
-    recipe = run_recipe(run)
-    wanted = recipe.growth_steps if steps is None else tuple(steps)
-    for step in wanted:
-        if step not in recipe.growth_steps:
-            known = ", ".join(map(str, recipe.growth_steps)) or "none"
-            raise UserError(f"{run} did not grow at step {step}; its growths were at: {known}.")
-    if not wanted:
-        return ()
-    final = observe(load_model(final_model(run)), FINAL, material)
-    called = name or recipe.growth.operator
-    return tuple(_observe_growth(run, called, recipe, step, material, final) for step in wanted)
+MOMENTS = {
+    "shallow": "shallow",
+    "grown": "right after growing",
+    "next": "end of next stage",
+}
+"""The moments of a growth, and what a reader calls them."""
+OUTCOMES = ("kept", "regained", "changed")
 
 
-def check_checkpoints(run: Path) -> None:
-    """Refuse a run whose growths cannot be looked at.
+@dataclass(frozen=True)
+class ObservedGrowth:
+    """One growth of a run."""
+
+    moments: pd.DataFrame
+    """As `AttentionResult.growths`."""
+    heads: pd.DataFrame
+    """As `AttentionResult.growth_heads`."""
+    maps: dict[str, SentenceMaps]
+    """Of one sentence, at each moment."""
+
+
+def find_runs(model: object, beside: Sequence[str | Path]) -> dict[str, Path]:
+    """The runs whose growths are measured, by name, `model` first if it is one.
+
+    A run is called by its operator; where two have the same, by its folder, too.
 
     Raises:
-        UserError: it is no run directory, or lacks the checkpoint before one of its growths.
+        UserError: `model` is not a run but there are others; or a run is not finished, lacks a
+            checkpoint, or never grew and so has nothing to compare.
     """
-    for step in run_recipe(run).growth_steps:
-        _checkpoint(run, step)
+    first = Path(model) if isinstance(model, str | Path) else None
+    if first is None or not is_run(first):
+        if beside:
+            raise UserError("Growths of other runs can only be compared with those of a run.")
+        return {}
+    operators = {}
+    for folder in (first, *map(Path, beside)):
+        recipe = read_run(folder).recipe
+        final_model(folder)
+        for step in recipe.growth_steps:
+            _checkpoint(folder, step)
+        if beside and not recipe.growth_steps:
+            raise UserError(f"{folder} never grew, so it has no growth to compare.")
+        operators[folder] = recipe.growth.operator
+    names = [
+        list(operators.values()),
+        [f"{operator} in {folder.resolve().name}" for folder, operator in operators.items()],
+        [f"{operator} in {folder}" for folder, operator in operators.items()],
+    ]
+    unique = next(each for each in names if len(set(each)) == len(operators))
+    return dict(zip(unique, operators, strict=True))
 
 
-def run_recipe(run: Path) -> Recipe:
-    """The recipe that a run was made by.
+def observe_growths(run: Path, name: str, sample: Sample, example: str) -> list[ObservedGrowth]:
+    """Measure all growths of a finished run; `example` is the sentence whose maps are kept."""
+    recipe = read_run(run).recipe
+    found: list[ObservedGrowth] = []
+    for step, after in itertools.pairwise([*recipe.growth_steps, recipe.total_steps]):
+        shallow = load_encoder(_checkpoint(run, step))
+        growth = grown_again(shallow, recipe, step)
+        last = after == recipe.total_steps
+        later = load_encoder(final_model(run) if last else _checkpoint(run, after))
+        models = {"shallow": shallow, "grown": growth.model, "next": later}
+        seen = {
+            moment: observe(model, moment, sample, [example]) for moment, model in models.items()
+        }
+        found.append(_compare(name, step, after, growth.depth_map, seen))
+    return found
 
-    Raises:
-        UserError: it is no run directory.
-    """
-    from stackbert.pretraining.rundir import read_record
 
-    return read_record(run)[0]
-
-
-def grown_again(run: Path, recipe: Recipe, step: int) -> "tuple[PreTrainedModel, Growth]":
-    """The shallow model at a growth, and what the run made of it there.
-
-    Args:
-        run: the run directory.
-        recipe: its recipe.
-        step: one of `recipe.growth_steps`.
-
-    Raises:
-        UserError: the checkpoint is missing or damaged.
-    """
-    from stackbert.growth.model import grow_with_origins
-
-    shallow = load_model(_checkpoint(run, step))
+def grown_again(shallow: Any, recipe: Recipe, step: int) -> Growth:  # noqa: ANN401 (an encoder)
+    """What the run made of its shallow model at `step`."""
     depth = recipe.stages[recipe.stage_index(step)].depth
-    seed = derive_key(recipe.seed, "growth", step) >> 1  # as the run's trainer has it
-    return shallow, grow_with_origins(shallow, depth, recipe.growth.operator, seed=seed)
+    seed = derive_key(recipe.seed, "growth", step) >> 1  # as in the run's trainer
+    return grow_with_origins(shallow, depth, recipe.growth.operator, seed=seed)
 
 
-def moment_models(run: Path, step: int) -> "dict[str, PreTrainedModel]":
-    """The models of a growth's moments, by the moments' names, for drawing their maps.
+def _compare(
+    name: str, step: int, after: int, depth_map: DepthMap, seen: dict[str, Observed]
+) -> ObservedGrowth:
+    depth = seen["shallow"].about["depth"]
+    unchanged, grown = (list(range(depth)), [False] * depth), sources_of(depth_map, depth)
+    tables = {
+        moment: compare_heads(observed, seen["shallow"], *sources)
+        for (moment, observed), sources in zip(seen.items(), (unchanged, grown, grown), strict=True)
+    }
+    tables["next"]["outcome"] = outcomes(tables["grown"], tables["next"])
+    about = {
+        "run": name,
+        "growth_step": step,
+        "source_depth": depth,
+        "depth": len(depth_map),
+        "heads_per_layer": seen["shallow"].about["heads_per_layer"],
+    }
+    steps = {"shallow": step, "grown": step, "next": after}
+    rows = [
+        {**about, "moment": moment, "step": steps[moment], **_means(table)}
+        for moment, table in tables.items()
+    ]
+    heads = pd.concat(tables, names=["moment"]).reset_index("moment").reset_index(drop=True)
+    maps = {moment: observed.examples[0] for moment, observed in seen.items()}
+    return ObservedGrowth(pd.DataFrame(rows), heads, maps)
 
-    Raises:
-        UserError: as `observe_growths`.
+
+def sources_of(depth_map: DepthMap, source_depth: int) -> tuple[list[int], list[bool]]:
+    """The layer that each new layer is compared with, and whether it is fresh.
+
+    A fresh layer is compared with the one that stacking would have copied there.
     """
-    recipe = run_recipe(run)
-    shallow, growth = grown_again(run, recipe, step)
-    after = _next_boundary(recipe, step)
-    models = {SHALLOW: shallow, GROWN: growth.model}
-    if after < recipe.total_steps:
-        models[NEXT] = load_model(_checkpoint(run, after))
-    models[FINAL] = load_model(final_model(run))
-    return models
-
-
-def _observe_growth(
-    run: Path, name: str, recipe: Recipe, step: int, material: Material, final: Observed
-) -> GrowthAttention:
-    shallow, growth = grown_again(run, recipe, step)
-    source_depth, depth = shallow.config.num_hidden_layers, len(growth.depth_map)
-    weights = weights_digest(shallow)
-    before = observe(shallow, SHALLOW, material)
-    seen = {GROWN: (step, observe(growth.model, GROWN, material))}
-    del shallow
-    operator = growth.depth_map
-    del growth
-    after = _next_boundary(recipe, step)
-    if after < recipe.total_steps:
-        seen[NEXT] = (after, observe(load_model(_checkpoint(run, after)), NEXT, material))
-        seen[FINAL] = (recipe.total_steps, final)
-    else:
-        seen[NEXT] = (recipe.total_steps, final)
-    origins, fresh = origins_of(operator, source_depth)
-    moments = [_moment(SHALLOW, step, before, before, np.arange(source_depth))]
-    for moment, (at, observed) in seen.items():
-        layers, is_fresh = origins, fresh
-        if moment == FINAL:
-            layers, is_fresh = _through_later_growths(recipe, step, origins, fresh)
-        moments.append(_moment(moment, at, observed, before, layers, is_fresh))
-    grown, later = moments[1], moments[2]
-    return GrowthAttention(
-        run=name,
-        operator=recipe.growth.operator,
-        step=step,
-        source_depth=source_depth,
-        depth=depth,
-        moments=tuple(moments),
-        outcome=outcomes(grown, later),
-        chance=1 / (source_depth * before.measures.heads),
-        weights=weights,
-    )
-
-
-def _moment(
-    name: str,
-    step: int,
-    observed: Observed,
-    shallow: Observed,
-    origins: I64,
-    fresh: Flags | None = None,
-) -> Moment:
-    heads, _ = divergences(observed.rows, shallow.rows)
-    return Moment(
-        name=name,
-        step=step,
-        measures=observed.measures,
-        origins=origins,
-        fresh=np.zeros(len(origins), dtype=np.bool_) if fresh is None else fresh,
-        divergence=same_heads(heads, origins),
-        nearest=nearest_heads(heads),
-    )
-
-
-def origins_of(depth_map: DepthMap, source_depth: int) -> tuple[I64, Flags]:
-    """The layer that each new layer is held against, and which layers are fresh.
-
-    A fresh layer is held against the one that stacking would have put there.
-    """
-    origins = [
+    sources = [
         place % source_depth if origin.source is None else origin.source
         for place, origin in enumerate(depth_map)
     ]
-    return np.array(origins), np.array([origin.source is None for origin in depth_map])
+    return sources, [origin.source is None for origin in depth_map]
 
 
-def _through_later_growths(
-    recipe: Recipe, step: int, origins: I64, fresh: Flags
-) -> tuple[I64, Flags]:
-    """The same for the final model, whose layers were copied again."""
-    operator = get_operator(recipe.growth.operator)
-    for later in (at for at in recipe.growth_steps if at > step):
-        depth = recipe.stages[recipe.stage_index(later)].depth
-        places, added = origins_of(operator.depth_map(len(origins), depth), len(origins))
-        origins, fresh = origins[places], fresh[places] | added
-    return origins, fresh
+def compare_heads(
+    observed: Observed, shallow: Observed, sources: list[int], fresh: list[bool]
+) -> pd.DataFrame:
+    """The measures of each head, and how it compares with the heads of the shallow model.
+
+    `sources` and `fresh` are those of `sources_of`, for each layer of the observed model.
+    """
+    divergence, _ = divergences(observed.rows, shallow.rows)
+    layer, head = np.indices(divergence.shape[:2]).reshape(2, -1)
+    source = np.array(sources)[layer]
+    nearest = divergence.reshape(len(layer), -1).argmin(axis=-1)
+    nearest_layer, nearest_head = np.divmod(nearest, divergence.shape[3])
+    # A layer is new if it is fresh, or a further copy of a layer that is copied below, too.
+    new = [source in sources[:place] for place, source in enumerate(sources)]
+    return observed.heads.assign(
+        source=source + 1,
+        fresh=np.array(fresh)[layer],
+        new=np.array(new)[layer],
+        divergence=divergence[layer, head, source, head],
+        nearest_layer=nearest_layer + 1,
+        nearest_head=nearest_head + 1,
+        source_is_nearest=(nearest_layer == source) & (nearest_head == head),
+    )
 
 
-def same_heads(heads: F64, origins: I64) -> F64:
-    """(L, H, Ls, H) divergences to those between each head and the same head of its origin."""
-    index = np.arange(heads.shape[1])
-    return heads[np.arange(len(heads))[:, None], index, np.asarray(origins)[:, None], index]
+def outcomes(grown: pd.DataFrame, later: pd.DataFrame) -> list[str]:
+    """What became of each copied head between two moments.
+
+    "kept" if its source is the most similar head at both, "regained" if only at the second,
+    "changed" if not at the second; "fresh" if it copies none.
+    """
+    rules = [grown["fresh"], ~later["source_is_nearest"], grown["source_is_nearest"]]
+    found: list[str] = np.select(rules, ["fresh", "changed", "kept"], "regained").tolist()
+    return found
 
 
-def nearest_heads(heads: F64) -> I64:
-    """(L, H, Ls, Hs) divergences to (L, H, 2): layer and head of the nearest."""
-    flat = heads.reshape(*heads.shape[:2], -1).argmin(axis=-1)
-    return np.stack(np.divmod(flat, heads.shape[3]), axis=-1)
-
-
-def outcomes(grown: Moment, later: Moment) -> Names:
-    """What became of each copied head between two moments; see `GrowthAttention.outcome`."""
-    rules = [
-        np.broadcast_to(grown.fresh[:, None], grown.is_nearest.shape),
-        ~later.is_nearest,
-        grown.is_nearest,
-    ]
-    return np.select(rules, ["fresh", "changed", "kept"], default="regained").astype(np.str_)
-
-
-def _next_boundary(recipe: Recipe, step: int) -> int:
-    return next((at for at in recipe.growth_steps if at > step), recipe.total_steps)
+def _means(heads: pd.DataFrame) -> dict[str, Any]:
+    """Means over the heads of the new layers; where there are none (shallow), over all heads."""
+    new = heads[heads["new"]]
+    of = heads if new.empty else new
+    return {
+        "heads": len(of),
+        "divergence": new["divergence"].mean(),
+        "source_is_nearest": new.loc[~new["fresh"], "source_is_nearest"].mean(),
+        "within_4": of["within_4"].mean(),
+        "first": of["first"].mean(),
+        **{name: int((of["class"] == name).sum()) for name in PAPER_CLASSES},
+        **{name: int((new["outcome"] == name).sum()) for name in OUTCOMES if "outcome" in new},
+    }
 
 
 def _checkpoint(run: Path, step: int) -> Path:
-    from stackbert.pretraining.checkpoints import checkpoint_name
-    from stackbert.pretraining.rundir import CHECKPOINTS
-
-    folder = run / CHECKPOINTS / checkpoint_name(step)
+    folder = run / CHECKPOINTS / f"step-{step:08d}"
     if not folder.is_dir():
         raise UserError(
             f"{run} has no checkpoint after step {step}, the end of a stage, so the growth there "
-            "cannot be looked at. Runs keep it; comparisons do with --keep-checkpoints."
+            "cannot be measured. Runs keep it; comparisons do with --keep-checkpoints."
         )
     return folder

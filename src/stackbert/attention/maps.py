@@ -1,84 +1,91 @@
-"""Attention maps of any transformers encoder, a sentence at a time.
+"""Attention maps of any transformers encoder, one sentence at a time.
 
-Only the eager implementation hands its weights out. It is switched on for each forward pass and
-the model's own put back after it, so that between two sentences the model is as it was given.
+Only eager attention returns its weights. It is switched on for each forward pass alone, so that
+between two sentences the model is as it was given.
+
+Shape letters: B sentences of a forward pass, L layers, H heads of a layer, S tokens of a sentence.
+Rows of a map are queries, columns are keys, and every row sums to 1.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stackbert.attention.result import SentenceMaps
 from stackbert.errors import UserError
+from stackbert.files import reason
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+F32 = npt.NDArray[np.float32]
 
 BATCH_TOKENS = 2048
-"""Tokens of a forward pass, padding included. With 12 x 12 heads and sentences of 128 tokens their
+"""Tokens of a forward pass, padding included. With 12 x 12 heads and sentences of 128 tokens the
 maps take 151 MB."""
+ROW_TOLERANCE = 0.01
+"""How far the sum of a row may be from 1. Half precision is off by some thousandths."""
+
+
+@dataclass(frozen=True)
+class SentenceMaps:
+    """All attention maps of one sentence, without padding."""
+
+    index: int
+    """Position of the sentence in the list that was given."""
+    tokens: tuple[str, ...]
+    """S readable tokens, special ones included."""
+    separators: tuple[int, ...]
+    """Positions of [SEP] (`</s>` in RoBERTa)."""
+    maps_LHSS: F32
 
 
 def attention_maps(
-    model: "PreTrainedModel",
-    tokenizer: Any,  # noqa: ANN401 (any transformers tokenizer)
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
     *,
     batch_tokens: int = BATCH_TOKENS,
     max_length: int = 128,
 ) -> Iterator[SentenceMaps]:
-    """The maps of each sentence, without padding; shortest sentence first.
+    """Run an encoder over sentences and yield the maps of each, shortest sentence first.
 
-    Sentences of similar length share a forward pass; `index` says which one each result is of.
-    Nothing of a sentence is kept once the next is asked for, but for those of the same pass.
-
-    Args:
-        model: a transformers encoder, with or without a head; left as it was.
-        tokenizer: its tokenizer.
-        sentences: to look at; a longer one is cut at `max_length` tokens.
-        batch_tokens: tokens of a forward pass, padding included.
-        max_length: tokens of a sentence, special ones included.
-
-    Yields:
-        One `SentenceMaps` for each sentence.
+    Each sentence is encoded alone, between the tokenizer's special tokens, and cut at `max_length`
+    tokens. Sentences of similar length share a forward pass of at most `batch_tokens`, padding
+    included; only the maps of one pass are held. The model is left as it was.
 
     Raises:
-        UserError: the model gives no attention weights, or the tokenizer has ids that the model
-            does not know.
+        UserError: the model returns no attention probabilities, or does not know the tokenizer's
+            ids.
     """
-    encoded = encode_sentences(tokenizer, sentences, max_length)
-    embeddings: Any = model.get_input_embeddings()
-    rows = embeddings.num_embeddings
-    highest = max((max(ids) for ids in encoded if ids), default=0)
-    if highest >= rows:
-        raise UserError(
-            f"The tokenizer gives the id {highest}, but {type(model).__name__} has {rows} "
-            "embeddings. Use the tokenizer that the model was trained with."
-        )
-    separator = tokenizer.sep_token_id
+    encoded = encode(tokenizer, sentences, max_length)
+    _check_ids(model, encoded)
     for group in _groups(encoded, batch_tokens):
-        attentions = _forward(model, [encoded[index] for index in group])
-        for place, index in enumerate(group):
+        layers = _forward(model, [encoded[index] for index in group])
+        for row, index in enumerate(group):
             ids = encoded[index]
-            length = len(ids)
-            maps = np.stack([layer[place, :, :length, :length] for layer in attentions])
-            yield SentenceMaps(
-                index=index,
-                tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
-                separators=tuple(at for at, each in enumerate(ids) if each == separator),
-                maps=maps,
-            )
+            maps_LHSS = np.stack([layer[row, :, : len(ids), : len(ids)] for layer in layers])
+            sums = maps_LHSS.sum(axis=-1)
+            # Also refuses NaN, which is close to nothing.
+            if maps_LHSS.min() < 0 or not np.allclose(sums, 1, rtol=0, atol=ROW_TOLERANCE):
+                raise _refusal(
+                    model,
+                    "returns attention weights that are not probabilities: those of a token sum "
+                    f"to anything from {sums.min():.3g} to {sums.max():.3g}, not to 1",
+                )
+            separators = [at for at, each in enumerate(ids) if each == tokenizer.sep_token_id]
+            tokens = readable_tokens(tokenizer, sentences[index], ids)
+            yield SentenceMaps(index, tokens, tuple(separators), maps_LHSS)
 
 
-def encode_sentences(
-    tokenizer: Any,  # noqa: ANN401
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
     max_length: int,
 ) -> list[list[int]]:
-    """Token ids of each sentence, with its special tokens, cut at `max_length`."""
+    """Token ids of each sentence, special ones included, cut at `max_length`."""
     if not sentences:
         return []
     encoded = tokenizer(
@@ -87,23 +94,61 @@ def encode_sentences(
     return [list(map(int, ids)) for ids in encoded["input_ids"]]
 
 
-def longest_sentence(model: "PreTrainedModel", tokenizer: Any, max_length: int) -> int:  # noqa: ANN401
-    """Tokens that a sentence may have: `max_length`, or what model and tokenizer allow."""
+def readable_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    sentence: str,
+    ids: list[int],
+) -> tuple[str, ...]:
+    """The tokens of a sentence as a reader knows them.
+
+    Byte-level tokens are shown as the text that they stand for. Where a character is spread over
+    several of them, each shows the character.
+    """
+    tokens = list(tokenizer.convert_ids_to_tokens(ids))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if "ByteLevel" not in repr(getattr(backend, "pre_tokenizer", None)):
+        return tuple(tokens)
+    encoded = tokenizer(sentence, truncation=True, max_length=len(ids), return_offsets_mapping=True)
+    # A special token stands for no text, and neither does a space alone ("Ġ").
+    return tuple(
+        sentence[start:end] or token.replace("Ġ", " ")
+        for token, (start, end) in zip(tokens, encoded["offset_mapping"], strict=True)
+    )
+
+
+def longest_sentence(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> int:
+    """`max_length`, or fewer tokens if the model's positions or its tokenizer allow only fewer."""
     positions = getattr(model.config, "max_position_embeddings", None) or max_length
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    before = getattr(table, "padding_idx", None)
-    if before is not None:  # RoBERTa counts positions from behind the padding id
-        positions -= before + 1
-    allowed = tokenizer.model_max_length or max_length
-    return int(min(max_length, positions, allowed))
+    padding = getattr(table, "padding_idx", None)
+    if padding is not None:  # RoBERTa's first position comes after the padding id
+        positions -= padding + 1
+    return int(min(max_length, positions, tokenizer.model_max_length or max_length))
+
+
+def _check_ids(model: PreTrainedModel, encoded: list[list[int]]) -> None:
+    try:
+        table: Any = model.get_input_embeddings()
+    except NotImplementedError:
+        table = None
+    if not isinstance(table, torch.nn.Embedding):
+        raise _refusal(model, "has no plain table of token embeddings")
+    highest = max((max(ids) for ids in encoded if ids), default=0)
+    if highest >= table.num_embeddings:
+        raise UserError(
+            f"The tokenizer gives the id {highest}, but {type(model).__name__} has "
+            f"{table.num_embeddings} embeddings. Use the tokenizer that the model was trained with."
+        )
 
 
 def _groups(encoded: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of sentences that share a forward pass."""
+    """Positions of the sentences that share a forward pass."""
     group: list[int] = []
     for index in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
         if not encoded[index]:
-            continue  # a tokenizer without special tokens, and nothing to look at
+            continue  # an empty sentence of a tokenizer without special tokens
         if group and (len(group) + 1) * len(encoded[index]) > batch_tokens:
             yield group
             group = []
@@ -112,68 +157,46 @@ def _groups(encoded: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
         yield group
 
 
-def _forward(model: "PreTrainedModel", encoded: list[list[int]]) -> list[Any]:
-    """A float32 array (B, H, S, S) for each layer."""
-    base: Any = model.base_model
+def _forward(model: PreTrainedModel, encoded: list[list[int]]) -> list[F32]:
+    """An array (B, H, S, S) for each layer."""
     longest = max(map(len, encoded))
     padding = getattr(model.config, "pad_token_id", None) or 0
-    ids = torch.full((len(encoded), longest), padding)
-    mask = torch.zeros_like(ids)
-    for row, each in enumerate(encoded):
-        ids[row, : len(each)] = torch.tensor(each)
-        mask[row, : len(each)] = 1
-    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    with eager_attention(model), torch.no_grad():
-        try:
-            output = base(**inputs, output_attentions=True, return_dict=True)
-        except TypeError as error:  # a forward pass without these arguments
-            raise _no_weights(model) from error
-    attentions = getattr(output, "attentions", None)
-    shapes = {tuple(layer.shape) for layer in attentions or () if layer is not None}
-    heads = next(iter(shapes), (0, 0))[1]
-    if (
-        not attentions
-        or any(layer is None for layer in attentions)
-        or shapes != {(len(encoded), heads, longest, longest)}
-    ):
-        raise _no_weights(model)
-    return [layer.float().cpu().numpy() for layer in attentions]
+    ids_BS = torch.full((len(encoded), longest), padding)
+    mask_BS = torch.zeros_like(ids_BS)
+    for row, ids in enumerate(encoded):
+        ids_BS[row, : len(ids)] = torch.tensor(ids)
+        mask_BS[row, : len(ids)] = 1
+    inputs = {"input_ids": ids_BS.to(model.device), "attention_mask": mask_BS.to(model.device)}
+    try:
+        with _eager_attention(model), torch.no_grad():
+            output = model.base_model(**inputs, output_attentions=True, return_dict=True)
+    except Exception as error:  # every architecture fails in its own way
+        raise _refusal(model, f"does not run with output_attentions: {reason(error)}") from error
+    layers: Any = getattr(output, "attentions", None) or [None]
+    shapes = {tuple(getattr(layer, "shape", ())) for layer in layers}
+    shape = shapes.pop()
+    if shapes or len(shape) != 4 or (shape[0], *shape[2:]) != (len(encoded), longest, longest):
+        raise _refusal(model, "returns no attention weights of every token to every token")
+    return [layer.float().cpu().numpy() for layer in layers]
 
 
-def _no_weights(model: "PreTrainedModel") -> UserError:
+def _refusal(model: PreTrainedModel, why: str) -> UserError:
     return UserError(
-        f"{type(model).__name__} ('{model.config.model_type}') gives no attention weights of "
-        "every token to every token with its eager implementation, so there is nothing to "
-        "measure. Encoders such as bert, roberta, megatron-bert and modernbert do."
+        f"{type(model).__name__} ('{model.config.model_type}') {why}. Use an encoder such as BERT, "
+        "RoBERTa, Megatron-BERT or ModernBERT."
     )
 
 
 @contextlib.contextmanager
-def eager_attention(model: "PreTrainedModel") -> Iterator[None]:
-    """Within this block the model runs eager attention, in evaluation mode; then as before.
-
-    Raises:
-        UserError: transformers refuses the eager implementation for this model.
-    """
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """In this block the model runs eager attention in evaluation mode; afterwards as before."""
     before = model.config._attn_implementation
     modes = [(module, module.training) for module in model.modules()]
     try:
-        if before != "eager":
-            _switch(model, "eager")
+        model.set_attn_implementation("eager")
         model.train(False)
         yield
     finally:
         for module, training in modes:
             module.training = training
-        if before is not None and model.config._attn_implementation != before:
-            _switch(model, before)
-
-
-def _switch(model: "PreTrainedModel", implementation: str) -> None:
-    try:
-        model.set_attn_implementation(implementation)
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"{type(model).__name__} cannot run the attention implementation '{implementation}': "
-            f"{error}"
-        ) from error
+        model.set_attn_implementation(before)

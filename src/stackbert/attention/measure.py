@@ -1,155 +1,267 @@
-"""Measuring where a model's heads look: the door of this package."""
+"""The door: measure where a model's heads look, and keep what was found in a folder.
 
-from collections.abc import Callable, Sequence
+`attention.json` holds the tables, `attention.npz` the arrays: maps to be drawn, and the divergences
+between single heads.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from stackbert.attention.likeness import SENTENCES, likeness, shallow_and_deep, top_and_bottom
-from stackbert.attention.loading import Subject, check_same_tokenizer, open_subject
-from stackbert.attention.maps import BATCH_TOKENS, longest_sentence
-from stackbert.attention.observe import Material, Observed, observe
-from stackbert.attention.result import (
-    AttentionResult,
-    Comparison,
-    GrowthAttention,
-    ModelInfo,
-    Untrained,
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stackbert.attention.growth import ObservedGrowth, find_runs, observe_growths
+from stackbert.attention.likeness import (
+    SENTENCES,
+    Contrast,
+    Likeness,
+    likeness,
+    shallow_and_deep,
+    top_and_bottom,
 )
-from stackbert.attention.sentences import sample_sentences
+from stackbert.attention.maps import encode, longest_sentence
+from stackbert.attention.sample import sample_sentences
+from stackbert.attention.subject import (
+    EXAMPLE_TOKENS,
+    Observed,
+    Sample,
+    check_same_tokenizer,
+    observe,
+    open_subject,
+    untrained,
+)
 from stackbert.errors import UserError
+from stackbert.files import Record, reading, sha256, writing
+from stackbert.progress import Progress
+from stackbert.tables import Frame
+from stackbert.units import counted
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+ATTENTION = "attention.json"
+ARRAYS = "attention.npz"
+EXAMPLES = 8
+"""Sentences whose maps are kept."""
+
+
+class AttentionResult(Record):
+    """What `measure_attention` found.
+
+    Layers and heads count from 1, and layer 1 is at the bottom. A model is called "measured",
+    "untrained" (one of the same config, as initialised) or "compared" (the second model).
+    """
+
+    what: ClassVar[str] = "a measurement of attention"
+    version: ClassVar[int] = 3
+    text: str
+    """File name of the text, or "given" for a list of sentences."""
+    seed: int
+    max_length: int
+    models: Frame
+    """A row a model: its name, type and shape, how much it read, and the `MEASURES` of a head that
+    looks at all tokens alike."""
+    heads: Frame
+    """A row for each head of each model: class and `MEASURES`."""
+    likeness: Frame
+    """A row for each layer of the measured model and each layer of every model."""
+    likeness_queries: int
+    """That these divergences are means over."""
+    top_bottom: Contrast | None
+    """The measured model's two halves; None for a single layer."""
+    shallow_deep: Contrast | None
+    """The measured and the second model."""
+    growths: Frame
+    """A row for each moment of each growth: means over the heads of the new layers, or over all
+    heads of the shallow model. Growths of the run itself come first, then those beside it."""
+    growth_heads: Frame
+    """A row for each head at each of these moments."""
+    examples: tuple[tuple[str, ...], ...]
+    """Tokens of the sentences whose maps are kept."""
+    arrays_sha256: str = ""
+    """Of `attention.npz`, so that nobody draws the maps of another measurement."""
+    arrays: dict[str, npt.NDArray[Any]] = Field(default_factory=dict, exclude=True, repr=False)
+    """`maps_N` (L, H, S, S): the measured model on example N; `growth_G_MOMENT` (L, H, S, S): the
+    model of that moment on the shortest example; `likeness_MODEL` (L, H, L2, H2): single heads."""
+
+    def about(self, model: str = "measured") -> "pd.Series[Any]":
+        """The row of a model."""
+        return self.models.set_index("model").loc[model]
+
+    def heads_of(self, model: str = "measured") -> pd.DataFrame:
+        """The heads of a model."""
+        return self.heads[self.heads["model"] == model]
+
+    @property
+    def shortest(self) -> int:
+        """Number of the shortest example, on which growths are drawn."""
+        return min(range(len(self.examples)), key=lambda number: len(self.examples[number]))
+
+    def save(self, folder: str | Path) -> None:
+        """Write both files into a folder, which is made if need be.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        with writing(f"writing {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(folder / ARRAYS, **self.arrays)  # type: ignore[arg-type]
+            digest = sha256(folder / ARRAYS)
+            self.model_copy(update={"arrays_sha256": digest}).write(folder / ATTENTION)
+
+
+def read_attention(folder: str | Path) -> AttentionResult:
+    """Read what `AttentionResult.save` wrote.
+
+    Raises:
+        UserError: a file is missing, damaged, of another version or of another measurement.
+    """
+    folder = Path(folder)
+    result = AttentionResult.read(folder / ATTENTION)
+    path, hint = folder / ARRAYS, "Run stackbert attention again."
+    with reading(path, hint):
+        if sha256(path) != result.arrays_sha256:
+            raise UserError(f"{path} does not belong to {ATTENTION}, or is damaged. {hint}")
+        with np.load(path, allow_pickle=False) as file:
+            return result.model_copy(update={"arrays": dict(file)})
 
 
 def measure_attention(
-    model: "str | Path | PreTrainedModel",
+    model: str | Path | PreTrainedModel,
     *,
     text: str | Path | Sequence[str],
-    tokenizer: Any = None,  # noqa: ANN401 (a transformers tokenizer or a folder)
+    out: str | Path | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     sentences: int = 256,
     max_length: int = 128,
     seed: int = 0,
-    compare: "str | Path | PreTrainedModel | None" = None,
+    compare: str | Path | PreTrainedModel | None = None,
     beside: Sequence[str | Path] = (),
-    batch_tokens: int = BATCH_TOKENS,
-    say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> AttentionResult:
     """Measure where each head of an encoder looks, and how alike its layers are.
 
     The paper (Gong et al. 2019, section 3) stacks because it saw, on one sentence, that most heads
-    look at their neighbours or at [CLS], that top layers look like bottom layers and a shallow
-    model like a deep one. This puts numbers to the three; `statements` says them.
+    look at their neighbours or at [CLS], that top layers look like bottom layers, and a shallow
+    model like a deep one. This measures all three; `statements` puts them in words.
 
     Args:
-        model: a Hugging Face checkpoint folder, a run directory (its final model is measured, and
-            what each growth did to the maps), or a transformers encoder, which is left as it was.
+        model: a Hugging Face folder, a run directory (its final model, and what each growth did to
+            the maps), or a transformers encoder, which is left as it was.
         text: a file, folder or pattern (as `build_corpus` takes them), of which a random sample of
-            sentences of at least 12 tokens is taken; or a list of sentences, all taken as they are.
+            sentences of at least 12 tokens is taken; or a list of sentences, which are all taken.
+        out: a folder for the result, which `read_attention` reads.
         tokenizer: the model's; by default the one in its folder.
         sentences: to sample from a text; fewer if it has fewer.
-        max_length: tokens of a sentence, special ones included; longer ones are cut, also at what
-            the model allows.
-        seed: of the sample, of the rows kept for likeness and of the untrained model.
-        compare: a second model of the same tokenizer, shallower or deeper, to hold beside it.
-        beside: further run directories of the same tokenizer, if `model` is one: what their
-            growths did to the maps, on the same sentences, as other growth operators do it.
-        batch_tokens: tokens of a forward pass; memory grows with it.
-        say: told what is being done.
-
-    Returns:
-        Measures by layer and head, likeness of the layers, the same of an untrained model of the
-        same config, of the second model and of each growth of the runs.
+        max_length: tokens at which a sentence is cut, special ones included; fewer if the model
+            allows only fewer.
+        seed: of the sample, of the rows that likeness compares and of the untrained model.
+        compare: a second model with the same tokenizer, shallower or deeper.
+        beside: more run directories with the same tokenizer, if `model` is one. Their growths are
+            measured, too, on the same sentences: other operators, as in the paper's Fig. 4.
+        progress: hears what is being measured.
 
     Raises:
-        UserError: the model cannot be opened or gives no attention weights, the text has no long
-            sentences, the models have different tokenizers, or there are runs beside something
-            that is no run or never grew.
+        UserError: a model cannot be opened or returns no attention probabilities, the text has no
+            long sentences, the tokenizers differ, or a run is not finished or never grew.
     """
-    from stackbert.attention.growth import observe_growths
-    from stackbert.attention.runs import common_length, open_runs
-
-    runs = open_runs(model, beside)
-    subject = open_subject(model, tokenizer)
-    other = _open_other(subject, compare)
-    max_length = common_length(list(runs.values())[1:], subject.tokenizer, max_length)
-    material = _material(
-        [subject, *([other] if other else [])], text, sentences, max_length, seed, batch_tokens
-    )
-    many = f"{len(material.sentences):,} sentences"
-    info, blueprint = subject.info, subject.blueprint
-    say(f"{many} through {info.name} ({info.depth} layers)")
-    observed = observe(subject.model, info.name, material)
-    # Of a model that was loaded here nothing is held on to while the next is in memory.
-    del subject
-    say("an untrained model of the same config")
-    fresh = observe(blueprint.untrained(seed), "untrained", material, only_sampled=True)
-    own = likeness(observed.rows, observed.rows)
-    to_fresh = likeness(observed.rows, fresh.rows)
-    fresh_own = likeness(fresh.rows, fresh.rows)
-    result = AttentionResult(
-        model=info,
-        text="given" if _is_list(text) else Path(str(text)).name,
-        seed=seed,
-        max_length=material.max_length,
-        measures=observed.measures,
-        likeness=own,
-        contrast=top_and_bottom(own, to_fresh, fresh_own, seed=seed),
-        untrained=Untrained(fresh.measures, to_fresh),
-    )
-    if other is not None:
-        say(f"{many} through {other.info.name} ({other.info.depth} layers)")
-        result = replace(result, other=_compare(info, observed, other, fresh, material))
-        del other
-    growths: list[GrowthAttention] = []
-    for name, folder in runs.items():
-        say("the run's growths" if len(runs) == 1 else f"the growths of {name} ({folder})")
-        growths += observe_growths(folder, material, name=name)
-    return replace(result, growths=tuple(growths))
-
-
-def _is_list(text: str | Path | Sequence[str]) -> bool:
-    return not isinstance(text, str | Path)
-
-
-def _open_other(subject: Subject, compare: "str | Path | PreTrainedModel | None") -> Subject | None:
-    if compare is None:
-        return None
-    given = isinstance(compare, str | Path)
-    other = open_subject(compare, None if given else subject.tokenizer)
-    check_same_tokenizer(subject.tokenizer, other.tokenizer)
-    return other
-
-
-def _material(
-    subjects: list[Subject],
-    text: str | Path | Sequence[str],
-    count: int,
-    max_length: int,
-    seed: int,
-    batch_tokens: int,
-) -> Material:
-    tokenizer = subjects[0].tokenizer
+    say = (progress or Progress()).say
+    if out is not None:  # said before the long work
+        with writing(f"making {out}"):
+            Path(out).mkdir(parents=True, exist_ok=True)
+    runs = find_runs(model, beside)
+    encoder, known, name = open_subject(model, tokenizer)
+    second = None
+    if compare is not None:
+        second = open_subject(compare, None if isinstance(compare, str | Path) else known)
+    max_length = longest_sentence(encoder, known, max_length)
+    for other in (second, *map(open_subject, list(runs.values())[1:])):
+        if other:
+            check_same_tokenizer(known, other.tokenizer)
+            max_length = longest_sentence(other.model, known, max_length)
     if isinstance(text, str | Path):
-        chosen = sample_sentences(text, tokenizer, count, seed=seed)
+        chosen = sample_sentences(text, known, sentences, seed=seed)
     else:
         chosen = list(text)
     if not chosen:
         raise UserError("The list of sentences is empty; give at least one.")
-    longest = min(longest_sentence(each.model, each.tokenizer, max_length) for each in subjects)
-    return Material(chosen, tokenizer, longest, seed, batch_tokens, SENTENCES)
+    sample = Sample(chosen, known, max_length, seed)
+    examples = _choose_examples(sample)
+
+    say(f"measuring {name} on {counted(len(chosen), 'sentence')}")
+    seen = {"measured": observe(encoder, name, sample, examples)}
+    say("measuring an untrained model of the same config")
+    few = replace(sample, sentences=chosen[:SENTENCES])
+    seen["untrained"] = observe(untrained(encoder, seed), "untrained", few)
+    if second:
+        say(f"measuring {second.name}")
+        seen["compared"] = observe(second.model, second.name, sample)
+    shortest = min(seen["measured"].examples, key=lambda maps: len(maps.tokens))
+    growths = []
+    for run, folder in runs.items():
+        say(f"measuring the growths of {run}")
+        growths += observe_growths(folder, run, sample, examples[shortest.index])
+    result = _result(sample, seen, growths, text)
+    if out is not None:
+        result.save(out)
+    return result
 
 
-def _compare(
-    info: ModelInfo, observed: Observed, other: Subject, fresh: Observed, material: Material
-) -> Comparison:
-    seen = observe(other.model, other.info.name, material)
-    between = likeness(observed.rows, seen.rows)
-    deeper = observed if info.depth > other.info.depth else seen
-    return Comparison(
-        model=other.info,
-        measures=seen.measures,
-        likeness=between,
-        contrast=shallow_and_deep(between, likeness(deeper.rows, fresh.rows), seed=material.seed),
+def _choose_examples(sample: Sample) -> list[str]:
+    """The first sentences that are short enough to be drawn; then longer ones if these are few."""
+    longest = min(sample.max_length, EXAMPLE_TOKENS)
+    ids = encode(sample.tokenizer, sample.sentences, longest + 1)
+    order = sorted(range(len(ids)), key=lambda number: len(ids[number]) > longest)
+    return [sample.sentences[number] for number in order[:EXAMPLES]]
+
+
+def _result(
+    sample: Sample,
+    seen: dict[str, Observed],
+    growths: list[ObservedGrowth],
+    text: str | Path | Sequence[str],
+) -> AttentionResult:
+    measured, rows = seen["measured"], {model: each.rows for model, each in seen.items()}
+    alike = {model: likeness(rows["measured"], rows[model]) for model in seen}
+    shallow_deep = None
+    if "compared" in seen:
+        depth, other_depth = alike["compared"].divergence.shape
+        deeper = rows["measured" if depth > other_depth else "compared"]
+        to_untrained = likeness(deeper, rows["untrained"])
+        shallow_deep = shallow_and_deep(alike["compared"], to_untrained, sample.seed)
+    maps = {f"maps_{number}": each for number, each in enumerate(measured.examples)}
+    for number, growth in enumerate(growths):
+        maps |= {f"growth_{number}_{moment}": each for moment, each in growth.maps.items()}
+    # Half precision is enough to draw them.
+    arrays = {name: each.maps_LHSS.astype(np.float16) for name, each in maps.items()}
+    return AttentionResult(
+        text=Path(text).name if isinstance(text, str | Path) else "given",
+        seed=sample.seed,
+        max_length=sample.max_length,
+        models=pd.DataFrame({"model": model, **each.about} for model, each in seen.items()),
+        heads=_stacked("model", {model: each.heads for model, each in seen.items()}),
+        likeness=_stacked("model", {model: _layers(each) for model, each in alike.items()}),
+        likeness_queries=alike["measured"].queries,
+        top_bottom=top_and_bottom(alike["measured"], alike["untrained"], sample.seed),
+        shallow_deep=shallow_deep,
+        growths=_stacked("growth", dict(enumerate(each.moments for each in growths))),
+        growth_heads=_stacked("growth", dict(enumerate(each.heads for each in growths))),
+        examples=tuple(each.tokens for each in measured.examples),
+        arrays=arrays | {f"likeness_{model}": each.heads for model, each in alike.items()},
     )
+
+
+def _layers(alike: Likeness) -> pd.DataFrame:
+    layer, other = np.indices(alike.divergence.shape).reshape(2, -1) + 1
+    divergence = alike.divergence.ravel()
+    return pd.DataFrame({"layer": layer, "other_layer": other, "divergence": divergence})
+
+
+def _stacked(name: str, tables: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other, each marked by its key in the column `name`."""
+    if not tables:
+        return pd.DataFrame()
+    return pd.concat(tables, names=[name]).reset_index(name).reset_index(drop=True)

@@ -1,29 +1,84 @@
-"""Sums over attention maps, sentence by sentence, and the measures that they come to.
+"""Where each head looks, in numbers, and what a head is called for them.
 
-All measures but the entropy are linear in the map: a weight for every (query, key) and a sum. So
-those of a sentence are one matrix product, (heads, S·S) by (S·S, measures), and what a uniform
-head would have is the same product with 1 / S everywhere.
+All measures are means over the queries of all sentences. All but the entropy are linear in the map:
+a weight for each (query, key), and a sum. So those of a sentence are one matrix product, (heads,
+S·S) by (S·S, measures). What a head has that looks at all tokens alike ("uniform") is the same
+product with 1 / S everywhere; on short sentences that is not little.
+
+Shape letters: L layers, H heads, S tokens, M measures.
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
-from stackbert.attention.classes import classify
-from stackbert.attention.result import F32, F64, RADIUS, WINDOWS, Measures, SentenceMaps
+from stackbert.attention.maps import F32, SentenceMaps
 
-_TINY = np.float32(1e-30)
-_WITHIN = slice(0, len(WINDOWS))
-_NEAR = slice(_WITHIN.stop, _WITHIN.stop + len(WINDOWS))
-_FIRST, _ITSELF, _PREVIOUS, _FOLLOWING, _DISTANCE = range(_NEAR.stop, _NEAR.stop + 5)
-_PROFILE = slice(_DISTANCE + 1, _DISTANCE + 2 + 2 * RADIUS)
-_SEP, _ENTROPY = _PROFILE.stop, _PROFILE.stop + 1
-_COUNT = _ENTROPY + 1
+F64 = npt.NDArray[np.float64]
+
+WINDOWS = (1, 2, 4, 8)
+"""Positions on either side of the query that count as near it."""
+RADIUS = 16
+"""The profile by relative position (key minus query) goes from -RADIUS to RADIUS."""
+PROFILE = tuple(f"at_{offset:+d}" for offset in range(-RADIUS, RADIUS + 1))
+MEASURES = (
+    *(f"within_{window}" for window in WINDOWS),  # the query itself included
+    *(f"near_{window}" for window in WINDOWS),  # without the first column, so apart from `first`
+    "first",
+    "itself",
+    "previous",
+    "following",
+    "distance",
+    *PROFILE,
+    "sep",
+    "entropy",
+)
+"""Shares of a query's attention, but for the mean distance in positions and the entropy in nats."""
+_LINEAR = len(MEASURES) - 2
+
+CLASSES = ("local", "[CLS]", "mixed", "[SEP]", "broad", "other")
+"""What a head is called; `classify` has the rules."""
+PAPER_CLASSES = CLASSES[:3]
+"""Those that the paper (Gong et al. 2019, section 3) speaks of."""
+LOCAL_WINDOW = 4
+"""The window that makes a head "local": about a phrase."""
+SHARE = 0.5
+"""Share of what a uniform head spreads elsewhere that must lie on a pattern: more than not."""
+BROAD = 0.25
+"""A head without a pattern is "broad" if it looks at this share of a sentence's tokens at least.
+Their number is e to the power of its entropy; for a uniform head it is all of them."""
+
+
+def sentence_sums(sentence: SentenceMaps) -> tuple[F64, F64]:
+    """Measures of a sentence, summed over its queries.
+
+    Returns:
+        ((L, H, M) of the heads, (M,) of a uniform head).
+    """
+    maps_LHSS = sentence.maps_LHSS
+    layers, heads, length, _ = maps_LHSS.shape
+    columns = list(sentence.separators)
+    weights = _weights(length)
+    sums_LHM = np.zeros((layers, heads, len(MEASURES)))
+    sums_LHM[..., :_LINEAR] = (maps_LHSS.reshape(-1, length * length) @ weights).reshape(
+        layers, heads, _LINEAR
+    )
+    sums_LHM[..., _LINEAR] = maps_LHSS[..., columns].sum(axis=(2, 3), dtype=np.float64)
+    for layer, maps_HSS in enumerate(maps_LHSS):  # one at a time bounds the logarithms' memory
+        logs = np.log(maps_HSS + np.float32(1e-30))  # so that none is of 0
+        logs *= maps_HSS
+        sums_LHM[layer, :, -1] = -logs.sum(axis=(1, 2), dtype=np.float64)
+    linear = weights.sum(axis=0, dtype=np.float64) / length
+    return sums_LHM, np.array([*linear, len(columns), length * np.log(length)])
 
 
 @functools.lru_cache(maxsize=2)  # sentences come sorted by length
 def _weights(length: int) -> F32:
-    """(S·S, measures): what a weight of 1 at (query, key) adds to each linear measure."""
+    """(S·S, M): what a weight of 1 at (query, key) adds to each linear measure."""
     position = np.arange(length)
     offset = position[None, :] - position[:, None]
     distance = np.abs(offset)
@@ -42,96 +97,45 @@ def _weights(length: int) -> F32:
     return np.ascontiguousarray(stacked)
 
 
-class MeasureSums:
-    """Takes in maps one sentence at a time; holds nothing but sums."""
-
-    def __init__(self) -> None:
-        self._heads: F64 | None = None
-        """(L, H, measures), summed over queries."""
-        self._uniform = np.zeros(_COUNT)
-        self._sentences = 0
-        self._tokens = 0
-
-    def add(self, sentence: SentenceMaps) -> None:
-        """Take in a sentence.
-
-        Raises:
-            ValueError: its rows do not sum to 1, or it is of another model than those before.
-        """
-        maps = sentence.maps
-        layers, heads, length, _ = maps.shape
-        if not np.allclose(maps.sum(axis=-1), 1.0, atol=1e-3):
-            raise ValueError("rows of an attention map must sum to 1")
-        if self._heads is None:
-            self._heads = np.zeros((layers, heads, _COUNT))
-        if self._heads.shape[:2] != (layers, heads):
-            raise ValueError(
-                f"maps of {layers} x {heads} heads after those of "
-                f"{self._heads.shape[0]} x {self._heads.shape[1]}"
-            )
-        weights = _weights(length)
-        linear = maps.reshape(layers * heads, length * length) @ weights
-        self._heads[..., :_SEP] += linear.reshape(layers, heads, _SEP)
-        self._uniform[:_SEP] += weights.sum(axis=0, dtype=np.float64) / length
-        columns = list(sentence.separators)
-        self._heads[..., _SEP] += maps[..., columns].sum(axis=(2, 3), dtype=np.float64)
-        self._uniform[_SEP] += len(columns)
-        for layer in range(layers):  # one at a time bounds the memory of the logarithms
-            self._heads[layer, :, _ENTROPY] += _entropies(maps[layer])
-        self._uniform[_ENTROPY] += length * np.log(length)
-        self._sentences += 1
-        self._tokens += length
-
-    def measures(self) -> Measures:
-        """Means over the queries so far.
-
-        Raises:
-            ValueError: there were none.
-        """
-        if self._heads is None:
-            raise ValueError("no sentence was measured")
-        heads = np.moveaxis(self._heads, -1, 0) / self._tokens
-        uniform = self._uniform / self._tokens
-        classes = classify(
-            near=heads[_NEAR],
-            near_uniform=uniform[_NEAR],
-            first=heads[_FIRST],
-            first_uniform=float(uniform[_FIRST]),
-            sep=heads[_SEP],
-            sep_uniform=float(uniform[_SEP]),
-            entropy=heads[_ENTROPY],
-            entropy_uniform=float(uniform[_ENTROPY]),
-        )
-        return Measures(
-            sentences=self._sentences,
-            tokens=self._tokens,
-            within=heads[_WITHIN],
-            within_uniform=uniform[_WITHIN],
-            near=heads[_NEAR],
-            near_uniform=uniform[_NEAR],
-            first=heads[_FIRST],
-            first_uniform=float(uniform[_FIRST]),
-            sep=heads[_SEP],
-            sep_uniform=float(uniform[_SEP]),
-            itself=heads[_ITSELF],
-            itself_uniform=float(uniform[_ITSELF]),
-            previous=heads[_PREVIOUS],
-            previous_uniform=float(uniform[_PREVIOUS]),
-            following=heads[_FOLLOWING],
-            following_uniform=float(uniform[_FOLLOWING]),
-            entropy=heads[_ENTROPY],
-            entropy_uniform=float(uniform[_ENTROPY]),
-            distance=heads[_DISTANCE],
-            distance_uniform=float(uniform[_DISTANCE]),
-            profile=np.moveaxis(heads[_PROFILE], 0, -1),
-            profile_uniform=uniform[_PROFILE],
-            classes=classes,
-        )
+def head_table(means_LHM: F64, uniform: Mapping[str, float]) -> pd.DataFrame:
+    """A row a head: `layer` and `head` from 1 (layer 1 at the bottom), `class`, `MEASURES`."""
+    layers, heads = np.indices(means_LHM.shape[:2]).reshape(2, -1) + 1
+    table = pd.DataFrame(means_LHM.reshape(-1, len(MEASURES)), columns=list(MEASURES))
+    table.insert(0, "layer", layers)
+    table.insert(1, "head", heads)
+    table.insert(2, "class", classify(table, uniform))
+    return table
 
 
-def _entropies(maps: F32) -> F64:
-    """(H, S, S) to (H,): entropy of each row in nats, summed over the rows."""
-    logs = np.log(maps + _TINY)
-    logs *= maps
-    negative: F64 = logs.sum(axis=(1, 2), dtype=np.float64)
-    return -negative
+def classify(heads: pd.DataFrame, uniform: Mapping[str, Any], window: int = LOCAL_WINDOW) -> Any:  # noqa: ANN401 (an array of strings)
+    """Name each head by the first rule that fits.
+
+    local: at least `SHARE` near the query, first column apart. [CLS]: at least `SHARE` on the first
+    token. mixed: at least `SHARE` on both together. [SEP]: at least `SHARE` on separators. broad:
+    none of these, over `BROAD` of the tokens. other: none of these, over fewer tokens.
+
+    A mass counts only beyond uniform, (mass - uniform) / (1 - uniform): on a short sentence a
+    uniform head, too, has much of its mass near the query.
+
+    Args:
+        heads: with the columns `MEASURES`.
+        uniform: measures of a uniform head on the same sentences.
+        window: one of `WINDOWS`.
+    """
+
+    def covers(*names: str) -> Any:  # noqa: ANN401 (an array of bools)
+        mass = sum(heads[name].to_numpy() for name in names)
+        chance = sum(uniform[name] for name in names)
+        return (mass - chance) / max(1.0 - chance, 1e-9) >= SHARE
+
+    near = f"near_{window}"
+    spread = np.exp(heads["entropy"].to_numpy() - uniform["entropy"])
+    rules = [covers(near), covers("first"), covers(near, "first"), covers("sep"), spread >= BROAD]
+    return np.select(rules, list(CLASSES[:-1]), default=CLASSES[-1])
+
+
+def paper_share(
+    heads: pd.DataFrame, uniform: Mapping[str, Any], window: int = LOCAL_WINDOW
+) -> float:
+    """Share of the heads that have one of the paper's patterns, "local" being within `window`."""
+    return float(np.isin(classify(heads, uniform, window), PAPER_CLASSES).mean())

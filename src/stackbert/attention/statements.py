@@ -1,49 +1,51 @@
-"""A result in sentences: how far each of the paper's three claims holds, in numbers."""
+"""A result in words: how far the paper's three claims hold, what growing did, and a table."""
 
-import numpy as np
+import pandas as pd
 
-from stackbert.attention.beside import beside_statement, growth_groups
-from stackbert.attention.classes import LOCAL_WINDOW, PAPERS, paper_share
-from stackbert.attention.result import (
-    CLASSES,
-    AttentionResult,
-    Comparison,
-    Contrast,
-    GrowthAttention,
-    Moment,
-)
+from stackbert.attention.growth import OUTCOMES
+from stackbert.attention.likeness import Contrast
+from stackbert.attention.measure import AttentionResult
+from stackbert.attention.measures import CLASSES, LOCAL_WINDOW, PAPER_CLASSES, paper_share
 
-_LARGELY, _PARTLY, _BARELY = 2 / 3, 1 / 3, 0.1
-"""Of the way from an untrained layer to a likeness in which layers do not matter."""
+_VERDICTS = ((2 / 3, "holds"), (1 / 3, "holds in part"), (0.1, "hardly holds"))
+"""By the least share of the way from untrained layers to layers that heads do not depend on."""
 _AS_UNTRAINED = 0.02
-"""A model that differs less from an untrained one has not learned where to look: then all of its
-layers are alike, and it says nothing."""
+"""A model that differs less from an untrained one has not learned where to look. Then all of its
+layers are alike, which says nothing."""
 
 
-def statements(result: AttentionResult) -> tuple[str, ...]:
+def statements(result: AttentionResult) -> list[str]:
     """The three claims of Gong et al. (2019), section 3, on this model and text.
 
     Returns:
-        A sentence or two for each claim that the result has numbers for, then for each growth,
-        and one that compares the growths of several runs from and to the same depth.
+        A sentence or more for each claim that the result has numbers for, then for each growth,
+        and one for all growths from and to the same depths.
     """
-    lines = [patterns_statement(result)]
-    if result.contrast is not None:
-        lines.append(top_and_bottom_statement(result.contrast))
-    if result.other is not None:
-        lines.append(shallow_and_deep_statement(result, result.other))
-    for group in growth_groups(result.growths):
-        lines += [line for growth in group for line in growth_statements(growth)]
-        if len(group) > 1:
-            lines.append(beside_statement(group))
-    return tuple(lines)
+    lines = [_patterns(result)]
+    if result.top_bottom:
+        lines.append(_top_and_bottom(result.top_bottom))
+    if result.shallow_deep:
+        lines.append(_shallow_and_deep(result, result.shallow_deep))
+    for group in growth_groups(result):
+        lines += [line for _, growth in group.groupby("growth") for line in _growth(growth)]
+        if group["growth"].nunique() > 1:
+            lines.append(_between_runs(group))
+    return lines
+
+
+def growth_groups(result: AttentionResult) -> list[pd.DataFrame]:
+    """The rows of `growths` by what can be compared: equal depths and heads per layer."""
+    if result.growths.empty:
+        return []
+    keys = ["source_depth", "depth", "heads_per_layer"]
+    return [group for _, group in result.growths.groupby(keys, sort=False)]
 
 
 def likeness_share(contrast: Contrast) -> float:
-    """How far the layers are alike, 0 to 1.
+    """How alike the layers are, from 0 to 1.
 
-    0 if they are no closer than untrained layers are, 1 if they are as close as if it did not
-    matter in which layer a head is, and in proportion between.
+    0 if they are no closer than untrained layers, 1 if as close as if it did not matter in which
+    layer a head is, and in proportion between.
     """
     if contrast.matched >= contrast.untrained:
         return 0.0
@@ -52,104 +54,124 @@ def likeness_share(contrast: Contrast) -> float:
     return (contrast.untrained - contrast.matched) / (contrast.untrained - contrast.dealt)
 
 
-def patterns_statement(result: AttentionResult) -> str:
-    """Claim 1."""
-    measures = result.measures
-    heads = measures.classes.size
-    counts = {name: int((measures.classes == name).sum()) for name in CLASSES}
-    paper, fresh = paper_share(measures), paper_share(result.untrained.measures)
-    others = [f"{paper_share(measures, window):.0%}" for window in (2, 8)]
-    verdict = "holds" if paper > 0.5 else "does not hold"
+def _patterns(result: AttentionResult) -> str:
+    heads, uniform = result.heads_of("measured"), result.about("measured")
+    share, near, far = (paper_share(heads, uniform, window) for window in (LOCAL_WINDOW, 2, 8))
+    fresh = paper_share(result.heads_of("untrained"), result.about("untrained"))
+    counts = ", ".join(f"{(heads['class'] == name).sum()} {name}" for name in CLASSES)
     return (
-        f"Claim 1, most heads look at their neighbours or at [CLS]: {verdict}. "
-        f"{round(paper * heads)} of {heads} heads ({paper:.0%}) do: {counts['local']} local, "
-        f"{counts['[CLS]']} [CLS], {counts['mixed']} mixed; the others: {counts['[SEP]']} [SEP], "
-        f"{counts['broad']} broad, {counts['other']} other. With neighbours up to 2 positions away "
-        f"in place of {LOCAL_WINDOW} it is {others[0]} of the heads, with 8 {others[1]}; of an "
-        f"untrained model {fresh:.0%}."
+        "Claim 1, most heads look at their neighbours or at [CLS]: "
+        f"{'holds' if share > 0.5 else 'does not hold'}. {round(share * len(heads))} of "
+        f"{len(heads)} heads ({share:.0%}) do; in an untrained model {fresh:.0%}. By class: "
+        f"{counts}. With neighbours within 2 positions instead of {LOCAL_WINDOW} it is "
+        f"{near:.0%} of the heads, within 8 {far:.0%}."
     )
 
 
-def top_and_bottom_statement(contrast: Contrast) -> str:
-    """Claim 2."""
+def _top_and_bottom(contrast: Contrast) -> str:
     return (
         f"Claim 2, top layers look like bottom layers: {_verdict(contrast)}. Each layer of the top "
-        "half differs from the most similar one of the bottom half by "
-        f"{_numbers(contrast, 'the bottom half')}; {contrast.untrained:.3f} from an untrained "
-        "bottom half. (The untrained model's own two halves differ by "
-        f"{contrast.untrained_alike:.3f}: all its heads are nearly uniform.)"
+        "half differs from the most similar layer of the bottom half by "
+        f"{_numbers(contrast, 'an untrained bottom half')}"
     )
 
 
-def shallow_and_deep_statement(result: AttentionResult, other: Comparison) -> str:
-    """Claim 3."""
-    shallow, deep = sorted((result.model, other.model), key=lambda model: model.depth)
-    contrast = other.contrast
+def _shallow_and_deep(result: AttentionResult, contrast: Contrast) -> str:
+    models = [result.about("measured"), result.about("compared")]
+    shallow, deep = sorted(models, key=lambda model: int(model["depth"]))
     return (
         f"Claim 3, a shallow model's maps look like a deep one's: {_verdict(contrast)}. Each of "
-        f"the {deep.depth} layers of {deep.name} differs from the most similar of the "
-        f"{shallow.depth} layers of {shallow.name} by {_numbers(contrast, shallow.name)}; "
-        f"{contrast.untrained:.3f} from the most similar layer of an untrained model."
+        f"the {deep['depth']} layers of {deep['name']} differs from the most similar of the "
+        f"{shallow['depth']} layers of {shallow['name']} by "
+        f"{_numbers(contrast, 'the layers of an untrained model')}"
     )
 
 
-def _numbers(contrast: Contrast, others: str) -> str:
+def _numbers(contrast: Contrast, untrained: str) -> str:
     return (
-        f"{contrast.matched:.3f} (Jensen-Shannon, 0 to 1, heads matched best to best); "
-        f"{contrast.random_pairs:.3f} if its heads are paired at random, {contrast.dealt:.3f} if "
-        f"heads are dealt out to the layers at random, {contrast.all_pairs:.3f} from all layers of "
-        f"{others}"
+        f"{contrast.matched:.3f} (Jensen-Shannon divergence, 0 to 1, heads matched one to one). "
+        f"From {untrained} it is {contrast.untrained:.3f} (0%); if it did not matter in which "
+        f"layer a head is, it would be {contrast.dealt:.3f} (100%)."
     )
 
 
 def _verdict(contrast: Contrast) -> str:
     if contrast.untrained < _AS_UNTRAINED:
-        return "cannot be told, as the maps hardly differ from an untrained model's"
+        return "cannot be judged, as the maps hardly differ from an untrained model's"
     share = likeness_share(contrast)
-    word = (
-        "holds"
-        if share >= _LARGELY
-        else "holds in part"
-        if share >= _PARTLY
-        else "hardly holds"
-        if share >= _BARELY
-        else "does not hold"
-    )
-    return (
-        f"{word} ({share:.0%}, where 0% is no nearer than untrained layers and 100% as near as if "
-        "it did not matter in which layer a head is)"
-    )
+    word = next((word for least, word in _VERDICTS if share >= least), "does not hold")
+    return f"{word} ({share:.0%})"
 
 
-def growth_statements(growth: GrowthAttention) -> tuple[str, ...]:
-    """What happened to the new layers' heads at one growth."""
-    grown, later = growth.moment("grown"), growth.moment("next")
-    new = growth.new_layers
-    differ = [f"{moment.divergence[new].mean():.3f}" for moment in (grown, later)]
-    first = [f"{moment.measures.first[new].mean():.2f}" for moment in (grown, later)]
-    shallow = f"{growth.moment('shallow').measures.first.mean():.2f}"
+def _growth(moments: pd.DataFrame) -> list[str]:
+    shallow, grown, later = (row for _, row in moments.iterrows())
+    patterns = [f"{sum(row[name] for name in PAPER_CLASSES)}" for row in (grown, later)]
     lines = [
-        f"Growth by {growth.label}, {growth.source_depth} to {growth.depth} layers at step "
-        f"{growth.step:,}: the new layers' heads differ from those that stacking copies there "
-        f"by {differ[0]} right after growing and {differ[1]} at the end of the next stage; their "
-        f"mass on the first token is {first[0]}, then {first[1]} (the shallow model's: {shallow}). "
-        f"Of the paper's patterns (local, [CLS], mixed) are {_patterned(grown, new)}, then "
-        f"{_patterned(later, new)}."
+        f"Growth by {grown['run']} from {grown['source_depth']} to {grown['depth']} layers at step "
+        f"{grown['step']:,}: the heads of the new layers differ from those that stacking copies by "
+        f"{grown['divergence']:.3f} right after growing, and by {later['divergence']:.3f} at the "
+        f"end of the next stage. Their mass on the first token is {grown['first']:.2f}, then "
+        f"{later['first']:.2f} (shallow model: {shallow['first']:.2f}). One of the paper's "
+        f"patterns is found in {patterns[0]}, then {patterns[1]} of {grown['heads']} heads."
     ]
-    outcome = growth.outcome[new]
-    copied = outcome[outcome != "fresh"]
-    if copied.size:
-        counts = {name: int((copied == name).sum()) for name in ("kept", "regained", "changed")}
+    kept, regained, changed = (int(later[name]) for name in OUTCOMES)
+    if copied := kept + regained + changed:
+        chance = 1 / (grown["source_depth"] * grown["heads_per_layer"])
         lines.append(
-            f"Of the {copied.size} heads that {growth.label} copies into new layers, "
-            f"{counts['kept']} keep their pattern throughout (of all heads of the shallow model "
-            f"their source is the most similar), {counts['regained']} lose and regain it, "
-            f"{counts['changed']} change; by chance {growth.chance:.0%} would be nearest to their "
-            "source."
+            f"Of the {copied} heads that {grown['run']} copies into new layers, {kept} keep their "
+            f"pattern throughout, {regained} lose and regain it, {changed} change. A head keeps it "
+            "if, of all heads of the shallow model, its source is the most similar; by chance "
+            f"{chance:.0%} would."
         )
-    return tuple(lines)
+    return lines
 
 
-def _patterned(moment: Moment, layers: list[int]) -> str:
-    classes = moment.measures.classes[layers]
-    return f"{int(np.isin(classes, PAPERS).sum())} of {classes.size} heads"
+def _between_runs(group: pd.DataFrame) -> str:
+    grown, later = (group[group["moment"] == moment] for moment in ("grown", "next"))
+    patterns = later.assign(share=later[list(PAPER_CLASSES)].sum(axis=1) / later["heads"])
+    first = group.iloc[0]
+    return (
+        f"Between the runs, growing from {first['source_depth']} to {first['depth']} layers: the "
+        f"new layers' mass on the first token is {_range(grown, 'first', '.2f')} right after "
+        f"growing and {_range(later, 'first', '.2f')} at the end of the next stage. Their heads "
+        f"differ from those that stacking copies by {_range(grown, 'divergence', '.3f')}, then by "
+        f"{_range(later, 'divergence', '.3f')}. At the end the share of them with one of the "
+        f"paper's patterns is {_range(patterns, 'share', '.0%')}."
+    )
+
+
+def _range(rows: pd.DataFrame, name: str, form: str) -> str:
+    """The lowest and the highest value with their runs, if their digits tell them apart."""
+    low, high = (rows.loc[at] for at in (rows[name].idxmin(), rows[name].idxmax()))
+    ends = [format(float(row[name]), form) for row in (low, high)]
+    if ends[0] == ends[1]:
+        return f"{ends[0]} in all"
+    return f"{ends[0]} ({low['run']}) to {ends[1]} ({high['run']})"
+
+
+def layer_table(result: AttentionResult) -> pd.DataFrame:
+    """Means over the heads of each layer, then of all, of a uniform head and an untrained model."""
+    columns = {
+        f"within_{LOCAL_WINDOW}": f"within {LOCAL_WINDOW}",
+        "itself": "itself",
+        "previous": "previous",
+        "following": "next",
+        "first": "[CLS]",
+        "sep": "[SEP]",
+        "entropy": "entropy",
+        "distance": "distance",
+    }
+
+    def row(label: str, heads: pd.DataFrame) -> dict[str, object]:
+        counts = {name: int((heads["class"] == name).sum()) for name in CLASSES}
+        classes = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return {"layer": label, **heads[list(columns)].mean(), "heads": classes}
+
+    heads, fresh = result.heads_of("measured"), result.about("untrained")
+    rows = [row(str(layer), of) for layer, of in heads.groupby("layer")]
+    rows += [
+        row("all", heads),
+        {"layer": "uniform", **result.about("measured")[list(columns)], "heads": ""},
+        row(f"untrained ({fresh['sentences']})", result.heads_of("untrained")),
+    ]
+    return pd.DataFrame(rows).round(3).rename(columns=columns)

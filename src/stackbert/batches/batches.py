@@ -204,7 +204,9 @@ class BatchPlan:
                 end = min(end, first + stage.steps)
             made = self._rows(begin, end - begin, 0, stage.sequences)
             self._made = begin, end, made
-        return made.rows((step - begin) * stage.sequences, (step - begin + 1) * stage.sequences)
+        first_row = (step - begin) * stage.sequences
+        # Cloned, so that who changes a batch changes only that.
+        return made.rows(first_row, first_row + stage.sequences).each(torch.clone)
 
     def _rows(self, step: int, steps: int, first: int, share: int) -> Batch:
         """Rows first … first + share - 1 of a step; or all rows of several steps of one stage."""

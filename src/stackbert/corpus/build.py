@@ -2,48 +2,39 @@
 
 import contextlib
 import errno
-import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
-
-from stackbert.corpus.encoder import Encoder, encoder_for
-from stackbert.corpus.sentences import split_sentences
+from stackbert.corpus.encoder import encoder_for
 from stackbert.corpus.store import (
     MANIFEST,
     TOKENIZER,
     Corpus,
     Manifest,
-    Side,
-    SideWriter,
     Source,
     fingerprint,
     open_corpus,
 )
 from stackbert.corpus.text import MAX_DOCUMENT_BYTES, DataSet, Text, open_files
 from stackbert.corpus.tokenizer import CorpusTokenizer, Sample, learn_tokenizer, load_tokenizer
+from stackbert.corpus.writer import SideWriter
 from stackbert.errors import UserError
 from stackbert.files import new_folder, writing
 from stackbert.progress import Progress
 
 VALIDATION_FRACTION = 0.005
 """One document in 200: the paper's 199:1 split (Gong et al., ICML 2019)."""
-_BATCH_CHARACTERS = 1 << 20
-_PIECE_COST = 32
-"""Characters that a piece counts for besides its own: many short ones need memory as well."""
 _REPORT_BYTES = 1 << 19
-_WORD = re.compile(r"\S+")
 
 
 def build_corpus(
     out: str | Path,
     *,
-    text: Sequence[str | Path] = (),
+    text: str | Path | Sequence[str | Path] = (),
     dataset: str | None = None,
     field: str = "text",
     tokenizer: str | Path | None = None,
@@ -104,14 +95,12 @@ def build_corpus(
 
 
 def _check(
-    text: Sequence[str | Path],
+    text: str | Path | Sequence[str | Path],
     dataset: str | None,
     tokenizer: str | Path | None,
     vocab_size: int | None,
     validation: float,
 ) -> None:
-    if isinstance(text, str | Path):
-        raise UserError("text must be a list of paths, not a single one. Write text=[path].")
     if bool(text) == (dataset is not None):
         raise UserError("Give either text (files, folders, patterns) or a data set, one of them.")
     if tokenizer is not None and vocab_size is not None:
@@ -218,89 +207,44 @@ def _learn(documents: _Documents, vocab_size: int | None, *, lowercase: bool) ->
 
 
 def _tokenise(documents: _Documents, tokenizer: CorpusTokenizer, folder: Path) -> Manifest:
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    encoder, separator = encoder_for(tokenizer.tokenizer), tokenizer.separator_id
-    sides = [
-        _Side(encoder, SideWriter(folder / name, dtype, tokenizer.vocab_size, separator))
+    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    encode = encoder_for(tokenizer.tokenizer)
+    writers = [
+        SideWriter(
+            folder / name,
+            encode,
+            vocab_size=tokenizer.vocab_size,
+            separator=tokenizer.separator_id,
+            dtype=dtype,
+        )
         for name in ("train", "validation")
     ]
     duplicates = 0
     with _seen(folder / "seen.sqlite") as is_new:
         for document in documents.read("tokenising"):
             if is_new(document.digest):
-                sides[document.held_out].add(document)
+                writers[document.held_out].add(document.text)
             else:
                 duplicates += 1
-    train, held_out = (side.finish() for side in sides)
+    train, held_out = (writer.finish() for writer in writers)
     documents.require(train.documents, held_out.documents)
-    sizes = (tokenizer.vocab_size, tokenizer.size, separator)
     return Manifest(
         stackbert_version=version("stackbert"),
         sources=documents.sources(),
         duplicate_documents=duplicates,
-        empty_documents=documents.empty + sum(side.empty for side in sides),
+        empty_documents=documents.empty + sum(writer.empty for writer in writers),
         validation_fraction=documents.validation,
         vocab_size=tokenizer.vocab_size,
         tokenizer_size=tokenizer.size,
-        separator_id=separator,
+        separator_id=tokenizer.separator_id,
         lowercase=tokenizer.lowercase,
         dtype=dtype,
-        fingerprint=fingerprint(folder, *sizes),
+        fingerprint=fingerprint(
+            folder, tokenizer.vocab_size, tokenizer.size, tokenizer.separator_id
+        ),
         train=train,
         validation=held_out,
     )
-
-
-class _Side:
-    """Gathers one side's sentences until there are enough of them to encode together."""
-
-    def __init__(self, encoder: Encoder, writer: SideWriter) -> None:
-        self._encoder = encoder
-        self._writer = writer
-        self.empty = 0
-        self._words = 0
-        self._open_tokens = 0
-        """Tokens already written of the document that is not at its end yet."""
-        self._clear()
-
-    def _clear(self) -> None:
-        self._pieces: list[str] = []
-        self._document_ends: list[int] = []
-        self._document_words: list[int] = []
-        self._characters = 0
-
-    def add(self, document: _Document) -> None:
-        for piece in split_sentences(document.text):
-            self._pieces.append(piece)
-            self._characters += len(piece) + _PIECE_COST
-            if self._characters >= _BATCH_CHARACTERS:
-                self._flush()
-        self._document_ends.append(len(self._pieces))
-        self._document_words.append(_count_words(document.text))
-
-    def finish(self) -> Side:
-        if self._document_ends:
-            self._flush()
-        return self._writer.finish(self._words)
-
-    def _flush(self) -> None:
-        ids, lengths = self._encoder(self._pieces)
-        piece_ends = np.concatenate([[0], np.cumsum(lengths)])
-        ends = piece_ends[np.array(self._document_ends, np.int64)]
-        tokens = np.diff(ends, prepend=-self._open_tokens)
-        # Text of control characters alone gives no token: such a sentence or document is dropped.
-        kept = tokens > 0
-        self._open_tokens = len(ids) - int(ends[-1]) if len(ends) else self._open_tokens + len(ids)
-        self.empty += int((~kept).sum())
-        self._words += int(np.array(self._document_words, np.int64)[kept].sum())
-        self._writer.add(ids, ends[kept], piece_ends[:-1][lengths > 0])
-        self._clear()
-
-
-def _count_words(text: str) -> int:
-    if len(text) < 1 << 20:
-        return len(text.split())
-    return sum(1 for _ in _WORD.finditer(text))  # slower, but without a list of them all
 
 
 @contextlib.contextmanager

@@ -1,28 +1,25 @@
 """Sentences to token ids.
 
 A BERT tokenizer (BertNormalizer, BertPreTokenizer, WordPiece) never looks across a space, and text
-repeats its words. So `WordEncoder` asks the tokenizer for each distinct word once and looks the
+repeats its words. So `encode_words` asks the tokenizer for each distinct word once and looks the
 rest up: the same ids as `encode_batch_fast`, in half its time on two cores and a third of it on
-one (30 MB of Wikipedia). Every other tokenizer goes through `encode_pieces`.
+one (30 MB of Wikipedia). Every other tokenizer encodes whole sentences.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from stackbert.corpus.store import Offsets, TokenIds
 
-Encoder = Callable[[Sequence[str]], tuple[TokenIds, Offsets]]
-"""Pieces of text to all their ids in one array, and how many of them each piece gave."""
+Encode = Callable[[Sequence[str]], tuple[TokenIds, Offsets]]
+"""From pieces of text to all their ids in one array, and how many of them each piece gave."""
 
-_TABLE_WORDS = 1 << 19
-_TABLE_CHARACTERS = 1 << 24
-_END = " \0 "
+_TABLE_WORDS, _TABLE_CHARACTERS = 1 << 18, 1 << 24
+_END, _END_ID = " \0 ", 2**32 - 1
 _MARKS = {
     # Each of these is a token of its own, or a space, to a BERT tokenizer. Set apart, "word," and
     # "word" are one entry of the table. A comma or full stop inside a number stays: splitting
@@ -32,17 +29,15 @@ _MARKS = {
 }  # fmt: skip
 
 
-def encoder_for(tokenizer: Any) -> Encoder:  # noqa: ANN401 (tokenizers is imported lazily)
-    """The fastest encoder that gives this `tokenizers.Tokenizer`'s ids.
+def encoder_for(tokenizer: Any) -> Encode:  # noqa: ANN401 (tokenizers is imported lazily)
+    """The fastest way to this `tokenizers.Tokenizer`'s ids.
 
     The tokenizer is changed: it no longer truncates or pads, and the text "[MASK]" is text to it.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    if _looks_at_words_only(tokenizer):
-        return WordEncoder(tokenizer).encode
-    return partial(encode_pieces, tokenizer)
+    return encode_words(tokenizer) if _looks_at_words_only(tokenizer) else encode_pieces(tokenizer)
 
 
 def _looks_at_words_only(tokenizer: Any) -> bool:  # noqa: ANN401
@@ -56,68 +51,42 @@ def _looks_at_words_only(tokenizer: Any) -> bool:  # noqa: ANN401
     )
 
 
-def encode_pieces(
-    tokenizer: Any,  # noqa: ANN401
-    pieces: Sequence[str],
-) -> tuple[TokenIds, Offsets]:
-    """Any tokenizer: its own ids of each piece; see `Encoder`."""
-    encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-    found = [encoding.ids for encoding in encodings]
-    lengths = np.fromiter(map(len, found), np.int64, len(found))
-    return np.fromiter(chain.from_iterable(found), np.uint32, int(lengths.sum())), lengths
+def encode_pieces(tokenizer: Any) -> Encode:  # noqa: ANN401
+    """For any tokenizer: its own ids of each piece."""
+
+    def encode(pieces: Sequence[str]) -> tuple[TokenIds, Offsets]:
+        encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        return np.fromiter(chain.from_iterable(ids), np.uint32, int(lengths.sum())), lengths
+
+    return encode
 
 
-class _Table(dict[str, int]):
-    """Word to number; a word not seen before gets the next one."""
+def encode_words(tokenizer: Any) -> Encode:  # noqa: ANN401
+    """For a BERT tokenizer: with a table of the words that it has encoded, bounded in size."""
+    table: dict[str, tuple[int, ...]] = {}
+    characters = 0
 
-    def __missing__(self, word: str) -> int:
-        self[word] = number = len(self)
-        return number
-
-
-class WordEncoder:
-    """A BERT tokenizer, with a bounded table of the words it has encoded."""
-
-    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
-        self._tokenizer = tokenizer
-        self._clear()
-
-    def _clear(self) -> None:
-        self._table = _Table({"\0": 0})
-        self._characters = 0
-        self._ids: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
-        # Word n has the ids self._bounds[n] … self._bounds[n + 1] − 1; the mark has none.
-        self._bounds: npt.NDArray[np.int64] = np.zeros(2, np.int64)
-
-    def encode(self, pieces: Sequence[str]) -> tuple[TokenIds, Offsets]:
-        """See `Encoder`."""
-        joined = _END.join(pieces)
-        if joined.count("\0") >= len(pieces):
+    def encode(pieces: Sequence[str]) -> tuple[TokenIds, Offsets]:
+        nonlocal characters
+        joined = _END.join([*pieces, ""])
+        if joined.count("\0") > len(pieces):
             # The tokenizer drops this character anyway, and here it marks the ends of the pieces.
-            joined = _END.join(piece.replace("\0", "") for piece in pieces)
+            joined = _END.join([*(piece.replace("\0", "") for piece in pieces), ""])
         for mark, apart in _MARKS.items():
             joined = joined.replace(mark, apart)
         words = joined.split(" ")
-        numbers = np.fromiter(map(self._table.__getitem__, words), np.int64, len(words))
-        self._learn()
-        lengths = (self._bounds[1:] - self._bounds[:-1])[numbers]
-        ends = np.cumsum(lengths)
-        # Token t of the output belongs to a word; its place among that word's ids is t minus the
-        # word's first token.
-        shift = self._bounds[numbers] - (ends - lengths)
-        ids = self._ids[np.arange(ends[-1]) + np.repeat(shift, lengths)]
-        piece_ends = ends[np.append(np.flatnonzero(numbers == 0), len(words) - 1)]
-        if len(self._table) > _TABLE_WORDS or self._characters > _TABLE_CHARACTERS:
-            self._clear()
-        return ids, np.diff(piece_ends, prepend=0)
+        if len(table) > _TABLE_WORDS or characters > _TABLE_CHARACTERS:
+            table.clear()
+            characters = 0
+        new = list(set(words).difference(table))
+        encodings = tokenizer.encode_batch_fast(new, add_special_tokens=False)
+        table.update(zip(new, (tuple(each.ids) for each in encodings), strict=True))
+        table["\0"] = (_END_ID,)
+        characters += sum(map(len, new))
+        ids = np.fromiter(chain.from_iterable(map(table.__getitem__, words)), np.uint32)
+        is_end = ids == _END_ID
+        return ids[~is_end], np.diff(np.flatnonzero(is_end), prepend=-1) - 1
 
-    def _learn(self) -> None:
-        """Ask the tokenizer for the words that are new in the table."""
-        count = len(self._table) - (len(self._bounds) - 1)
-        if not count:
-            return
-        new = list(islice(reversed(self._table), count))[::-1]
-        ids, lengths = encode_pieces(self._tokenizer, new)
-        self._ids = np.concatenate([self._ids, ids.astype(np.uint32)])
-        self._bounds = np.concatenate([self._bounds, self._bounds[-1] + np.cumsum(lengths)])
-        self._characters += sum(map(len, new))
+    return encode

@@ -1,4 +1,4 @@
-"""A corpus on the disk: the format, writing a side of it, and reading it by memory map.
+"""A corpus on the disk: the format, and reading it by memory map.
 
     CORPUS/manifest.json          counts, sources, and a fingerprint of all that follows
     CORPUS/tokenizer/             a Hugging Face fast tokenizer
@@ -26,7 +26,7 @@ from stackbert.errors import UserError
 from stackbert.files import Record, reading, sha256
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
-_TOKENS, _DOCUMENTS, _SENTENCES = "tokens.bin", "documents.bin", "sentences.bin"
+TOKENS, DOCUMENTS, SENTENCES = "tokens.bin", "documents.bin", "sentences.bin"
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 """uint16 where the vocabulary fits, else uint32."""
@@ -111,10 +111,10 @@ class TokenStream:
     """
 
     def __init__(self, folder: Path, side: Side, dtype: str) -> None:
-        self._tokens: TokenIds = _mapped(folder / _TOKENS, dtype, side.tokens)
-        self.document_starts: Offsets = _mapped(folder / _DOCUMENTS, "int64", side.documents)
+        self._tokens: TokenIds = _mapped(folder / TOKENS, dtype, side.tokens)
+        self.document_starts: Offsets = _mapped(folder / DOCUMENTS, "int64", side.documents)
         """Index of the first token of every document, ascending."""
-        self.sentence_starts: Offsets = _mapped(folder / _SENTENCES, "int64", side.sentences)
+        self.sentence_starts: Offsets = _mapped(folder / SENTENCES, "int64", side.sentences)
         """Index of the first token of every sentence, ascending; documents' starts included."""
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class TokenStream:
 
     def read_many(self, starts: Offsets, lengths: Offsets) -> TokenIds:
         """Several ranges, one after the other in one new array; starts and lengths (N,)."""
-        tokens = self._tokens  # slices of a plain array are joined twice as fast as a gather
+        tokens = self._tokens
         ranges = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
         return np.concatenate([tokens[:0], *(tokens[start:end] for start, end in ranges)])
 
@@ -154,68 +154,6 @@ def _mapped(path: Path, dtype: str, length: int) -> npt.NDArray[Any]:
             "damaged: build it again."
         )
     return array
-
-
-class SideWriter:
-    """Writes one side as its documents come.
-
-    Args:
-        folder: of the side, made here.
-        dtype: of the token ids, "uint16" or "uint32".
-        vocab_size: ids are below it.
-        separator: the id put behind every document.
-    """
-
-    def __init__(self, folder: Path, dtype: str, vocab_size: int, separator: int) -> None:
-        folder.mkdir()
-        self._folder = folder
-        self._dtype = dtype
-        self._separator = separator
-        self._counts = np.zeros(vocab_size, np.int64)
-        self._tokens = self._documents = self._sentences = 0
-        self._document_start = 0
-
-    def add(self, ids: TokenIds, ends: Offsets, sentences: Offsets) -> None:
-        """Append tokens; the last document may go on in the next call.
-
-        Args:
-            ids: token ids without separators.
-            ends: where documents end, as indices into `ids`, ascending; none without a token.
-            sentences: where sentences start, likewise.
-        """
-        self._counts += np.bincount(ids, minlength=len(self._counts))
-        stream = np.insert(ids.astype(self._dtype), ends, self._separator)
-        after = self._tokens + ends + np.arange(1, len(ends) + 1)  # behind each separator
-        starts = np.concatenate([[self._document_start], after])
-        sentences = self._tokens + sentences + np.searchsorted(ends, sentences, side="right")
-        self._append(_TOKENS, stream)
-        self._append(_DOCUMENTS, starts[:-1])
-        self._append(_SENTENCES, sentences)
-        self._document_start = int(starts[-1])
-        self._tokens += len(stream)
-        self._documents += len(ends)
-        self._sentences += len(sentences)
-
-    def _append(self, name: str, array: npt.NDArray[Any]) -> None:
-        with (self._folder / name).open("ab") as file:
-            file.write(np.ascontiguousarray(array).data)
-
-    def finish(self, words: int) -> Side:
-        """Describe the side; `words` is the number of white-space separated words of its text."""
-        return Side(
-            tokens=self._tokens,
-            documents=self._documents,
-            sentences=self._sentences,
-            words=words,
-            unigram_entropy=unigram_entropy(self._counts),
-        )
-
-
-def unigram_entropy(counts: Offsets) -> float:
-    """Entropy in nats of the distribution that `counts` gives."""
-    present = counts[counts > 0].astype(np.float64)
-    share = present / present.sum()
-    return float(-(share * np.log(share)).sum())
 
 
 @dataclass(frozen=True)

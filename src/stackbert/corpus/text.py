@@ -1,7 +1,7 @@
 """Text as a stream of documents: files, folders and patterns, or a Hugging Face data set.
 
 Everything is read in bounded memory, and can be read again. What cannot be read is one sentence
-with the file and, where there are lines or rows, their number.
+with the file and, where it has lines or rows, their number.
 """
 
 import bz2
@@ -11,17 +11,15 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from stackbert.errors import UserError
 from stackbert.files import reading, reason
 
-KINDS = (".txt", ".jsonl", ".parquet")
 MAX_DOCUMENT_BYTES = 64 << 20
 """Longest document by default; longer is rarely text, mostly a file without blank lines."""
-_KNOWN = "files ending in .txt, .jsonl (each also with .gz, .xz, .bz2 or .zst behind) or .parquet"
 _READ = 1 << 20
 _BITE = 1 << 12
 """Bytes that are decompressed at once: zstd makes up to 32,768 times as many of them."""
@@ -56,31 +54,19 @@ class Text:
         raise NotImplementedError
 
     def _string(self, record: Any, place: str) -> str:  # noqa: ANN401 (any JSON)
-        """The text field of a record; null counts as an empty document."""
-        if not isinstance(record, dict):
-            example = {self._field: "…"}
+        """The text of a record; null counts as an empty document."""
+        fields = record if isinstance(record, dict) else {}
+        text = fields.get(self._field, 0)
+        text = "" if text is None else text
+        if not isinstance(text, str):
+            kinds = [f"{name} ({type(value).__name__})" for name, value in fields.items()]
             raise UserError(
-                f"{self.name}, {place}: a {type(record).__name__} in place of a JSON object. "
-                f"Write it as {json.dumps(example, ensure_ascii=False)}."
+                f"{self.name}, {place} has no string in a field '{self._field}'. Its fields are: "
+                f"{', '.join(kinds) or 'none'}. Name the one that holds the text with --field."
             )
-        if self._field not in record:
-            raise self._no_field(record, f", {place},")
-        value = record[self._field]
-        if value is not None and not isinstance(value, str):
-            raise UserError(
-                f"{self.name}, {place}: the field '{self._field}' is not a string but "
-                f"{type(value).__name__}. Name the one that holds the text with --field."
-            )
-        value = value or ""
-        if len(value) * 4 > self._limit and len(value.encode("utf-8", "replace")) > self._limit:
+        if len(text) * 4 > self._limit and len(text.encode("utf-8", "replace")) > self._limit:
             raise self._too_long(place)
-        return value
-
-    def _no_field(self, names: Iterable[Any], place: str = "") -> UserError:
-        return UserError(
-            f"{self.name}{place} has no field '{self._field}'. The fields are: "
-            f"{', '.join(map(str, names))}. Name the one that holds the text with --field."
-        )
+        return text
 
     def _too_long(self, place: str) -> UserError:
         return UserError(
@@ -139,10 +125,12 @@ class TextFile(Text):
         document, first = bytearray(), 0  # not a list of lines, which may be of two bytes each
         for number, line in lines:
             if line.strip():
-                first = first if document else number
+                if document:
+                    document += b"\n"
+                else:
+                    first = number
                 document += line
-                document += b"\n"
-                if len(document) - 1 > self._limit:
+                if len(document) > self._limit:
                     raise self._too_long(f"line {first}")
             elif document:
                 yield self._decoded(document, first)
@@ -178,10 +166,10 @@ class TextFile(Text):
 
         # Buffered, not the whole row group at once.
         with pq.ParquetFile(self._path, pre_buffer=False, buffer_size=_READ) as file:
-            if self._field not in file.schema_arrow.names:
-                raise self._no_field(file.schema_arrow.names)
+            known = self._field in file.schema_arrow.names
+            columns = [self._field] if known else None  # all of them, for the error to name
             row, rows = 0, max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(batch_size=_ROWS, columns=[self._field]):
+            for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
                 for record in batch.to_pylist():
                     row += 1
                     yield self._string(record, f"row {row}")
@@ -237,15 +225,17 @@ class _Decompressed(io.RawIOBase):
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
-    """The kind and the compression of a file by its name; ("", "") if unknown."""
+    """The kind and the compression of a file by its name; ("", "") if it is not text."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compression = suffixes.pop() if suffixes and suffixes[-1] in _STREAMS else ""
-    kind = suffixes[-1] if suffixes and suffixes[-1] in KINDS else ""
-    return (kind, compression) if kind and not (kind == ".parquet" and compression) else ("", "")
+    kind = suffixes[-1] if suffixes else ""
+    if kind in (".txt", ".jsonl") or (kind == ".parquet" and not compression):
+        return kind, compression
+    return "", ""
 
 
 def open_files(
-    text: Sequence[str | Path], field: str = "text", limit: int = MAX_DOCUMENT_BYTES
+    text: str | Path | Sequence[str | Path], field: str = "text", limit: int = MAX_DOCUMENT_BYTES
 ) -> list[TextFile]:
     """Find the files that `text` names.
 
@@ -257,42 +247,31 @@ def open_files(
         limit: a document of more bytes is refused when it is met.
 
     Raises:
-        UserError: a path does not exist, a pattern matches nothing, a folder holds no known file,
-            or a file has an unknown suffix.
+        UserError: a path, folder or pattern gives no text.
     """
     found: dict[Path, Path] = {}
-    for given in text:
-        with reading(given):
-            for path in _expand(Path(given).expanduser()):
-                found.setdefault(path.resolve(), path)
+    for given in [text] if isinstance(text, str | Path) else text:
+        files = _matching(Path(given).expanduser())
+        if not files:
+            raise UserError(
+                f"There is no text at {given}. StackBERT reads regular files ending in .txt, "
+                ".jsonl (each also with .gz, .xz, .bz2 or .zst behind) or .parquet, folders of "
+                "such files, and quoted patterns."
+            )
+        for path in files:
+            found.setdefault(path.resolve(), path)
     return [TextFile(path, field, limit) for path in found.values()]
 
 
-def _expand(path: Path) -> list[Path]:
+def _matching(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if _suffixes(file)[0]
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
-        if not files:
-            raise UserError(f"The folder {path} holds no text. It needs {_KNOWN}.")
-        return files
-    if path.is_file():
-        if not _suffixes(path)[0]:
-            raise UserError(f"{path} is of an unknown kind. StackBERT reads {_KNOWN}.")
-        return [path]
-    if path.exists():
-        raise UserError(f"{path} is not a regular file. Text is read twice, so it must be one.")
-    if any(sign in str(path) for sign in "*?["):
-        matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-        files = [file for file in matches if _suffixes(file)[0] and file.is_file()]
-        if not files:
-            raise UserError(f"The pattern {path} matches no text. StackBERT reads {_KNOWN}.")
-        return files
-    raise UserError(f"There is no {path}. Check the path.")
+        paths = sorted(path.rglob("*"))
+        paths = [p for p in paths if not any(n.startswith(".") for n in p.relative_to(path).parts)]
+    elif path.exists():
+        paths = [path]
+    else:
+        paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    return [each for each in paths if _suffixes(each)[0] and each.is_file()]
 
 
 class DataSet(Text):
@@ -311,8 +290,8 @@ class DataSet(Text):
     def __init__(self, name: str, field: str = "text", limit: int = MAX_DOCUMENT_BYTES) -> None:
         folder = Path(name).expanduser()
         super().__init__(name, folder.name if folder.exists() else name, 0, field, limit)
-        with reading(name, "A configuration goes behind a colon (NAME:CONFIGURATION)."):
-            self._rows = _training_split(_open_data_set(name, folder), name)
+        with reading(name, "A data set is a folder, or a name on the hub (NAME:CONFIGURATION)."):
+            self._rows = _training_split(name, folder)
 
     def documents(self) -> Iterator[str]:
         """See `Text.documents`."""
@@ -325,7 +304,7 @@ class DataSet(Text):
         self.size = self.position
 
 
-def _open_data_set(name: str, folder: Path) -> Any:  # noqa: ANN401 (datasets is not typed)
+def _training_split(name: str, folder: Path) -> Any:  # noqa: ANN401 (datasets is not typed)
     try:
         import datasets
     except ImportError as error:
@@ -333,26 +312,18 @@ def _open_data_set(name: str, folder: Path) -> Any:  # noqa: ANN401 (datasets is
             f"Reading the data set {name} needs the 'datasets' library. "
             "Install it with: pip install 'stackbert[datasets]'"
         ) from error
-    if folder.is_file():
-        raise UserError(f"{name} is a file, not a data set. Pass it as text (--text {name}).")
-    saved = ("dataset_info.json", "dataset_dict.json", "state.json")
-    if any((folder / file).is_file() for file in saved):
-        return datasets.load_from_disk(str(folder))
-    if folder.is_dir():
-        return datasets.load_dataset(str(folder), streaming=True)
-    repository, _, configuration = name.partition(":")
-    return datasets.load_dataset(repository, configuration or None, streaming=True)
-
-
-def _training_split(found: Any, name: str) -> Any:  # noqa: ANN401
-    """`found` itself if it has no splits, else its training split or its only one."""
+    if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        found = datasets.load_from_disk(str(folder))
+    elif folder.exists():
+        found = datasets.load_dataset(str(folder), streaming=True)
+    else:
+        repository, _, configuration = name.partition(":")
+        found = datasets.load_dataset(repository, configuration or None, streaming=True)
     if not isinstance(found, dict):
         return found
-    if "train" in found:
-        return found["train"]
-    if len(found) == 1:
-        return next(iter(found.values()))
-    raise UserError(
-        f"The data set {name} has no split 'train', only {', '.join(map(str, found))}. "
-        "Save the one you want with save_to_disk and pass that folder."
-    )
+    if "train" not in found and len(found) > 1:
+        raise UserError(
+            f"The data set {name} has no split 'train', only {', '.join(map(str, found))}. "
+            "Save the one you want with save_to_disk and pass that folder."
+        )
+    return found.get("train", next(iter(found.values())))

@@ -21,13 +21,7 @@ ROW_MULTIPLE = 64
 SAMPLE_BYTES = 48 << 20
 _SAMPLE_BYTES_A_DOCUMENT = 1 << 20
 _COVERAGE = 0.9999
-_COPIED = (
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
+_COPIED = ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
 _ROLES = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
     "unk_token": ("[UNK]", "<unk>"),
@@ -189,15 +183,11 @@ def learn_tokenizer(
     learner.train_from_iterator(_lines(sample.texts()), trainer)
     vocabulary: dict[str, int] = learner.get_vocab()
     size = len(vocabulary)
-    if vocab_size is not None and size < vocab_size:
+    if vocab_size is not None and size != vocab_size:
+        way = "Give more text or ask for fewer" if size < vocab_size else "Ask for more"
         raise UserError(
-            f"The text gives a vocabulary of {size:,} entries, fewer than the {vocab_size:,} asked "
-            "for. Give more text, ask for fewer, or leave out the size to take what it gives."
-        )
-    if vocab_size is not None and size > vocab_size:
-        raise UserError(
-            f"The characters of the text alone need a vocabulary of {size:,} entries, more than "
-            f"the {vocab_size:,} asked for. Ask for more."
+            f"The text gives a vocabulary of {size:,} entries where {vocab_size:,} were asked for. "
+            f"{way}, or leave out the size to take what the text gives."
         )
     vocabulary |= {f"[unused{n}]": size + n for n in range(-size % ROW_MULTIPLE)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -211,12 +201,12 @@ def learn_tokenizer(
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", separator)],
     )
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "do_lower_case": lowercase,
-        **dict(zip(names, SPECIAL, strict=True)),
+        **dict(zip(roles, SPECIAL, strict=True)),
     }
     files = {
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
@@ -286,16 +276,8 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
             if found is not None:
                 ids[role], config[role] = found, token
                 break
-    missing = [
-        " or ".join(roles)
-        for roles in (
-            ("mask_token",),
-            ("pad_token",),
-            ("cls_token", "bos_token"),
-            ("sep_token", "eos_token"),
-        )
-        if not any(role in ids for role in roles)
-    ]
+    needed = ("mask_token", "pad_token", "cls_token or bos_token", "sep_token or eos_token")
+    missing = [roles for roles in needed if not ids.keys() & set(roles.split(" or "))]
     if missing:
         raise UserError(
             f"The tokenizer {path} has no {', no '.join(missing)}, which masked-LM training needs. "
@@ -316,11 +298,9 @@ def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401
 def _try_out(tokenizer: Any) -> None:  # noqa: ANN401
     """Encode a little: parts of a tokenizer that do not fit each other show only then."""
     try:
-        for special in (False, True):
-            tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂", add_special_tokens=special)
+        tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂")
     except BaseException as error:
-        # The Rust code below may panic, with an exception that is no `Exception`.
-        if type(error).__name__ == "PanicException":
+        if type(error).__name__ == "PanicException":  # of the Rust code, and not an `Exception`
             raise ValueError(str(error)) from error
         raise
 

@@ -1,1 +1,1 @@
-"""Whether what was learnt transfers: fine-tuning on GLUE, SQuAD and a user's own data."""
+"""Fine-tuning on GLUE, SQuAD or a user's own data: several seeds, intervals, a plain verdict."""

@@ -1,101 +1,175 @@
-"""The tasks: GLUE's nine and its diagnostic set, and what a task is."""
+"""What a task predicts and how it is scored, and the settings that it is fine-tuned with."""
 
-import statistics
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Annotated, Literal
 
-MISMATCHED = "_mismatched"
-"""Ends the name of a split or of a score that is of MNLI's mismatched half."""
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stackbert.errors import UserError
+from stackbert.files import explain
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """One fine-tuning run. Each field can be set with `--set field=value`.
+
+    The defaults are those of the paper (Gong et al. 2019, its released script); what it leaves
+    open is BERT's (Devlin et al. 2019, appendix A.3 and released code).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 5e-5
+    """The highest, after warm-up; then it falls linearly to zero."""
+    epochs: Annotated[float, Field(gt=0.0)] = 3.0
+    max_steps: PositiveInt | None = None
+    """Stop after this many steps instead; to try things out."""
+    batch: PositiveInt = 16
+    warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """AdamW's, of matrices only."""
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """0 does not clip gradients."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = 0.1
+    """Replaces each dropout rate of the model, as small data is passed over several times; None
+    keeps the model's own."""
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of a row, if the model has as many positions; of SQuAD, of a window."""
+    stride: Annotated[int, Field(ge=0)] = 128
+    """SQuAD: tokens that a window shares with the one before."""
+    max_answer: PositiveInt = 30
+    """SQuAD: tokens of the longest answer."""
+    candidates: PositiveInt = 20
+    """SQuAD: starts and ends that are tried in each window."""
+    group_by_length: bool = True
+    """Rows of similar length share a batch, which saves padding; the batches are shuffled."""
+    predict_batch: PositiveInt = 64
+    """Rows of a forward pass that only predicts; changes memory and time, not the result."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """"auto" is bf16 where this machine multiplies matrices faster in it."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted, and how it is scored.
-
-    Attributes:
-        name: lower-case, as the command line takes it.
-        title: as tables show it.
-        kind: whether a class or a number is predicted.
-        labels: the classes by their names in the data, in the order of their numbers; () for
-            regression.
-        paired: whether an example is two texts.
-        metrics: names of `metrics.METRICS`; the first is the headline.
-        test_file: the file that the GLUE server expects predictions in (of MNLI's matched half);
-            "" for a user's own task.
-    """
+    """What is predicted, how it is scored, and which columns hold it."""
 
     name: str
     title: str
-    kind: Literal["classification", "regression"]
-    labels: tuple[str, ...]
-    paired: bool
+    kind: Literal["classes", "number", "span"]
     metrics: tuple[str, ...]
-    test_file: str = ""
+    """The first is the headline."""
+    labels: tuple[str, ...] = ()
+    """The classes, in the order of their numbers."""
+    text: tuple[str, ...] = ()
+    """Names that the column may have, in GLUE's files and in the hub's data set."""
+    pair: tuple[str, ...] = ()
+    """The same of the second text; empty of single texts."""
+    label: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a row (of a span: for a token)."""
+        return {"classes": len(self.labels), "number": 1, "span": 2}[self.kind]
 
 
-_ENTAILMENT = ("entailment", "not_entailment")
-_BINARY = ("0", "1")
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its data."""
+
+    task: Task
+    splits: dict[str, pd.DataFrame]
+    """"train", "dev", of MNLI "dev_mismatched", and those to predict, which begin with "test" and
+    have no labels. Columns: key, text, text_pair (of pairs), label (a class's number, or the number
+    to predict); of SQuAD key, text (the question), context, answers, start (of the first)."""
+    notes: tuple[str, ...] = ()
+    """Sentences on the data that the user should see."""
+
+    @property
+    def scored(self) -> list[str]:
+        """The splits that scores are of."""
+        return [split for split in self.splits if split.startswith("dev")]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of each split's content, wherever it was read from."""
+        texts = {split: frame.to_json(orient="values") for split, frame in self.splits.items()}
+        return {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
 
 
-def _task(
-    title: str,
-    labels: tuple[str, ...],
-    metrics: tuple[str, ...],
-    *,
-    paired: bool = True,
-    test_file: str = "",
-) -> Task:
-    kind: Literal["classification", "regression"] = "classification" if labels else "regression"
-    return Task(
+_ENTAILMENT, _NLI = "entailment not_entailment", "entailment neutral contradiction"
+# Wang et al., "GLUE" (ICLR 2019), table 1; the classes in the order of the Hugging Face data set.
+# Of two metrics the one that is usually quoted comes first. Of two names of a column the first is
+# that of GLUE's own files, the second that of the data set.
+_GLUE = (
+    # title, classes, metrics, text, second text, label
+    ("CoLA", "0 1", "matthews", "sentence", "", "label"),
+    ("SST-2", "0 1", "accuracy", "sentence", "", "label"),
+    ("MRPC", "0 1", "f1 accuracy", "#1 String|sentence1", "#2 String|sentence2", "Quality|label"),
+    ("STS-B", "", "pearson spearman", "sentence1", "sentence2", "score|label"),
+    ("QQP", "0 1", "f1 accuracy", "question1", "question2", "is_duplicate|label"),
+    ("MNLI", _NLI, "accuracy", "sentence1|premise", "sentence2|hypothesis", "gold_label|label"),
+    ("QNLI", _ENTAILMENT, "accuracy", "question", "sentence", "label"),
+    ("RTE", _ENTAILMENT, "accuracy", "sentence1", "sentence2", "label"),
+    ("WNLI", "0 1", "accuracy", "sentence1", "sentence2", "label"),
+)
+TASKS = {
+    title.lower(): Task(
         name=title.lower(),
         title=title,
-        kind=kind,
-        labels=labels,
-        paired=paired,
-        metrics=metrics,
-        test_file=test_file or f"{title}.tsv",
+        kind="classes" if labels else "number",
+        metrics=tuple(metrics.split()),
+        labels=tuple(labels.split()),
+        text=tuple(text.split("|")),
+        pair=tuple(filter(None, pair.split("|"))),
+        label=tuple(label.split("|")),
     )
-
-
-# Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
-# Understanding" (ICLR 2019), table 1. Where two metrics are given, the one that people quote
-# first is the headline. The order of the classes is that of the Hugging Face data set `glue`.
-GLUE: dict[str, Task] = {
-    task.name: task
-    for task in (
-        _task("CoLA", _BINARY, ("matthews",), paired=False),
-        _task("SST-2", _BINARY, ("accuracy",), paired=False),
-        _task("MRPC", _BINARY, ("f1", "accuracy")),
-        _task("STS-B", (), ("pearson", "spearman")),
-        _task("QQP", _BINARY, ("f1", "accuracy")),
-        _task(
-            "MNLI",
-            ("entailment", "neutral", "contradiction"),
-            ("accuracy",),
-            test_file="MNLI-m.tsv",
-        ),
-        _task("QNLI", _ENTAILMENT, ("accuracy",)),
-        _task("RTE", _ENTAILMENT, ("accuracy",)),
-        _task("WNLI", _BINARY, ("accuracy",)),
-        # Has no training data: a model of MNLI answers it, with MNLI's classes.
-        _task("AX", ("entailment", "neutral", "contradiction"), ("matthews",)),
-    )
+    for title, labels, metrics, text, pair, label in _GLUE
+} | {
+    name: Task(name, title, "span", ("f1", "exact_match"))
+    for name, title in (("squad", "SQuAD v1.1"), ("squad-v2", "SQuAD v2.0"))
 }
-"""By name: cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli, and ax, the diagnostic set."""
+GLUE = tuple(name for name, task in TASKS.items() if task.kind != "span")
+# WNLI is in neither paper's tables and is set like RTE, which is as small. SQuAD is set as in
+# Devlin et al. (2019), sections 4.2 and 4.3.
+_DEFAULTS: dict[str, dict[str, float]] = {
+    "sts-b": {"batch": 32, "epochs": 4.0},
+    "qqp": {"batch": 32, "epochs": 4.0},
+    "qnli": {"batch": 32},
+    "rte": {"epochs": 4.0, "learning_rate": 3e-5},
+    "wnli": {"epochs": 4.0, "learning_rate": 3e-5},
+    "squad": {"batch": 32, "max_length": 384},
+    "squad-v2": {"batch": 48, "epochs": 2.0, "max_length": 384},
+}
 
 
-def official_score(task: Task, values: Mapping[str, float]) -> float:
-    """One number for a task, as GLUE's own average takes it: the mean of the task's metrics.
-
-    Args:
-        task: the task.
-        values: score by metric's name. A score on MNLI's mismatched half goes by the metric's
-            name with `MISMATCHED` behind ("accuracy_mismatched") and, where it is there, counts
-            like another metric. Other names are passed over.
+def settings_for(task: str, overrides: Sequence[str], tasks: Sequence[str]) -> Settings:
+    """A task's settings with the user's changes, "field=value" or "task.field=value".
 
     Raises:
-        KeyError: one of the task's metrics is missing.
+        UserError: a task (of `tasks`, all that are run) or field is unknown, or a value impossible.
     """
-    mismatched = [name + MISMATCHED for name in task.metrics if name + MISMATCHED in values]
-    return statistics.fmean(values[name] for name in (*task.metrics, *mismatched))
+    fields: dict[str, object] = dict(_DEFAULTS.get(task, {}))
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        only, _, name = path.rpartition(".")
+        if not equals or only not in ("", *tasks):
+            raise UserError(
+                f"--set {override}: write it as field=value or TASK.field=value, with a task of "
+                f"{', '.join(tasks)}."
+            )
+        if only in ("", task):
+            fields[name] = None if value == "null" else value
+    try:
+        return Settings.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"--set: {explain(error, Settings)}.") from error
+
+
+def default_seeds(rows: int) -> int:
+    """Runs of a task: 6 for less than 10,000 training rows and 3 for more, as in the paper."""
+    return 6 if rows < 10_000 else 3

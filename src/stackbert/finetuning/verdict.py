@@ -1,15 +1,19 @@
-"""A study in sentences: what differs beyond noise, what does not, and which tasks say nothing."""
+"""What a study says: a table of scores with their noise, and plain sentences."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stackbert.comparison.processes import counted
-from stackbert.comparison.statistics import Interval, interval, paired
-from stackbert.finetuning.folder import Contender
-from stackbert.finetuning.results import Difference, FinetuneResults, Measure, Outcome
-from stackbert.reporting.wording import duration
+import pandas as pd
+from scipy.stats import t
 
-_METRICS = {
+from stackbert.finetuning.tasks import GLUE
+from stackbert.units import counted, format_duration
+
+if TYPE_CHECKING:
+    from stackbert.finetuning.study import FinetuneResult
+
+METRICS = {
     "accuracy": "accuracy",
     "f1": "F1",
     "f1_macro": "macro F1",
@@ -20,233 +24,192 @@ _METRICS = {
 }
 
 
-_WORDS: dict[Outcome, str] = {
-    "better": "better",
-    "worse": "worse",
-    "no difference": "no different beyond noise",
-    "one seed": "of unknown noise (one seed)",
-}
+class _Measure(NamedTuple):
+    """A number that models are judged by, in points of a hundred."""
+
+    task: str
+    """Title: "MNLI", or "MNLI mismatched" for its other half."""
+    metric: str
+    guess: float
+    """What always giving the commonest answer scores; NaN of an average."""
+    values: pd.DataFrame
+    """A row a seed (of groups a pre-training seed, the mean over its runs), a column a model."""
+    runs: pd.DataFrame
+    """Their rows among the scores."""
+    informative: bool
+    """Whether a model is above guessing by more than its interval; of one run, at all."""
 
 
-def metric_name(metric: str) -> str:
-    """As tables show it."""
-    return _METRICS.get(metric, metric)
+def score_table(
+    result: "FinetuneResult", *, headline: bool = True, base: str | None = None
+) -> pd.DataFrame:
+    """A row for every measure and model, in points of a hundred.
+
+    Intervals are Student's, of 95 %, over seeds; with groups over pre-training seeds, each the mean
+    of its runs. Differences are paired. A run that is not above guessing has failed; it counts in
+    the mean all the same, and one that diverged counts as guessing.
+
+    Args:
+        result: of a study.
+        headline: the headline metrics and GLUE's average, or all other metrics.
+        base: the model that the others are compared with; by default the first.
+
+    Returns:
+        task, metric, model, mean, low, high, median, runs, failed, guess, difference,
+        difference_low, difference_high, pairs, and outcome: "better", "worse", "no difference"
+        beyond noise, "one seed", or "no information" where no model is above guessing by more than
+        its interval; of checkpoints instead run, step, seconds and depth of pre-training.
+    """
+    models = {model.name: model for model in result.models}
+    base = base or result.models[0].name
+    rows = []
+    for measure in _measures(result, headline):
+        for name in (name for name in models if name in measure.values):
+            mean, low, high = _interval(measure.values[name])
+            runs = measure.runs[measure.runs["model"] == name]
+            row: dict[str, Any] = {"task": measure.task, "metric": measure.metric, "model": name}
+            row |= {"mean": mean, "low": low, "high": high, "median": measure.values[name].median()}
+            row |= {"runs": len(runs), "failed": int((runs["score"] <= runs["guess"]).sum())}
+            row |= {"guess": measure.guess}
+            if models[name].run is not None:
+                row |= models[name].model_dump(include={"run", "step", "seconds", "depth"})
+            elif base in measure.values and name != base:
+                pairs = (measure.values[name] - measure.values[base]).dropna()
+                mean, low, high = _interval(pairs)
+                row |= {"difference": mean, "difference_low": low, "difference_high": high}
+                row |= {"pairs": len(pairs), "outcome": _outcome(low, high, measure.informative)}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def points(value: float) -> str:
-    """A score in hundredths, to one decimal: 0.8894 is "88.9"."""
-    return f"{100 * value:.1f}".replace("-", "−")
+def _interval(values: "pd.Series[float]") -> tuple[float, float, float]:
+    """Mean and bounds of its 95 % interval; the bounds of one value are NaN."""
+    mean, number = float(values.mean()), int(values.count())
+    half = float(t.ppf(0.975, number - 1) * values.sem()) if number > 1 else math.nan
+    return mean, mean - half, mean + half
 
 
-def difference_points(value: float) -> str:
-    """A difference of scores, signed: "+1.3", "−0.4", "0.0"."""
-    shown = f"{100 * value:+.1f}".replace("-", "−")
+def _outcome(low: float, high: float, informative: bool) -> str:
+    if not informative or math.isnan(low):
+        return "one seed" if informative else "no information"
+    return "better" if low > 0 else "worse" if high < 0 else "no difference"
+
+
+def _measures(result: "FinetuneResult", headline: bool) -> Iterator[_Measure]:
+    scores = result.scores.assign(score=100 * result.scores["score"])
+    scores["guess"] *= 100
+    unit = "member" if scores["member"].nunique() > 1 else "seed"
+    by_task: dict[str, list[pd.DataFrame]] = {}
+    informative = False
+    for (task, split, metric), runs in scores.groupby(["task", "split", "metric"], sort=False):
+        record = result.tasks[task]
+        values = runs.pivot_table(index=unit, columns="model", values="score", sort=False)
+        title = record.title + split.removeprefix("dev").replace("_", " ")
+        guess = float(runs["guess"].iloc[0])
+        columns = [values[name] for name in values]
+        above = any((x[0] if math.isnan(x[1]) else x[1]) > guess for x in map(_interval, columns))
+        if metric in (record.metrics[:1] if headline else record.metrics[1:]):
+            yield _Measure(title, METRICS[metric], guess, values, runs, above)
+        if metric in record.metrics and task in GLUE and task != "wnli":
+            by_task.setdefault(task, []).append(values)
+            informative |= above
+    if headline and len(by_task) > 1:
+        # GLUE's own average is over tasks, each the mean over its metrics and halves. WNLI is left
+        # out, as by Devlin et al. (2019): learning from its training set misleads on its dev set.
+        means = [sum(frames) / len(frames) for frames in by_task.values()]
+        average = (sum(means) / len(means)).dropna(axis=1, how="all")
+        yield _Measure("GLUE average", "mean", math.nan, average, scores[:0], informative)
+
+
+def sentences(result: "FinetuneResult") -> list[str]:
+    """What can be said, the most important first."""
+    if result.scores.empty:
+        return ["No run has finished yet."]
+    table = score_table(result)
+    names = list(dict.fromkeys(model.name for model in result.models if not model.untrained))
+    control = next((model.name for model in result.models if model.untrained), None)
+    lines: list[str] = []
+    if result.models[0].run is None:
+        base, *others = names
+        for other in others:
+            nothing = f"These tasks cannot tell {other} and {base} apart."
+            lines += _compared(table, other, base) or [nothing]
+        if not others:
+            rows = table[table["model"] == base].itertuples()
+            lines.append(f"{base}: {', '.join(f'{row.task} {row.mean:.1f}' for row in rows)}.")
+        if control:
+            lines += _beyond_control(score_table(result, base=control), names, control)
+    silent = [m.task for m in _measures(result, True) if not m.informative and len(m.runs)]
+    if silent:
+        lines.append(
+            f"{_listed(silent)} {'carries' if len(silent) == 1 else 'carry'} no information: no "
+            "model beats guessing the commonest answer by more than its interval."
+        )
+    return lines + _caveats(result)
+
+
+def _compared(table: pd.DataFrame, name: str, base: str) -> list[str]:
+    """A sentence for every measure that can tell two models apart."""
+    how = {
+        "better": f"{name} is better than {base}",
+        "worse": f"{name} is worse than {base}",
+        "no difference": f"{name} and {base} do not differ beyond noise",
+        "one seed": f"{name} and {base} have one seed in common, which says nothing of noise",
+    }
+    lines = []
+    for row in table[(table["model"] == name) & table["outcome"].isin(how)].itertuples():
+        shown = f"{signed(row.difference)} points"
+        if row.pairs > 1:
+            between = f"{signed(row.difference_low)} to {signed(row.difference_high)}"
+            shown += f" (95 % interval {between}, {row.pairs:.0f} pairs)"
+        lines.append(f"{row.task} ({row.metric}): {how[row.outcome]}, {shown}.")
+    chance = ["One interval in twenty leaves out zero by chance alone."] if len(lines) > 4 else []
+    return lines + chance
+
+
+def signed(value: float) -> str:
+    """A difference in points: "+1.3", "−0.4", "0.0"."""
+    shown = f"{value:+.1f}".replace("-", "−")
     return shown[1:] if shown[1:] == "0.0" else shown
 
 
-def range_points(found: Interval) -> str:
-    """A difference's interval, "−0.4 to +1.3"; nothing where one seed gives none."""
-    if found.low is None or found.high is None:
-        return ""
-    return f"{difference_points(found.low)} to {difference_points(found.high)}"
-
-
-def statements(results: FinetuneResults) -> tuple[str, ...]:
-    """What can be said of a study, the most important first."""
-    if not results.runs:
-        return ("No run has ended yet, so there is nothing to say.",)
-    lines: list[str] = []
-    if results.record.kind == "models":
-        base, *others = results.record.contenders
-        for other in others:
-            lines += _against(results, other, base)
-        if not others:
-            lines.append(_alone(results, base))
-        if results.control is not None:
-            lines += _beyond(results, results.control)
-    lines += _no_information(results)
-    lines += _caveats(results)
-    return tuple(lines)
-
-
-def differences(
-    results: FinetuneResults, contender: Contender, base: Contender
-) -> list[Difference]:
-    """Of two contenders, by every headline measure that both have runs of."""
-    found = (results.difference(contender, base, m) for m in results.measures())
-    return [each for each in found if each is not None]
-
-
-def _against(results: FinetuneResults, other: Contender, base: Contender) -> list[str]:
-    found = differences(results, other, base)
-    telling = [each for each in found if each.outcome != "no information"]
-    if not telling:
-        return [f"{other.name} and {base.name} cannot be told apart by these tasks."]
-    counts = Counter(each.outcome for each in telling)
-    parts = [f"{_WORDS[outcome]} on {count}" for outcome, count in sorted(counts.items())]
-    lines = [
-        f"{other.name} beside {base.name}, {counted(len(telling), 'measure')} that "
-        f"{'carries' if len(telling) == 1 else 'carry'} information: {', '.join(parts)}."
-    ]
-    average = _average(results, other, base)
-    if average is not None:
-        lines.append(
-            f"GLUE's average over these tasks differs by {difference_points(average.mean)} points"
-            f"{_interval(average)}: {_verdict(average, other.name)}."
-        )
-    lines += [_sentence(each) for each in telling]
-    if len(telling) > 4:
-        lines.append(
-            f"With {len(telling)} measures looked at, one interval in twenty leaves out zero by "
-            "chance alone."
-        )
-    return lines
-
-
-def _beyond(results: FinetuneResults, control: Contender) -> list[str]:
-    """What pre-training adds: every model beside the same one without any."""
-    lines: list[str] = []
-    shown: set[Measure] = set()
-    telling: dict[Measure, None] = {}
-    for contender in results.record.contenders:
-        found = [
-            each
-            for each in differences(results, contender, control)
-            if each.outcome != "no information"
-        ]
-        telling |= {each.measure: None for each in found}
-        shown |= {each.measure for each in found if each.outcome in ("better", "one seed")}
-        parts = [
-            f"{_WORDS[each.outcome]} on {each.measure.title} ({_mean_and_range(each.interval)})"
-            for each in found
-        ]
-        if parts:
-            lines.append(
-                f"{contender.name} beside {control.name}, a model of this shape with random "
-                f"weights: {', '.join(parts)}."
-            )
-    silent = [measure.title for measure in telling if measure not in shown]
+def _beyond_control(table: pd.DataFrame, names: Sequence[str], control: str) -> list[str]:
+    """What pre-training adds: every model against the first one with random weights."""
+    lines = [line for name in names for line in _compared(table, name, control)]
+    told = table[table["outcome"].isin(["better", "worse", "no difference", "one seed"])]
+    above = told[told["outcome"].isin(["better", "one seed"])]["task"]
+    silent = list(told[~told["task"].isin(above)]["task"].unique())
     if silent:
-        verb = "shows" if len(silent) == 1 else "show"
         lines.append(
-            f"{_listed(silent)} {verb} nothing of pre-training: with these settings no model is "
-            f"above {control.name} beyond noise, so the task's own training rows are enough for "
+            f"{_listed(silent)}: no model beats {control}, the same model with random weights, so "
+            "we make no claim that pre-training helps; the task's own training rows are enough for "
             "such a score."
         )
     return lines
 
 
-def _average(results: FinetuneResults, other: Contender, base: Contender) -> Interval | None:
-    return paired(results.average_values(other), results.average_values(base))
-
-
-def _sentence(difference: Difference) -> str:
-    measure, found = difference.measure, difference.interval
-    what = f"{measure.title}, {metric_name(measure.metric)}"
-    shown = f"{difference_points(found.mean)} points{_interval(found)}"
-    return f"{what}: {_verdict(found, difference.contender.name)}, {shown}."
-
-
-def _verdict(found: Interval, name: str) -> str:
-    if found.low is None:
-        return "one seed, so nothing is known of noise"
-    if not found.excludes_zero:
-        return "no difference beyond noise"
-    how = "better" if found.mean > 0 else "worse"
-    return f"{name} is {how} by {points(abs(found.mean))} points"
-
-
-def _interval(found: Interval) -> str:
-    between = range_points(found)
-    return f" (95 % interval {between}, {counted(found.number, 'pair')})" if between else ""
-
-
-def _mean_and_range(found: Interval) -> str:
-    mean, between = difference_points(found.mean), range_points(found)
-    return f"{mean}; {between}" if between else mean
-
-
-def _alone(results: FinetuneResults, contender: Contender) -> str:
-    shown = [
-        f"{measure.title} {points(score.mean.mean)}"
-        for measure in results.measures()
-        if (score := results.score(contender, measure)) is not None
-    ]
-    average = results.average_values(contender)
-    tail = ""
-    if average:
-        tail = f" GLUE's average over these tasks: {points(interval(list(average.values())).mean)}."
-    return f"{contender.name}: {', '.join(shown)}.{tail}"
-
-
-def _no_information(results: FinetuneResults) -> list[str]:
-    silent = [m for m in results.measures() if _has_runs(results, m)]
-    silent = [measure for measure in silent if not results.is_informative(measure)]
-    if not silent:
-        return []
-    names = _listed([measure.title for measure in silent])
-    verb, task = ("carries", "it") if len(silent) == 1 else ("carry", "them")
-    return [
-        f"{names} {verb} no information: on {task} no model is above guessing the commonest answer "
-        "by more than its interval."
-    ]
-
-
-def _has_runs(results: FinetuneResults, measure: Measure) -> bool:
-    return any(run.task == measure.task for run in results.runs)
-
-
-def _caveats(results: FinetuneResults) -> list[str]:
-    lines: list[str] = []
-    failed = results.failed
-    if failed:
-        titles = {task.name: task.title for task in results.record.tasks.values()}
-        where = Counter(titles[run.task] for run in failed)
-        diverged = sum(run.result.diverged for run in failed)
-        shown = ", ".join(f"{title} {count}" for title, count in where.items())
+def _caveats(result: "FinetuneResult") -> list[str]:
+    runs, lines = result.runs, []
+    dev = result.scores[result.scores["split"] == "dev"]
+    headlines = [result.tasks[task].metrics[0] for task in dev["task"]]
+    failed = dev[(dev["metric"] == headlines) & (dev["score"] <= dev["guess"])]
+    if len(failed):
+        counts = failed["task"].value_counts(sort=False).items()
+        where = ", ".join(f"{result.tasks[task].title} {count}" for task, count in counts)
         lines.append(
-            f"{len(failed)} of {counted(len(results.runs), 'run')} failed, that is, ended no "
-            f"better than guessing ({shown}); they count in every mean."
-            + (f" {diverged} of them diverged and count as guessing." if diverged else "")
+            f"{len(failed)} of {counted(len(runs), 'run')} failed: they ended no better than "
+            f"guessing ({where}). They count in every mean."
         )
-    if results.unfinished:
-        lines.append(f"Not finished: {counted(results.unfinished, 'run')}.")
-    if results.record.missing:
-        lines.append(f"No data for: {_lacking(results.record.missing)}.")
-    lines += dict.fromkeys(note for task in results.record.tasks.values() for note in task.notes)
-    lines += _model_notes(results)
-    lines.append(
-        f"{counted(len(results.runs), 'run')}, {duration(results.seconds)} of training and "
-        "predicting."
-    )
-    return lines
-
-
-def _lacking(missing: Mapping[str, str]) -> str:
-    """Tasks without data; why, where it is more than that their folder is not there."""
-    return ", ".join(
-        name if why.startswith("no folder") else f"{name} ({why})" for name, why in missing.items()
-    )
-
-
-def _model_notes(results: FinetuneResults) -> list[str]:
-    """What runs noted of rows that were cut; once for every model that differs."""
-    notes: dict[str, list[str]] = {}
-    for run in results.runs:
-        for note in run.result.notes:
-            names = notes.setdefault(note, [])
-            if run.member.name not in names:
-                names.append(run.member.name)
-    everyone = {member.name for member in results.record.members}
-    return [
-        note if set(names) == everyone else f"{note} ({_listed(names)})"
-        for note, names in notes.items()
-    ]
+    if runs["diverged"].any():
+        lines.append(f"{counted(runs['diverged'].sum(), 'run')} diverged and count as guessing.")
+    if result.unfinished:
+        lines.append(f"Not finished: {counted(result.unfinished, 'run')}.")
+    if result.missing:
+        lines.append(f"There is no data for {_listed(result.missing)}.")
+    lines += [note for task in result.tasks.values() for note in task.notes]
+    seconds = float(runs["seconds"].sum() + runs["predicting"].sum())
+    return [*lines, f"{counted(len(runs), 'run')} took {format_duration(seconds)}."]
 
 
 def _listed(names: Sequence[str]) -> str:
-    if len(names) < 2:
-        return "".join(names)
-    if len(names) > 6:
-        return f"{', '.join(names[:5])} and {len(names) - 5} others"
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

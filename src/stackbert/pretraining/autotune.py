@@ -139,7 +139,7 @@ def fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
     """
     device = trainer.device
     best, best_time, slower = None, math.inf, 0
-    for size in _even_divisions(*batch.input_ids_BS.shape, *POSITIONS[device.type]):
+    for size in _even_divisions(len(batch), batch.input_ids_BS.shape[1], device.type):
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -160,9 +160,9 @@ def fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
     return best
 
 
-def _even_divisions(rows: int, length: int, fewest: int, most: int) -> Iterator[int]:
+def _even_divisions(rows: int, length: int, device: str) -> Iterator[int]:
     """Divisors of `rows`, rising, each at least 1.5 times the one before."""
-    last = 0
+    last, (fewest, most) = 0, POSITIONS[device]
     for size in range(1, min(rows, most // length) + 1):
         large_enough = size * length >= fewest or size == rows
         if rows % size == 0 and large_enough and size >= 1.5 * last:
@@ -175,8 +175,9 @@ def _compiling_pays(
 ) -> bool:
     """Whether a compiled pass at the last stage's depth is faster; says what was measured."""
     depth = recipe.stages[-1].depth
-    eager = _trainer(recipe, depth, vocabulary, device)
-    compiled = _trainer(recipe, depth, vocabulary, device, compile=True)
+    eager, compiled = (
+        _trainer(recipe, depth, vocabulary, device, compile=compile) for compile in (False, True)
+    )
     if not supports_masked_forward(eager.model):
         return False
     eager.micro_batch = recipe.stage(len(recipe.stages) - 1).micro_batch
@@ -196,7 +197,7 @@ def _compiling_pays(
 
 def _pass_seconds(trainers: Sequence[Trainer], batch: Batch, size: int) -> list[float]:
     """Seconds that each trainer takes forward and backward over the batch's first `size` rows."""
-    rows, masked = len(batch.input_ids_BS), batch.columns_BK.numel()
+    rows, masked = len(batch), batch.columns_BK.numel()
     device = trainers[0].device
     part = batch.rows(0, size).to(device)
     passes = [lambda _, t=trainer: t.backward(part, masked, rows) for trainer in trainers]
@@ -289,7 +290,7 @@ def measure(
         patience: keep timing steps for up to this many seconds (of five turns, up to 30), so that
             a short burst of load does not move the median. For one process only: several would
             not stop at the same turn.
-        world: the processes that train together; rank 0's clock decides for all.
+        world: the processes that train together.
     """
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
     compile = recipe.compile is True
@@ -306,15 +307,12 @@ def measure(
         trainer.step(turn, first[index] if device.type == "cuda" else batch(index, turn), 0.1)
 
     steps = [functools.partial(step, index) for index in range(len(stages))]
-    rows = len(validation.input_ids_BS)
-    timed_rows = min(rows, 4 * max(len(each.input_ids_BS) for each in first))
+    rows = len(validation)
+    timed_rows = min(rows, 4 * max(map(len, first)))
     part = validation.rows(0, timed_rows)
     evaluations = [lambda _, t=trainers[stage.depth]: t.evaluate(part) for stage in stages]
-    medians = (
-        _medians(steps, device, warmup=2, timed=5, at_most=30, patience=patience),
-        _medians(evaluations, device, warmup=1, timed=3),
-    )
-    step_seconds, part_seconds = world.broadcast_object(lambda: medians)
+    step_seconds = _medians(steps, device, warmup=2, timed=5, at_most=30, patience=patience)
+    part_seconds = _medians(evaluations, device, warmup=1, timed=3)
     return Timing(tuple(step_seconds), tuple(rows / timed_rows * each for each in part_seconds))
 
 

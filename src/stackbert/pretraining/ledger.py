@@ -123,7 +123,7 @@ def read_ledger(run: str | Path) -> pd.DataFrame:
     *lines, last = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
-        with reading(path, f"Line {number} is damaged"):
+        with reading(path, f"Line {number} is damaged."):
             row = json.loads(line)
             rows.append({"kind": row["kind"], **row})
     with contextlib.suppress(ValueError):  # killed between a line and its end

@@ -4,8 +4,7 @@ torch's fake tensors go through the real model, loss and optimiser and have shap
 here repeats what a layer keeps for its backward pass, and every type of model comes out right.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,51 +21,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes at the peak of a step: in its last micro-batch, when the backward pass begins."""
-
-    weights: int
-    """In fp32; the gradients take as much."""
-    optimizer: int
-    """Its state, in fp32."""
-    activations: int
-    """Kept for the backward pass however many rows: under autocast, copies of the matrices."""
-    row: int
-    """Of each row of a micro-batch: activations (not compiled), logits and their gradient."""
-
-    def total(self, rows: int) -> int:
-        """Everything, with micro-batches of `rows` rows."""
-        return 2 * self.weights + self.optimizer + self.activations + rows * self.row
-
-    def sharded(self, devices: int) -> "Footprint":
-        """Of one of `devices` that hold shards of weights, gradients and state (FSDP)."""
-        return replace(self, weights=self.weights // devices, optimizer=self.optimizer // devices)
-
-    def rows_within(self, memory: float) -> int:
-        """Rows of the largest micro-batch that fits; 0 where not even one does."""
-        return max(0, int((memory - self.total(0)) / self.row))
-
-
 def footprint(
     model: "PreTrainedModel",
     optimizer: OptimizerSpec,
-    batch: Callable[[int], Batch],
+    batches: Sequence[Batch],
     *,
     precision: Precision,
     is_cpu: bool,
-) -> Footprint:
-    """The memory that training a model takes.
+    shards: int = 1,
+) -> tuple[int, int]:
+    """Bytes at the peak of a step, in its last micro-batch when the backward pass begins.
 
     Args:
         model: on the meta device; used up.
         optimizer: the recipe's.
-        batch: a number of rows to a batch of the stage.
+        batches: two of the stage, of two rows and of four.
         precision: of the forward pass.
         is_cpu: on a CPU, attention with dropout is multiplied out and keeps its probabilities.
+        shards: devices that each hold a part of weights, gradients and optimiser state (FSDP).
+
+    Returns:
+        (bytes however small the micro-batch, bytes of each row of a micro-batch): weights,
+        gradients and optimiser state in fp32, what autocast copies; activations (not compiled),
+        logits and their gradient.
     """
     for name, module in model.named_modules():
-        if not is_cpu and isinstance(module, nn.Dropout) and name.endswith("attention.self.dropout"):
+        if (
+            not is_cpu
+            and isinstance(module, nn.Dropout)
+            and name.endswith("attention.self.dropout")
+        ):
             module.p = 0.0
     # Unlike tensors on the meta device, fake ones are on the CPU to every choice that depends on
     # the device, so attention is torch's fused one, which keeps what the fused one of a GPU keeps.
@@ -74,14 +58,16 @@ def footprint(
         model.to_empty(device="cpu")
         model.tie_weights()
         with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
-            (two, logits), (four, _) = (_kept(model, batch(rows)) for rows in (2, 4))
-        return Footprint(
-            weights=sum(map(_bytes, model.parameters())),
-            optimizer=_optimizer_state(model, optimizer),
-            activations=2 * two - four,
-            # Beside activations: the log-probabilities, their gradient, and that of the logits.
-            row=(four - two) // 2 + 3 * logits // 2,
-        )
+            (two, logits), (four, _) = (_kept(model, batch) for batch in batches)
+        optimizers = Optimizers(model, optimizer)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        optimizers.step(1.0)
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        state = [tensor for each in optimizers.state().values() for tensor in each.values()]
+        held = 2 * (weights // shards) + sum(tensor.nbytes for tensor in state) // shards
+    # With the log-probabilities there are their gradient, and that of the logits.
+    return held + 2 * two - four, (four - two) // 2 + 3 * logits // 2
 
 
 def _kept(model: "PreTrainedModel", batch: Batch) -> tuple[int, int]:
@@ -95,20 +81,8 @@ def _kept(model: "PreTrainedModel", batch: Batch) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss_sums(model, batch)
+        loss_sums(model, batch.each(torch.clone))  # of rows that are views, the rest would count
+    sizes = [(t.shape, t.untyped_storage().nbytes()) for t in kept.values()]
     logits_shape = (batch.labels_BK.numel(), model.config.vocab_size)
-    logits = sum(t.untyped_storage().nbytes() for t in kept.values() if t.shape == logits_shape)
-    return sum(t.untyped_storage().nbytes() for t in kept.values()) - logits, logits
-
-
-def _optimizer_state(model: "PreTrainedModel", spec: OptimizerSpec) -> int:
-    """Bytes of the optimisers' state after a step."""
-    optimizers = Optimizers(model, spec)
-    for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter)
-    optimizers.step(1.0)
-    return sum(_bytes(tensor) for state in optimizers.state().values() for tensor in state.values())
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    logits = sum(size for shape, size in sizes if shape == logits_shape)
+    return sum(size for _, size in sizes) - logits, logits

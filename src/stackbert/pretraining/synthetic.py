@@ -1,16 +1,10 @@
-"""A vocabulary and tokens without a corpus, for measuring: a step takes as long on random tokens."""
-
-from collections.abc import Sequence
+"""Random tokens in place of a corpus, for measuring: a step takes as long on them as on text."""
 
 import numpy as np
 
-from stackbert.batches.batches import BatchPlan
-from stackbert.corpus.store import TokenStream
-from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.corpus.store import Corpus, TokenStream
+from stackbert.corpus.tokenizer import ROW_MULTIPLE, SPECIAL, Vocabulary
 from stackbert.errors import UserError
-from stackbert.recipe import Stage
-
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def synthetic_vocabulary(size: int) -> Vocabulary:
@@ -21,33 +15,27 @@ def synthetic_vocabulary(size: int) -> Vocabulary:
     """
     if size < 64:
         raise UserError(f"A vocabulary of {size:,} word pieces is too small; give at least 64.")
-    pad, _, cls, sep, mask = range(len(SPECIAL))
-    return Vocabulary(
-        size=-(-size // 64) * 64,  # rounded up, as of a corpus
-        tokenizer_size=size,
-        pad=pad,
-        cls=cls,
-        sep=sep,
-        mask=mask,
-        special=tuple(range(len(SPECIAL))),
-    )
+    pad, _, cls, sep, mask = special = tuple(range(len(SPECIAL)))
+    rows = -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
+    return Vocabulary(rows, size, pad=pad, cls=cls, sep=sep, mask=mask, special=special)
 
 
 class SyntheticStream(TokenStream):
     """Evenly drawn tokens in memory, always the same; documents of 1,000, sentences of 25."""
 
-    def __init__(self, vocabulary: Vocabulary, tokens: int = 1 << 20) -> None:
+    def __init__(self, vocabulary: Vocabulary, tokens: int) -> None:
         draw = np.random.default_rng(0)
-        self._tokens = draw.integers(
-            len(SPECIAL), vocabulary.tokenizer_size, tokens, dtype=np.uint32
-        )
+        lowest, highest = len(SPECIAL), vocabulary.tokenizer_size
+        self._tokens = draw.integers(lowest, highest, tokens, dtype=np.uint32)
         self.document_starts = np.arange(0, tokens, 1000)
         self.sentence_starts = np.arange(0, tokens, 25)
 
 
-def synthetic_plan(
-    stages: Sequence[Stage], vocabulary: Vocabulary, *, next_sentence: bool
-) -> BatchPlan:
-    """The batches of some stages on synthetic tokens."""
-    stream = SyntheticStream(vocabulary)
-    return BatchPlan(stream, vocabulary, stages, seed=0, next_sentence=next_sentence)
+class SyntheticCorpus(Corpus):
+    """A corpus without a folder: a synthetic vocabulary, and the same stream on both sides."""
+
+    def __init__(self, vocab_size: int, tokens: int = 1 << 22) -> None:
+        vocabulary = synthetic_vocabulary(vocab_size)
+        stream = SyntheticStream(vocabulary, tokens)
+        # Corpus is frozen, and its vocabulary a cached property: both live here.
+        self.__dict__.update(train=stream, validation=stream, vocabulary=vocabulary)

@@ -1,0 +1,334 @@
+"""Tables of any kind, read as a task's splits: columns key, text, text_pair, label."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stackbert.errors import UserError
+from stackbert.files import reading
+from stackbert.finetuning.squad import load_squad
+from stackbert.finetuning.tasks import GLUE, TASKS, Task, TaskData
+from stackbert.units import did_you_mean
+
+LabelKind = Literal["auto", "classification", "regression"]
+Raw = dict[str, tuple[str, pd.DataFrame]]
+"""By split: where it comes from, for messages, and its columns as they are there."""
+_SPLITS = {
+    "train": ("train",),
+    "dev": ("dev", "validation", "dev_matched", "validation_matched"),
+    "dev_mismatched": ("dev_mismatched", "validation_mismatched"),
+    "test": ("test", "test_matched"),
+    "test_mismatched": ("test_mismatched",),
+}
+"""Our names of the splits, and those of GLUE's files and of the hub."""
+_DAMAGED_QQP = 0.001
+"""QQP's own train.tsv has some twenty rows that a line break in a question tore apart, and two
+without a second question, among 363,868; up to this share of the rows is left out."""
+_MOST_CLASSES = 20
+"""Whole numbers of at most this many values are classes; of more, the user says what they are."""
+_DEV_SHARE = 0.1
+
+
+def read_table(
+    path: Path, *, quoted: bool = True, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The cells of a .csv, .tsv, .json (a list of objects), .jsonl or .parquet file.
+
+    If `quoted`, quotation marks may enclose a cell; else they are characters like any other.
+    `columns` are those of a file without a header.
+    """
+    suffix = path.suffix.lower()
+    with reading(path):
+        if suffix == ".parquet":
+            return pd.read_parquet(path)
+        if suffix in (".json", ".jsonl"):
+            text = path.read_text(encoding="utf-8-sig")
+            # Only a line feed ends a line: texts hold U+2028 and the like.
+            lines = [line for line in text.split("\n") if line.strip()]
+            rows = json.loads(text) if suffix == ".json" else [json.loads(line) for line in lines]
+            return pd.DataFrame(rows, dtype=object)
+        if suffix not in (".csv", ".tsv"):
+            raise UserError(f"{path} is not a .csv, .tsv, .json, .jsonl or .parquet file.")
+        # With the header as a row, a first row that is too long is an error like any other.
+        cells = pd.read_csv(
+            path,
+            sep="," if suffix == ".csv" else "\t",
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+            lineterminator=None if quoted else "\n",
+        )
+        cells = cells.replace("\r$", "", regex=True)
+        cells = cells[(cells != "").any(axis=1)]  # empty lines
+        if columns is None:
+            columns, cells = list(cells.iloc[0]), cells.iloc[1:]
+        return cells.set_axis(list(columns), axis=1).reset_index(drop=True)
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether a .tsv quotes its cells, as pandas writes it, or has quotation marks in its texts."""
+    with reading(path):
+        text = path.read_bytes().decode("utf-8-sig")
+    plain = [line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line]
+    try:
+        quoted = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+    except csv.Error:
+        return False
+    quoted = [row for row in quoted if row]
+    is_table, is_plain_table = (len({len(row) for row in rows}) == 1 for rows in (quoted, plain))
+    if not is_table or not is_plain_table:
+        return is_table
+    # Both are tables. Only whoever quotes doubles the marks within a cell, or quotes the header.
+    marked = [cell for row in plain for cell in row if cell.startswith('"')]
+    is_doubled = any('""' in cell[1:-1] for cell in marked) or plain[0][0].startswith('"')
+    return is_doubled and len(plain) == len(quoted)
+
+
+def _read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ()) -> Raw:
+    """The splits of a data set of the library `datasets`: a folder, or a name on the hub.
+
+    Classes become names; of a known task only if the data set has the same ones as `labels`.
+    """
+    folder, (repository, _, own) = Path(name), name.partition(":")
+    if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
+        raise UserError(f"{name} has no splits. Save train, validation and test together.")
+    with reading(name, "It is a folder of save_to_disk or a name on the hub, NAME:CONFIGURATION."):
+        import datasets
+
+        if folder.is_dir():
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(repository, own or configuration or None)
+    raw: Raw = {}
+    for ours, theirs in _SPLITS.items():
+        for split in (split for split in theirs if split in found):
+            columns = {column: list(found[split][column]) for column in found[split].column_names}
+            for column, feature in found[split].features.items():
+                names = getattr(feature, "names", None)
+                if names and (not labels or set(names) == set(labels)):
+                    # -1 stands for a label that is unknown.
+                    columns[column] = [dict(enumerate(names)).get(n) for n in columns[column]]
+            raw[ours] = (f"{name} ({split})", pd.DataFrame(columns, dtype=object))
+    return raw
+
+
+def _glue_files(task: Task, folder: Path) -> Raw:
+    """The official files of a GLUE task, in its own folder or one that holds it; none if neither.
+
+    Folders may be called in any case, with or without the hyphen (CoLA, SST-2, …).
+    """
+    folders = [path for path in (folder.resolve(), *sorted(folder.iterdir())) if path.is_dir()]
+    names = [path.name.lower().replace("-", "") for path in folders]
+    if task.name.replace("-", "") not in names:
+        return {}
+    own = folders[names.index(task.name.replace("-", ""))]
+    raw: Raw = {}
+    for split, stems in _SPLITS.items():
+        bare = task.name == "cola" and split != "test"
+        columns = ("source", "label", "mark", "sentence") if bare else None
+        for path in (own / f"{stem}.tsv" for stem in stems):
+            if path.is_file():
+                raw[split] = (str(path), read_table(path, quoted=False, columns=columns))
+    diagnostic = folder / "diagnostic" / "diagnostic.tsv"
+    if task.name == "mnli" and raw and diagnostic.is_file():  # MNLI's models answer it
+        raw["test_ax"] = (str(diagnostic), read_table(diagnostic, quoted=False))
+    return raw
+
+
+def official_tasks(
+    task: str | Sequence[str], data: str | Path | None, dataset: str | None
+) -> tuple[list[TaskData], list[str]]:
+    """GLUE's and SQuAD's tasks, and those of "glue" without data; arguments as of `finetune`.
+
+    Raises:
+        UserError: there is no such task or no such data, or a file is malformed.
+    """
+    words = ",".join([task] if isinstance(task, str) else task).lower().split(",")
+    known = ("glue", *TASKS)
+    for name in words:
+        if name not in known:
+            shown = ", ".join((*known, "own"))
+            raise UserError(f"There is no task '{name}'{did_you_mean(name, known)} among {shown}.")
+    if (data is None) == (dataset is None) or (data is not None and not Path(data).is_dir()):
+        raise UserError("Name the folder of the tasks' files (--data) or a data set (--dataset).")
+    works, missing = [], []
+    for name in dict.fromkeys((*GLUE, *words) if "glue" in words else words):
+        if name in ("squad", "squad-v2"):
+            works.append(load_squad(TASKS[name], Path(str(data or dataset))))
+        elif name != "glue":
+            if data is not None:
+                raw = _glue_files(TASKS[name], Path(data))
+            else:
+                raw = _read_dataset(str(dataset), name.replace("-", ""), TASKS[name].labels)
+            if "train" in raw or name in words:
+                works.append(_task_data(TASKS[name], raw))
+            else:
+                missing.append(name)
+    if not works:
+        raise UserError(f"{data} holds no folders of GLUE's tasks (CoLA, MRPC, …) with train.tsv.")
+    return works, missing
+
+
+def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None = None) -> TaskData:
+    """A task's data, checked. Predictions go by `key`, an index, or the row's number."""
+    for split in ("train", "dev"):
+        if split not in raw:
+            raise UserError(
+                f"There is no {split} split of {task.title} ({task.title}/{split}.tsv)."
+            )
+    splits, notes = {}, list(notes)
+    for split, (where, frame) in raw.items():
+        index = next((name for name in ("index", "idx", "id") if name in frame), None)
+        wanted = {"key": (key or index,), "text": task.text, "text_pair": task.pair}
+        if not split.startswith("test"):  # labels of test splits are not even looked at
+            wanted["label"] = task.label
+        columns = {n: _column(frame, names, where) for n, names in wanted.items() if any(names)}
+        with reading(where):
+            cells = frame[list(columns.values())].map(_plain).set_axis(list(columns), axis=1)
+        is_wrong = pd.Series(False, index=cells.index)
+        for name in cells.columns.intersection(["text", "text_pair"]):
+            is_wrong |= cells[name].str.strip() == ""
+        if "label" in cells:
+            cells["label"] = _numbers(task, cells["label"].str.strip())
+            is_wrong |= cells["label"].isna()
+        wrong = list(cells.index[is_wrong])
+        if wrong:
+            what = f"{where}, row {wrong[0] + 1} has an empty text or a label that is not "
+            what += " or ".join(task.labels) or "a number (of STS-B from 0 to 5)"
+            shown = frame.loc[wrong[0], list(columns.values())].to_dict()
+            if (task.name, split) != ("qqp", "train") or len(wrong) > _DAMAGED_QQP * len(cells):
+                raise UserError(f"{what}: {shown}. Correct the row.")
+            notes.append(f"{what}. It is left out, and {len(wrong) - 1} like it.")
+        cells = cells.drop(wrong).reset_index(drop=True)
+        if "key" not in cells:
+            cells.insert(0, "key", frame.index.drop(wrong).astype(str))
+        if cells.empty or (split != "train" and cells["key"].duplicated().any()):
+            raise UserError(f"{where} has no rows, or two with one key, which predictions go by.")
+        splits[split] = cells.astype({"label": int}) if task.labels and "label" in cells else cells
+    return TaskData(task, splits, tuple(notes))
+
+
+def _column(frame: pd.DataFrame, names: Sequence[str | None], where: str) -> str:
+    found = [str(column) for column in frame.columns if column in names]
+    if len(found) != 1:
+        called = " or ".join(f"'{name}'" for name in names)
+        there = ", ".join(map(str, frame.columns))
+        raise UserError(f"{where} has {len(found) or 'no'} columns {called}, only {there}.")
+    return found[0]
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 (any cell)
+    """A cell as text; a missing one is empty."""
+    if isinstance(value, str):
+        # Halves of a character, which no tokenizer takes, are replaced.
+        return value.encode("utf-8", "replace").decode()
+    if value is None or value != value:
+        return ""
+    return json.dumps(value.item() if hasattr(value, "item") else value)
+
+
+def _numbers(task: Task, labels: "pd.Series[str]") -> "pd.Series[float]":
+    """Labels as numbers; NaN where there is no such class or number."""
+    if task.labels:
+        numbers = {str(number): number for number in range(len(task.labels))}
+        return labels.map(numbers | {label: number for number, label in enumerate(task.labels)})
+    low, high = (0.0, 5.0) if task.name == "sts-b" else (-np.finfo(float).max, np.finfo(float).max)
+    found = pd.to_numeric(labels, errors="coerce")
+    return found.where(found.between(low, high))
+
+
+def read_tables(
+    tables: Mapping[str, str | Path | bool | None], dataset: str | None
+) -> tuple[Raw, str, list[str]]:
+    """A user's own tables by split, or a data set: what is in them, a name, and notes."""
+    if (tables["train"] is None) == (dataset is None):
+        raise UserError("Name your training table (--data) or a data set (--dataset).")
+    train = Path(dataset or str(tables["train"]))
+    if dataset is not None or train.is_dir():
+        return _read_dataset(str(train)), train.name, []
+    raw, notes = {}, []
+    for split, path in ((split, Path(str(path))) for split, path in tables.items() if path):
+        is_tsv = path.suffix.lower() == ".tsv"
+        quoted = not is_tsv or _is_quoted(path)
+        raw[split] = (str(path), read_table(path, quoted=quoted))
+        if is_tsv and quoted:
+            notes.append(f"{path}: quotation marks around cells are not taken for text.")
+    return raw, train.resolve().parent.name if train.stem == "train" else train.stem, notes
+
+
+def own_data(
+    raw: Raw,
+    name: str,
+    notes: Sequence[str] = (),
+    *,
+    text: str,
+    label: str,
+    second: str | None = None,
+    key: str | None = None,
+    kind: LabelKind = "auto",
+) -> TaskData:
+    """A user's own task; the arguments are those of `finetune`.
+
+    Accuracy and macro F1 score classes, so that no class has to be the positive one; Pearson's and
+    Spearman's correlation score numbers. Without a dev split, a tenth of the training rows is set
+    aside, chosen by a hash of their text: the same tenth every time, and equal texts stay on one
+    side.
+
+    Raises:
+        UserError: a column or label is wrong, or "auto" cannot tell classes from numbers.
+    """
+    where, train = raw["train"]
+    texts = train[_column(train, (label,), where)].map(_plain).str.strip()
+    texts = texts[texts != ""]  # a row without a label is refused below
+    values, numbers = sorted(set(texts)), pd.to_numeric(texts, errors="coerce")
+    if kind == "auto":
+        is_whole = bool((numbers % 1 == 0).all())
+        if is_whole and len(values) > _MOST_CLASSES:
+            raise UserError(
+                f"{where}: the column '{label}' holds {len(values)} different whole numbers. Are "
+                "they classes or quantities? Say --kind classification or --kind regression."
+            )
+        kind = "classification" if is_whole or numbers.isna().any() else "regression"
+        notes = [*notes, f"{where}: the column '{label}' is taken for {kind}."]
+    is_class = kind == "classification"
+    if is_class and (len(values) < 2 or len(values) == len(texts) > 2):
+        raise UserError(
+            f"{where}: the column '{label}' holds {len(values)} different labels in {len(texts)} "
+            "rows, so these are not classes. Name another column, or say --kind regression."
+        )
+    task = Task(
+        name=f"own-{name}" if name in TASKS else name,
+        title=name,
+        kind="classes" if is_class else "number",
+        metrics=("accuracy", "f1_macro") if is_class else ("pearson", "spearman"),
+        labels=tuple(values if numbers.isna().any() else sorted(values, key=float)) * is_class,
+        text=(text,),
+        pair=(second,) if second else (),
+        label=(label,),
+    )
+    if "dev" in raw:
+        return _task_data(task, raw, notes, key)
+    whole = _task_data(task, {**raw, "dev": raw["train"]}, notes, key)
+    rows = whole.splits["train"]
+    pairs = zip(rows["text"], rows.get("text_pair", [""] * len(rows)), strict=True)
+    hashes = pd.Series([hashlib.sha256(json.dumps(pair).encode()).hexdigest() for pair in pairs])
+    counts = hashes.value_counts().sort_index()
+    is_dev = hashes.isin(counts.index[counts.cumsum() - counts < _DEV_SHARE * len(rows)])
+    if is_dev.all():
+        raise UserError(f"{where} has too few different texts for a dev split. Give a dev table.")
+    note = (
+        f"There is no dev table: {is_dev.sum():,} of the {len(rows):,} rows of {where} are set "
+        "aside as the dev split, chosen by a hash of their text."
+    )
+    sides = {"train": rows[~is_dev], "dev": rows[is_dev]}
+    splits = {split: side.reset_index(drop=True) for split, side in sides.items()}
+    return TaskData(task, {**whole.splits, **splits}, (*whole.notes, note))

@@ -1,0 +1,225 @@
+"""One fine-tuning run: a new head, transformers' Trainer, and what the model then predicts.
+
+The last step counts. No checkpoint is chosen by the split that it is scored on.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from stackbert.batches.randomness import I64, Permutation, derive_key
+from stackbert.finetuning import sentences, squad
+from stackbert.finetuning.models import Encoded, Model, Opened, open_with_head
+from stackbert.finetuning.tasks import Settings, Task, TaskData
+from stackbert.machine import explaining_out_of_memory, pick_device
+from stackbert.model_files import quiet_transformers
+
+_LOSSES = 40
+"""Readings of the training loss over a run."""
+_BATCHES = 50
+"""Batches of a group in which rows are sorted by length, as transformers has it."""
+
+
+@dataclass
+class RunResult:
+    """What one run gave."""
+
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By split and metric; empty if the run diverged."""
+    predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By split, one a row."""
+    steps: int = 0
+    loss: float = math.nan
+    """Mean over the last fortieth of the steps."""
+    seconds: float = 0.0
+    """Of training."""
+    predicting: float = 0.0
+    """Seconds of predicting."""
+    diverged: bool = False
+    """Whether the loss, or an output of the trained model, was not finite."""
+    notes: tuple[str, ...] = ()
+
+
+def kind_of(task: Task) -> Any:  # noqa: ANN401 (a module)
+    """The module whose `encode`, `judge` and `guess` are a task's."""
+    return squad if task.kind == "span" else sentences
+
+
+def rows_of(rows: int, settings: Settings) -> int:
+    """Rows that a run trains on, each as often as it comes."""
+    if settings.max_steps is not None:
+        return settings.max_steps * settings.batch
+    return max(1, round(rows * settings.epochs))
+
+
+def finetune_once(
+    model: Model,
+    data: TaskData,
+    settings: Settings,
+    seed: int,
+    *,
+    splits: Sequence[str],
+    encoded: dict[str, Encoded],
+    on_step: Callable[[int, int, float], None] = lambda done, total, loss: None,
+) -> RunResult:
+    """Fine-tune a model on a task once, then predict `splits`.
+
+    A function of model, data, settings and seed (of head, dropout and order of the rows): on a CPU
+    with as many threads two calls give the same bits. A first call fills `encoded` and saves later
+    ones for the same model the time. `on_step` hears of steps done, steps in all and the last loss,
+    and may raise to stop the run.
+    """
+    result, kind = RunResult(), kind_of(data.task)
+    with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
+        opened = open_with_head(model, data.task, seed=seed, dropout=settings.dropout)
+        for split in {"train", *splits} - encoded.keys():
+            encoded[split] = kind.encode(data, split, opened, settings)
+        begun = time.perf_counter()
+        _train(opened, encoded["train"].rows, settings, seed, result, on_step)
+        trained = time.perf_counter()
+        for split in splits:
+            outputs = [] if result.diverged else _predict(opened, encoded[split].rows, settings)
+            if result.diverged or not all(np.isfinite(each).all() for each in outputs):
+                result.diverged, result.scores, result.predictions = True, {}, {}
+                break
+            judged = kind.judge(data, split, encoded[split], outputs, settings)
+            result.scores[split], result.predictions[split] = judged
+    result.seconds, result.predicting = trained - begun, time.perf_counter() - trained
+    result.notes = (*opened.notes, *(encoded[split].note for split in ("train", *splits)))
+    return result
+
+
+def _train(
+    opened: Opened,
+    rows: Sequence[dict[str, Any]],
+    settings: Settings,
+    seed: int,
+    result: RunResult,
+    on_step: Callable[[int, int, float], None],
+) -> None:
+    number = rows_of(len(rows), settings)
+    total = math.ceil(number / settings.batch)
+    order = row_order([len(row["input_ids"]) for row in rows], number, settings, seed)
+
+    class Listener(TrainerCallback):
+        """Notes the loss, reports progress, ends a run that is not finite any more."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+            result.steps = state.global_step
+            on_step(result.steps, total, result.loss)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
+            if "loss" in logs:
+                result.loss = float(logs["loss"])
+                result.diverged = not math.isfinite(result.loss)
+                control.should_training_stop = result.diverged
+
+    trainer = _trainer(
+        opened,
+        settings,
+        train_dataset=[rows[place] for place in order],
+        callbacks=[Listener()],
+        seed=seed,
+        max_steps=total,
+        train_sampling_strategy="sequential",  # they come in the order of `row_order`
+        per_device_train_batch_size=settings.batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        # A whole number: one below 1 would be taken for a share.
+        warmup_steps=round(settings.warmup_fraction * total),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",  # on a CPU too: a pass over memory instead of many
+        adam_epsilon=1e-6,  # as in BERT's own code and in pre-training here
+        logging_steps=max(1, total // _LOSSES),
+    )
+    trainer.train()
+
+
+def _predict(
+    opened: Opened, rows: Sequence[dict[str, Any]], settings: Settings
+) -> list[npt.NDArray[Any]]:
+    """The head's outputs, a row a row, computed in order of length to save padding."""
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
+    in_order: Any = [rows[place] for place in order]
+    found = _trainer(opened, settings).predict(in_order).predictions
+    outputs = found if isinstance(found, tuple) else (found,)
+    return [each[np.argsort(order)] for each in outputs]
+
+
+def _trainer(
+    opened: Opened,
+    settings: Settings,
+    train_dataset: Any = None,  # noqa: ANN401 (the Trainer takes any sequence)
+    callbacks: list[TrainerCallback] | None = None,
+    **arguments: Any,  # noqa: ANN401 (of TrainingArguments)
+) -> Trainer:
+    on_cpu = pick_device().type == "cpu"
+    chosen = TrainingArguments(
+        output_dir=tempfile.gettempdir(),  # there in any case; nothing is saved
+        save_strategy="no",
+        use_cpu=on_cpu,
+        bf16=settings.precision == "bf16",
+        per_device_eval_batch_size=settings.predict_batch,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,  # rows hold what the model takes and nothing else
+        disable_tqdm=True,
+        report_to="none",
+        # The default would put the mean of earlier losses in place of one that is not finite.
+        logging_nan_inf_filter=False,
+        **arguments,
+    )
+    # Several GPUs would each take a batch, and the settings' batch mean another one there.
+    chosen._n_gpu = min(1, chosen.n_gpu)
+    trainer = Trainer(
+        model=opened.model,
+        args=chosen,
+        data_collator=DataCollatorWithPadding(opened.tokenizer),
+        train_dataset=train_dataset,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) -> I64:
+    """Which training row comes when: a function of lengths, batch and seed, whatever the model.
+
+    So two models see the same rows in the same batches. Every row comes once before any comes
+    twice, but for the groups at the seam. Where rows of similar length share a batch, shuffled rows
+    are sorted within groups of up to 50 batches (a quarter of the data at most). transformers' own
+    grouping goes through a group from long rows to short ones; here its batches are shuffled.
+    """
+
+    def shuffled(size: int, what: str, number: int) -> I64:
+        return Permutation(size, derive_key(seed, "finetuning", what, number))(np.arange(size))
+
+    size, batch = len(lengths), settings.batch
+    passes = range(-(-rows // size))
+    order = np.concatenate([shuffled(size, "rows", each) for each in passes])[:rows]
+    if not settings.group_by_length:
+        return order
+    group = batch * max(1, min(_BATCHES, size // (4 * batch)))
+    parts = []
+    for number, start in enumerate(range(0, rows, group)):
+        some = order[start : start + group]
+        some = some[np.argsort(np.asarray(lengths)[some], kind="stable")]
+        whole = len(some) // batch
+        batches = some[: whole * batch].reshape(whole, batch)
+        parts.append(batches[shuffled(whole, "batches", number)].reshape(-1))
+        parts.append(some[whole * batch :])  # the run's last batch may be a short one
+    return np.concatenate(parts)

@@ -1,0 +1,445 @@
+"""`plan`: what a recipe's run takes in time, memory and money, before it is paid for."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from stackbert.batches.batches import Batch, BatchPlan, training_plan, validation_batch
+from stackbert.corpus.store import Corpus, open_corpus
+from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
+from stackbert.devices import GIB, NODE, Device, find_device, this_machine
+from stackbert.errors import UserError
+from stackbert.machine import (
+    Precision,
+    explaining_out_of_memory,
+    fastest_precision,
+    keep_memory,
+    pick_device,
+)
+from stackbert.model import forward_flops, parameter_count, training_flops
+from stackbert.pretraining.autotune import (
+    Timing,
+    autotune,
+    evaluations_by_stage,
+    measure,
+    scaled_to,
+)
+from stackbert.pretraining.memory import footprint
+from stackbert.pretraining.synthetic import SyntheticCorpus
+from stackbert.pretraining.trainer import recipe_model, rows_at_once
+from stackbert.recipe import Recipe
+from stackbert.tables import table_text
+from stackbert.units import format_duration, parse_duration
+
+ASSUMED_MFU = 0.4
+"""Model FLOPs utilisation: the share of a published peak that training reaches. A target and not a
+measurement: between the 0.35 that we aim at for 12 × 768 and the 0.45 for 24 × 1024."""
+USABLE = 0.9
+"""Share of a device's memory for training; the rest goes to the driver's context and to gaps."""
+LINK_EFFICIENCY = 0.7
+"""Share of a link's published rate that an all-reduce of large tensors reaches. Assumed."""
+FEW_POSITIONS = 8192
+"""Of a device in a step: with fewer, a GPU's matrix products no longer reach their rate."""
+MAX_TIMING_SECONDS = 30.0
+"""Keep timing steps for up to 30 s, so that a short burst of load does not move the median."""
+LONGEST_TURN = 5.0
+"""Seconds of matrix products in a step of every stage, of which at least seven turns are timed; a
+real step takes two or three times as long. Beyond, fewer rows are timed and scaled up."""
+
+SUMS = [
+    *("steps", "tokens", "flops", "training_seconds", "evaluations", "evaluation_seconds"),
+    *("seconds", "cost"),
+]
+COLUMNS = [
+    *("depth", "parameters", "steps", "tokens", "flops", "micro_batch", "memory", "step_seconds"),
+    *("waiting_seconds", "training_seconds", "evaluations", "evaluation_seconds"),
+    *("seconds", "cost"),
+]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it is started, and the same number of steps from scratch."""
+
+    title: str
+    recipe: Recipe
+    """As it would run: over its final steps; measured here, also autotuned."""
+    table: pd.DataFrame
+    """Rows "stage 1" …, "stacked" (all of them together) and "scratch" (the last stage for as many
+    steps). Columns: depth, parameters, steps, tokens, flops (of training),
+    micro_batch (rows), memory (bytes at the peak), step_seconds, waiting_seconds (of a step, for
+    other devices), training_seconds, evaluations, evaluation_seconds (of all of them), seconds (of
+    both), cost (USD on all devices; NaN without a price)."""
+    sentences: tuple[str, ...]
+    """What it comes to, what was assumed, what does not fit."""
+
+    @property
+    def saving(self) -> float:
+        """Share of the time from scratch that stacking saves; negative where it costs."""
+        return float(1.0 - self.table.seconds["stacked"] / self.table.seconds["scratch"])
+
+    def text(self) -> str:
+        """The table and the sentences."""
+        table = self.table
+        shown = pd.DataFrame(
+            {
+                "": table.index.to_series(),
+                "depth": table.depth,
+                "parameters": table.parameters / 1e6,
+                "steps": table.steps,
+                "FLOPs": table.flops,
+                "micro-batch": table.micro_batch,
+                "memory": table.memory / GIB,
+                "step": 1000.0 * table.step_seconds,
+                "training": table.training_seconds.map(format_duration),
+                "evaluation": table.evaluation_seconds.map(format_duration),
+                "share": table.seconds / table.seconds["stacked"],
+            }
+        )
+        formats = {
+            "parameters": "{:,.1f} M",
+            "steps": "{:,.0f}",
+            "FLOPs": "{:.2e}",
+            "micro-batch": "{:,.0f}",
+            "memory": "{:.2f} GiB",
+            "step": "{:,.0f} ms",
+            "share": "{:.0%}",
+        }
+        return "\n".join([table_text(shown, self.title, formats), "", *self.sentences])
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    device: str = "here",
+    budget: str | None = None,
+    steps: int | None = None,
+    corpus: str | Path | Corpus | None = None,
+    vocab_size: int | None = None,
+    mfu: float | None = None,
+    price: float | None = None,
+    devices: int = 1,
+) -> Plan:
+    """Predict time, FLOPs, memory and money of a run, and of the same steps from scratch.
+
+    Training steps and evaluations are counted; start-up, autotuning, growth and checkpoints come
+    on top.
+
+    Args:
+        recipe: from `load_recipe`.
+        device: "here" trains some steps of every stage on this machine, on models thrown away
+            afterwards. A name from `DEVICES` divides FLOPs by the published peak times `mfu`.
+        budget: wall-clock time such as "30m" to scale the stages to, as `pretrain` does.
+        steps: scale to this many steps instead.
+        corpus: sizes the vocabulary and the evaluation, and is what "here" measures on.
+        vocab_size: word pieces without a corpus; by default the paper's 32,768. Embedding and head
+            cost as much as several layers.
+        mfu: assumed share of a named device's peak, by default `ASSUMED_MFU`.
+        price: USD an hour of one device.
+        devices: how many of a named kind share every step, eight to a machine.
+
+    Raises:
+        UserError: an unknown device, a wrong field, a budget too short, too little memory here to
+            measure in.
+
+    Example:
+        >>> import stackbert as sb
+        >>> plan = sb.plan(sb.load_recipe("bert-base"), device="H200", price=3.0)
+        >>> plan.table.cost["stacked"] < plan.table.cost["scratch"]
+        True
+    """
+    if budget is not None and steps is not None:
+        raise UserError("Give a budget or a number of steps, not both.")
+    if corpus is not None and vocab_size is not None:
+        raise UserError("Give a corpus, which has its own vocabulary, or a vocabulary's size.")
+    if device == "here" and (mfu is not None or devices > 1):
+        raise UserError(
+            "Steps are measured here, on one device. To assume an MFU or to plan for several "
+            "devices, name one (--device H100)."
+        )
+    named = None if device == "here" else find_device(device)
+    seconds = None if budget is None else parse_duration(budget)
+    recipe = recipe if steps is None else recipe.scaled(steps)
+    source = "of the corpus" if corpus else "as given" if vocab_size else "the paper's"
+    if corpus is None:
+        corpus = SyntheticCorpus(DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size)
+    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+
+    notes: list[str] = []
+    with torch.random.fork_rng():  # measuring seeds dropout and draws matrices
+        here = pick_device()
+        precision = _precision(recipe, named, here)
+        recipe = recipe.model_copy(update={"precision": precision})
+        machine = named or this_machine(here, precision)
+        rate = machine.rates[precision]
+        stages = _works(recipe, opened, machine, precision, devices)
+        if named is None:
+            recipe, timing = _measured(recipe, stages, opened, machine, here, seconds, notes)
+        else:
+            mfu = ASSUMED_MFU if mfu is None else mfu
+            reached = devices * mfu * rate
+            step, evaluation = stages.step_flops / reached, stages.evaluation_flops / reached
+            timing = Timing(tuple(step), tuple(evaluation))
+    sizes = _micro_batches(recipe, stages, machine, devices, notes)
+    stages["micro_batch"] = pd.Series(sizes, dtype=object)
+    stages["memory"] = stages.fixed_memory + stages.micro_batch * stages.row_memory
+    stages["waiting_seconds"] = _waiting(recipe, stages, timing.step, machine, devices, notes)
+    timing = replace(timing, step=tuple(timing.step + stages.waiting_seconds))
+    if seconds is not None:
+        recipe = scaled_to(recipe, timing, seconds)
+    table = _table(recipe, stages, timing, None if price is None else devices * price)
+
+    name = machine.name if devices == 1 else f"{devices:,} × {machine.name}"
+    how = "measured here" if mfu is None else f"at an assumed MFU of {mfu:g}"
+    title = f"Plan of {recipe.name} on {name}, {precision}, {how}"
+    sentences = _sentences(table, rate, precision, mfu, price, devices)
+    sentences.append(
+        f"Vocabulary {opened.vocabulary.size:,} ({source}). Not counted: start-up, autotuning, "
+        "growth, checkpoints."
+    )
+    return Plan(title, recipe, table, (*sentences, *notes))
+
+
+def _precision(recipe: Recipe, named: Device | None, here: torch.device) -> Precision:
+    if recipe.precision == "auto":
+        if named is None:
+            return fastest_precision(here)
+        return "fp32" if named.is_cpu else "bf16"
+    if named is not None and recipe.precision not in named.rates:
+        raise UserError(
+            f"'{recipe.name}' asks for {recipe.precision}, for which '{named.name}' has no "
+            "published rate: most processors emulate it, many times slower than fp32. Plan with "
+            "--set precision=fp32."
+        )
+    return recipe.precision
+
+
+def _works(
+    recipe: Recipe, corpus: Corpus, machine: Device, precision: Precision, devices: int
+) -> pd.DataFrame:
+    """What a step and an evaluation of each stage take, whatever the number of steps."""
+    if devices > 1 and machine.link is None:
+        raise UserError(f"No link between devices of '{machine.name}' is known. Name a GPU.")
+    training, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
+    pairs = recipe.objective.next_sentence
+    works = []
+    for index, first_step in enumerate(recipe.boundaries[:-1]):
+        stage = recipe.stage(index)
+        if stage.sequences % devices:
+            raise UserError(
+                f"The stage of depth {stage.depth} has {stage.sequences} rows a step "
+                f"(batch.sequences), which {devices} devices cannot share equally."
+            )
+        with torch.device("meta"):
+            model = recipe_model(recipe, corpus.vocabulary, stage.depth)
+        rows, masked = training.masked_rows(first_step)
+        length = stage.sequence_length
+        work = {
+            "depth": stage.depth,
+            "rows": rows,
+            "sequence_length": length,
+            "parameters": parameter_count(model),
+            "step_flops": training_flops(model, rows=rows, sequence_length=length, masked=masked),
+            "evaluation_flops": forward_flops(
+                model,
+                rows=len(validation),
+                sequence_length=recipe.longest_sequence,
+                masked=validation.columns_BK.numel(),
+            ),
+        }
+        batches = [
+            BatchPlan(
+                corpus.train,
+                corpus.vocabulary,
+                [replace(stage, sequences=rows)],
+                seed=0,
+                next_sentence=pairs,
+            ).batch(0)
+            for rows in (2, 4)
+        ]
+        work["fixed_memory"], work["row_memory"] = footprint(
+            model,
+            recipe.optimizer,
+            batches,
+            precision=precision,
+            is_cpu=machine.is_cpu,
+            shards=devices if recipe.engine == "fsdp" else 1,
+        )
+        works.append(work)
+    return pd.DataFrame(works, dtype=object)  # Python's integers: FLOPs may not fit into 64 bits
+
+
+def _measured(
+    recipe: Recipe,
+    stages: pd.DataFrame,
+    corpus: Corpus,
+    machine: Device,
+    here: torch.device,
+    budget: float | None,
+    notes: list[str],
+) -> tuple[Recipe, Timing]:
+    """The recipe as a run would tune it, and seconds of steps and evaluations on this machine.
+
+    Raises:
+        UserError: the models of all depths do not fit into memory at once.
+    """
+    models = stages.drop_duplicates("depth").fixed_memory.sum()
+    needed = models + stages.row_memory.max()
+    if needed > machine.memory:
+        raise UserError(
+            f"Measuring '{recipe.name}' here takes about {needed / GIB:.0f} GiB of memory, and "
+            f"there are {machine.memory / GIB:.0f}. Name a device instead of 'here'."
+        )
+    keep_memory()
+    training = training_plan(recipe, corpus)
+    (rate,) = machine.rates.values()
+    share = min(1.0, LONGEST_TURN * rate / stages.step_flops.sum())
+    if share < 1.0:
+        notes.append(
+            "Steps are so long here that they were timed on a part of their rows (about "
+            f"{share:.1%}) and scaled up, which overstates them."
+        )
+    else:
+        recipe = autotune(recipe, corpus.vocabulary, training, device=here, seconds=budget).recipe
+    timed_rows = [max(1, math.floor(share * rows)) for rows in stages.rows]
+
+    def batch(index: int, turn: int) -> Batch:
+        first, end = recipe.boundaries[index : index + 2]
+        return training.batch(min(first + turn, end - 1)).rows(0, timed_rows[index])
+
+    with explaining_out_of_memory():
+        timing = measure(
+            recipe,
+            batch,
+            validation_batch(recipe, corpus),
+            corpus.vocabulary,
+            device=here,
+            patience=MAX_TIMING_SECONDS,
+        )
+    return recipe, replace(timing, step=tuple(timing.step * stages.rows / timed_rows))
+
+
+def _micro_batches(
+    recipe: Recipe, stages: pd.DataFrame, machine: Device, devices: int, notes: list[str]
+) -> list[int]:
+    """Rows of a forward pass on each device: as asked, or as many as run well and fit."""
+    usable = USABLE * machine.memory
+    kind = torch.device("cpu" if machine.is_cpu else "cuda")
+    sizes = []
+    for index, work in stages.iterrows():
+        asked = recipe.stage(index).micro_batch
+        rows = rows_at_once(asked, work.rows // devices, work.sequence_length, kind)
+        fitting = max(0, int((usable - work.fixed_memory) / work.row_memory))
+        if asked == "auto":
+            rows = max(1, min(rows, fitting))
+        sizes.append(rows)
+        if rows > fitting:
+            needed = work.fixed_memory + rows * work.row_memory
+            advice = "Take a larger device, a smaller model or shorter rows."
+            if fitting:
+                advice = f"{fitting} rows fit (batch.micro_batch)."
+            notes.append(
+                f"Depth {work.depth} does not fit on {machine.name}: micro-batches of {rows} rows "
+                f"need about {needed / GIB:.1f} GiB of the {usable / GIB:.1f} GiB that training "
+                f"can use. {advice}"
+            )
+    return sizes
+
+
+def _waiting(
+    recipe: Recipe,
+    stages: pd.DataFrame,
+    computing: Sequence[float],
+    machine: Device,
+    devices: int,
+    notes: list[str],
+) -> list[float]:
+    """Seconds of each stage's step in which devices wait for each other's gradients; an estimate.
+
+    A ring moves 2·(N - 1)/N times the gradients' bytes (fp32) over each device's link (Patarasu and
+    Yuan, 2009), while the backward pass of the last micro-batch, two thirds of its time, is still
+    computed; the rest is waited for. FSDP gathers the weights twice and scatters the gradients
+    once instead: half as much again.
+    """
+    if devices == 1 or machine.link is None:
+        return [0.0] * len(stages)
+    link = machine.link if devices <= NODE else min(machine.link, machine.network)
+    rounds = 3 if recipe.engine == "fsdp" else 2
+    waiting = []
+    for work, seconds in zip(stages.itertuples(), computing, strict=True):
+        moved = rounds * (devices - 1) / devices * 4 * work.parameters
+        exchange = moved / (LINK_EFFICIENCY * link)
+        passes = math.ceil(work.rows / (devices * work.micro_batch))
+        waited = max(0.0, exchange - 2 / 3 * seconds / passes)
+        waiting.append(waited)
+        notes.append(
+            f"Depth {work.depth}: {moved / 1e9:.2f} GB over each link a step, "
+            f"{1000 * exchange:.1f} ms next to {1000 * seconds:.1f} ms of computing; devices wait "
+            f"for {1000 * waited:.1f} ms ({waited / (seconds + waited):.0%} of the step)."
+        )
+    positions = (stages.rows * stages.sequence_length).min() // devices
+    if positions < FEW_POSITIONS:
+        notes.append(
+            f"A device has {positions:,} positions a step: too few to keep it busy, so the MFU "
+            "will be lower than assumed. Take more rows a step (batch.sequences) or fewer devices."
+        )
+    return waiting
+
+
+def _table(
+    recipe: Recipe, stages: pd.DataFrame, timing: Timing, hourly_price: float | None
+) -> pd.DataFrame:
+    """`Plan.table`, from what a step of each stage takes and the number of steps."""
+    alone = recipe.stages[-1].model_copy(update={"steps": recipe.total_steps})
+    scratch = recipe.model_copy(update={"stages": (alone,)})
+    table = pd.concat([stages, stages.tail(1)], ignore_index=True)
+    table["steps"] = [stage.steps for stage in (*recipe.stages, alone)]
+    table["tokens"] = table.steps * table.rows * table.sequence_length
+    table["flops"] = table.steps * table.step_flops
+    table["step_seconds"] = [*timing.step, timing.step[-1]]
+    table["training_seconds"] = table.steps * table.step_seconds
+    table["evaluations"] = [*evaluations_by_stage(recipe), *evaluations_by_stage(scratch)]
+    table["evaluation_seconds"] = table.evaluations * [*timing.evaluation, timing.evaluation[-1]]
+    table["seconds"] = table.training_seconds + table.evaluation_seconds
+    table["cost"] = table.seconds * (math.nan if hourly_price is None else hourly_price / 3600.0)
+    sums = table[SUMS].iloc[:-1].sum().to_frame().T.assign(memory=stages.memory.max())
+    table = pd.concat([table.iloc[:-1], sums, table.iloc[-1:]])[COLUMNS]
+    return table.set_axis([*(f"stage {i + 1}" for i in stages.index), "stacked", "scratch"])
+
+
+def _sentences(
+    table: pd.DataFrame,
+    rate: float,
+    precision: Precision,
+    mfu: float | None,
+    price: float | None,
+    devices: int,
+) -> list[str]:
+    stacked, scratch = table.loc["stacked"], table.loc["scratch"]
+    saving = 1.0 - stacked.seconds / scratch.seconds
+    saves = f"saves {saving:.0%}" if saving >= 0 else f"costs {-saving:.0%} more"
+    said = [
+        f"Stacked {format_duration(stacked.seconds)}, from scratch at depth {scratch.depth} "
+        f"{format_duration(scratch.seconds)} for as many steps: stacking {saves}."
+    ]
+    if price is not None:
+        each = " and device" if devices > 1 else ""
+        said.append(
+            f"At {price:,.2f} USD an hour{each}: {stacked.cost:,.2f} USD stacked, "
+            f"{scratch.cost:,.2f} USD from scratch."
+        )
+    speed = f"{rate / 1e12:,.0f} TFLOP/s" if rate >= 1e13 else f"{rate / 1e9:,.0f} GFLOP/s"
+    if mfu is None:
+        shares = (table.flops / table.training_seconds / rate).iloc[:-2]
+        reached = ", ".join(f"{share:.0%}" for share in shares)
+        said.append(f"Matrix products run at {speed} in {precision}; steps reach {reached} of it.")
+    else:
+        said.append(
+            f"Peak {speed} in {precision} as published; the MFU is a target and not a measurement "
+            "(--mfu)."
+        )
+    return said
