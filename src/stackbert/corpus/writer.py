@@ -50,9 +50,11 @@ class SideWriter:
 
     def add(self, text: str) -> None:
         """Append a document that is not blank."""
-        for piece in split_sentences(text):
+        for number, piece in enumerate(split_sentences(text)):
             self._pieces.append(piece)
-            self._words += len(piece.split())
+            # Chinese and Japanese sentences follow one another without white space: one word.
+            joined = number > 0 and not piece[0].isspace()
+            self._words += len(piece.split()) - joined
             self._size += len(piece) + _PIECE_COST
             if self._size >= _BATCH_CHARACTERS:
                 self._flush()
