@@ -87,7 +87,7 @@ class RunResult:
         last = self.stages.iloc[-1]
         return float(self.stages.steps.sum() * last.seconds / last.steps)
 
-    def table(self) -> str:
+    def text(self) -> str:
         """The stages as text, and where the time went in a sentence or two."""
         shown = self.stages.drop(columns="flops")
         shown.insert(4, "share", self.stages.seconds / self.seconds)
