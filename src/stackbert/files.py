@@ -53,12 +53,11 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
         yield
     except StackBertError:
         raise
-    except FileNotFoundError as error:
-        missing = error.filename or path
-        raise UserError(f"{missing} does not exist. {hint}") from error
     except MemoryError as error:
         raise UserError(f"{path} does not fit into memory. {hint}") from error
     except Exception as error:  # every parser has its own exceptions
+        if isinstance(error, FileNotFoundError) and error.filename:
+            raise UserError(f"{error.filename} does not exist. {hint}") from error
         raise UserError(f"{path} cannot be read: {reason(error)}. {hint}") from error
 
 

@@ -1,114 +1,104 @@
 """The laws of growth, for every operator on every masked-LM type (DESIGN.md, "A growth operator").
 
 In the first step after growth every parameter receives a gradient and moves, with two exceptions
-that are theorems, not tolerances:
+that are theorems:
 
 - The bias of the attention keys adds the same amount q·b to all scores of a query, and softmax does
-  not see that: its gradient is zero for any model, grown or not (in floating point, rounding).
-- `identity` sets both output projections of a new layer to zero. What lies before a projection
-  receives W^T g = 0 through it. In a pre-norm layer everything else lies before one of the two, so
-  in the first step exactly the projections move, and the rest from the second step on.
+  not see that: its gradient is zero for any model (in floating point, rounding).
+- `identity` zeroes both output projections of a new layer, so what lies before a projection
+  receives W^T g = 0 through it. In a pre-norm layer everything else lies before one of the two: in
+  the first step exactly the projections move, and the rest from the second step on.
 """
+
+import copy
+import re
 
 import pytest
 import torch
+from tiny_models import build
 
-from stackbert.growth import OPERATORS, grow_with_origins
+from stackbert.growth.grow import grow, grow_optimizer_state, grow_with_origins
+from stackbert.growth.operators import OPERATORS
+from stackbert.pretraining.optimizers import Optimizers
+from stackbert.recipe import OptimizerSpec
+from tiny_encoders import KINDS
 
 SHALLOW, DEEP = 2, 4
+ENDS = ("attention.output.dense", "output.dense", "attn.Wo", "mlp.Wo")
 
 
-@pytest.fixture(params=list(OPERATORS))
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=list(OPERATORS))
 def operator(request):
     return request.param
 
 
-@pytest.fixture
-def grown(kind, operator, make_model):
-    model = make_model(kind, SHALLOW)
+@pytest.fixture(scope="module")
+def grown(kind, operator):
+    """A model and its growth, shared by the tests that change neither."""
+    model = build(kind, SHALLOW).eval()
     return model, grow_with_origins(model, DEEP, operator, seed=3)
 
 
-def train_step(model, optimizer, token_ids):
-    """One step without weight decay, so that only a gradient can move a parameter."""
+def train_step(model, optimizers, token_ids):
+    """(gradient of each parameter, names of those that moved)."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    labels = token_ids.roll(1, dims=1)
-    optimizer.zero_grad(set_to_none=True)
-    types = torch.arange(token_ids.shape[1]).remainder(2).expand_as(token_ids)
-    extra = {} if model.config.model_type == "modernbert" else {"token_type_ids": types}
-    if "roberta" in model.config.model_type:
-        extra = {}  # one token type only
-    model(input_ids=token_ids, labels=labels, **extra).loss.backward()
-    optimizer.step()
-    return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-
-
-def adamw(model):
-    return torch.optim.AdamW(
-        [{"params": [p for _, p in model.named_parameters()]}], lr=1e-2, weight_decay=0.0
-    )
+    model(input_ids=token_ids, labels=token_ids.roll(1, dims=1)).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    optimizers.step(1.0)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    return gradients, moved
 
 
 def is_key_bias(name):
     return name.endswith("self.key.bias")
 
 
-def projections(model, layer):
-    """Names of the parameters of a layer's two output projections."""
-    ends = ("attention.output.dense", "output.dense", "attn.Wo", "mlp.Wo")
-    stack = next(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == DEEP
-    )
-    prefix = f"{stack}.{layer}."
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if name.startswith(prefix) and name.removeprefix(prefix).rpartition(".")[0] in ends
-    }, {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+def new_layers(names):
+    """(parameters of the new layers' output projections, the layers' other parameters)."""
+    inside = {name: re.search(r"\.layers?\.[23]\.(.*)\.\w+$", name) for name in names}
+    ends = {name for name, found in inside.items() if found and found[1] in ENDS}
+    return ends, {name for name, found in inside.items() if found} - ends
 
 
-def test_every_parameter_is_optimised_receives_a_gradient_and_moves(
-    grown, kind, operator, token_ids
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_is_optimized_receives_a_gradient_and_moves(
+    grown, kind, operator, optimizer, token_ids
 ):
-    _, growth = grown
-    model = growth.model.train()
-    optimizer = adamw(model)
-    optimised = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    parameters = dict(model.named_parameters())
-    assert sorted(optimised) == sorted(map(id, parameters.values())), "once each, none forgotten"
-    assert len(growth.origins) == len(optimised)
+    growth = grown[1]
+    model = copy.deepcopy(growth.model)
+    # Without weight decay, only a gradient can move a parameter.
+    optimizers = Optimizers(model, OptimizerSpec(name=optimizer, lr=1e-2, weight_decay=0.0))
+    names = {name for name, _ in model.named_parameters()}
+    optimized = [name for group in optimizers.groups() for name in group]
+    assert sorted(optimized) == sorted(names), "once each, none forgotten"
+    assert growth.origins.keys() == names
 
-    moved = train_step(model, optimizer, token_ids)
-    still = {name for name in set(parameters) - moved if not is_key_bias(name)}
-    without = {name for name, p in parameters.items() if p.grad is None}
-    assert without == set()
-    for name, parameter in parameters.items():
-        if is_key_bias(name):
-            query = parameters[name.replace("key", "query")].grad
-            # Rounding of the query's gradient passes through; for a zeroed layer both are zero.
-            assert parameter.grad.abs().max() <= 1e-4 * query.abs().max() + 1e-9
-
-    pre_norm = kind in ("roberta-prelayernorm", "megatron-bert", "modernbert")
+    gradients, moved = train_step(model, optimizers, token_ids)
+    assert all(gradient is not None for gradient in gradients.values())
+    for name in filter(is_key_bias, names):
+        query = gradients[name.replace("key", "query")]
+        # Rounding of the query's gradient passes through; for a zeroed layer both are zero.
+        assert gradients[name].abs().max() <= 1e-4 * query.abs().max() + 1e-9
+    still = {name for name in names - moved if not is_key_bias(name)}
     if operator != "identity":
         assert still == set()
         return
-    behind = set()
-    for layer in range(SHALLOW, DEEP):
-        ends, everything = projections(model, layer)
-        assert ends
-        assert ends <= moved
-        behind |= everything - ends
-    if not pre_norm:
-        # Post-norm layers normalise the stream itself: their norms lie behind the projections.
+    ends, behind = new_layers(names)
+    assert ends
+    assert ends <= moved
+    if kind in ("bert", "roberta"):
+        # Post-norm layers normalise the stream itself: their norms lie after the projections.
         behind = {name for name in behind if "LayerNorm" not in name}
     assert still == {name for name in behind if not is_key_bias(name)}
-    for name in behind:
-        assert not parameters[name].grad.any(), f"{name} lies behind a zero matrix"
-    moved = train_step(model, optimizer, token_ids)
-    moved |= train_step(model, optimizer, token_ids)
-    assert {name for name in parameters if not is_key_bias(name)} <= moved
+    assert not any(gradients[name].any() for name in behind)
+    for _ in range(2):
+        moved |= train_step(model, optimizers, token_ids)[1]
+    assert {name for name in names if not is_key_bias(name)} <= moved
 
 
 def test_no_two_parameters_share_storage_except_tied_ones(grown):
@@ -144,41 +134,58 @@ def test_copied_tensors_equal_their_source_bit_for_bit(grown, operator):
     outside = {name for name in growth.origins if ".layer." not in name and ".layers." not in name}
     assert all(growth.origins[name] == name for name in outside)
     for place, origin in enumerate(growth.depth_map):
-        part = f".{place}."
-        named = {o for n, o in growth.origins.items() if part in n and o is not None}
-        if origin.source is not None:
-            assert named
-            assert all(f".{origin.source}." in name for name in named)
-        else:
-            assert not named
+        named = {o for n, o in growth.origins.items() if f".{place}." in n and o is not None}
+        assert bool(named) == (origin.source is not None)
+        assert all(f".{origin.source}." in name for name in named)
 
 
-def test_the_source_model_is_left_untouched(kind, operator, make_model):
-    model = make_model(kind, SHALLOW)
+def test_the_source_model_is_left_untouched(kind, operator):
+    model = build(kind, SHALLOW)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = model.config.to_dict()
-    growth = grow_with_origins(model, DEEP, operator)
+    grown = grow(model, DEEP, operator)
     with torch.no_grad():
-        for parameter in growth.model.parameters():
+        for parameter in grown.parameters():
             parameter.fill_(1.0)
+    for value in vars(grown.config).values():
+        if isinstance(value, dict | list):
+            value.clear()
     assert model.config.to_dict() == config
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    for name, value in vars(model.config).items():
-        if isinstance(value, dict | list):
-            assert getattr(growth.model.config, name) is not value, name
 
 
-def test_the_grown_model_comes_back_from_disk_with_the_same_logits(grown, tmp_path, token_ids):
-    _, growth = grown
-    model = growth.model.eval()
+@pytest.mark.parametrize("name", ["stack", "random"])
+def test_the_grown_model_comes_back_from_disk_with_the_same_logits(kind, name, tmp_path, logits):
+    model = grow(build(kind, SHALLOW), DEEP, name)
     model.save_pretrained(tmp_path)
     again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert again.config.num_hidden_layers == DEEP
-    with torch.no_grad():
-        assert torch.equal(again(token_ids).logits, model(token_ids).logits)
+    assert torch.equal(logits(again), logits(model))
     # Buffers that are not on disk as well: rotary frequencies, position ids.
-    fresh = dict(again.named_buffers())
+    buffers = dict(again.named_buffers())
     for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, fresh[name]), name
-        assert buffer.dtype == fresh[name].dtype
+        assert torch.equal(buffer, buffers[name]), name
+        assert buffer.dtype == buffers[name].dtype
+
+
+def test_copied_optimizer_state_is_its_sources_by_name_bit_for_bit(grown):
+    model, growth = grown
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: {
+            "exp_avg": torch.randn(p.shape, generator=generator),
+            "step": torch.tensor(float(len(name))),
+        }
+        for name, p in model.named_parameters()
+    }
+    # A mapping in another order than the model's: position must not matter.
+    copied = grow_optimizer_state(dict(sorted(state.items(), reverse=True)), growth, "copy")
+    assert set(copied) == {name for name, origin in growth.origins.items() if origin is not None}
+    for name, tensors in copied.items():
+        source = state[growth.origins[name]]
+        assert tensors.keys() == source.keys()
+        assert all(torch.equal(tensor, source[key]) for key, tensor in tensors.items())
+    tensors = [tensor for entry in copied.values() for tensor in entry.values()]
+    assert len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors), "shared state"
+    assert grow_optimizer_state(state, growth, "reset") == {}

@@ -111,11 +111,11 @@ def grow_with_origins(
 def grow_optimizer_state(
     state: Mapping[str, Mapping[str, Tensor]], growth: Growth, policy: Literal["reset", "copy"]
 ) -> dict[str, dict[str, Tensor]]:
-    """Map an optimiser's state onto the grown model's parameters, by name.
+    """Map an optimizer's state onto the grown model's parameters, by name.
 
     Args:
         state: for each parameter name of the source model its tensors: `exp_avg` of the parameter's
-            shape, `step` of shape (), whatever the optimiser keeps. Left as it is.
+            shape, `step` of shape (), whatever the optimizer keeps. Left as it is.
         growth: what `grow_with_origins` returned.
         policy: "reset" starts every moment anew (Gong et al. 2019, section 3); "copy" gives each
             parameter the state of the one it copies (Shen et al., Staged Training, ICML 2022).
@@ -129,11 +129,11 @@ def grow_optimizer_state(
             under both policies, as a reset would hide the mistake), or the policy is unknown.
     """
     if policy not in ("reset", "copy"):
-        raise UserError(f"The optimiser-state policy is '{policy}'; choose 'reset' or 'copy'.")
+        raise UserError(f"The optimizer-state policy is '{policy}'; choose 'reset' or 'copy'.")
     unknown = sorted(set(state) - growth.source_parameters)
     if unknown:
         raise UserError(
-            f"The optimiser's state names {', '.join(unknown)}, which the source model does not "
+            f"The optimizer's state names {', '.join(unknown)}, which the source model does not "
             "have. State goes by the names of named_parameters()."
         )
     return {
