@@ -5,89 +5,63 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from reporting import Table, milliseconds
 from turns import Figures
+
+STEP = "ms a step: median (range)"
 
 
 def comparison(figures: list[Figures]) -> tuple[Table, list[dict[str, Any]]]:
     """The table of contenders, and their speeds relative to StackBERT's."""
     rows, ratios = [], []
+    ours = {each.shape: each for each in figures if each.contender.kind == "stackbert"}
     for each in figures:
-        shape = each.shape
-        of_shape = [other for other in figures if other.shape == shape and other.rounds]
-        ours = next((other for other in of_shape if other.contender.kind == "stackbert"), None)
+        shape, contender = each.shape, each.contender
         name = f"{shape.depth} × {shape.hidden}, sequence {shape.sequence}"
-        who = f"({each.contender.letter}) {each.contender.title}"
+        who = f"({contender.letter}) {contender.title}"
         if not each.rounds:
             rows.append((name, who, each.error or "not measured", "", "", "", "", ""))
             continue
-        seconds, last = each.seconds, each.rounds[-1]
-        parts = last.get("accumulation", 1)
-        who += f", batch in {parts} parts" if parts > 1 else ""
-        if each.contender.kind == "stackbert":
+        last, ratio, own = each.rounds[-1], "", ours.get(shape)
+        if contender.kind == "stackbert":
             how = "compiled" if last["compiled"] else "not compiled"
             who += f", {last['precision']}, {how}, {last['micro_batch']} rows at once"
-        ratio = ""
-        if ours is not None and each.contender.kind != "stackbert":
-            by_round = _ratios(each, ours)
-            value = each.median / ours.median
-            ratios.append(
-                {
-                    "of": each.contender.letter,
-                    "to": ours.contender.letter,
-                    **asdict(shape),
-                    "ratio": value,
-                    "range_over_rounds": [min(by_round), max(by_round)] if by_round else None,
-                }
-            )
+        elif own is not None and own.rounds:
+            medians = {r["round"]: statistics.median(r["seconds"]) for r in own.rounds}
+            found = [
+                statistics.median(r["seconds"]) / medians[r["round"]]
+                for r in each.rounds
+                if r["round"] in medians
+            ]
+            value = each.median / own.median
+            to = {"of": contender.letter, "to": own.contender.letter, **asdict(shape)}
+            spread = [min(found), max(found)] if found else None
+            ratios.append({**to, "ratio": value, "range_over_rounds": spread})
             ratio = f"{value:.2f}"
-            if len(by_round) > 1:
-                ratio += f" ({min(by_round):.2f}–{max(by_round):.2f})"
-        rows.append(
-            (
-                name,
-                who,
-                f"{milliseconds(each.median)} ({milliseconds(min(seconds))}–"
-                f"{milliseconds(max(seconds))})",
-                f"{shape.rows * shape.sequence / each.median:,.0f}",
-                ratio,
-                "" if each.mfu is None else f"{each.mfu:.0%}",
-                f"{max(r['peak_memory'] for r in each.rounds) / 1e9:.2f}",
-                f"{statistics.median(r['first_step'] for r in each.rounds):.1f}",
-            )
-        )
-    columns = (
-        "model",
-        "contender",
-        "ms a step: median (range)",
-        "tokens/s",
-        "its time ÷ StackBERT's (range over rounds)",
-        "MFU",
-        "peak memory, GB",
-        "first step, s",
-    )
-    return Table("Steps", columns, tuple(rows)), ratios
+            ratio += f" ({min(found):.2f}–{max(found):.2f})" if len(found) > 1 else ""
+        if (parts := last.get("accumulation", 1)) > 1:
+            who += f", batch in {parts} parts"
+        tokens = f"{shape.rows * shape.sequence / each.median:,.0f}"
+        mfu = "" if each.mfu is None else f"{each.mfu:.0%}"
+        memory = f"{max(r['peak_memory'] for r in each.rounds) / 1e9:.2f}"
+        first = f"{statistics.median(r['first_step'] for r in each.rounds):.1f}"
+        rows.append((name, who, _range(each), tokens, ratio, mfu, memory, first))
+    ratio = "its time ÷ StackBERT's (range over rounds)"
+    columns = ("model", "contender", STEP, "tokens/s", ratio, "MFU", "peak memory, GB")
+    return Table("Steps", (*columns, "first step, s"), tuple(rows)), ratios
 
 
-def _ratios(theirs: Figures, ours: Figures) -> list[float]:
-    mine = {each["round"]: each["seconds"] for each in ours.rounds}
-    return [
-        statistics.median(each["seconds"]) / statistics.median(mine[each["round"]])
-        for each in theirs.rounds
-        if each["round"] in mine
-    ]
+def _range(each: Figures) -> str:
+    low, high = milliseconds(min(each.seconds)), milliseconds(max(each.seconds))
+    return f"{milliseconds(each.median)} ({low}–{high})"
 
 
 def straight_line(depths: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
     """Intercept and slope of the line with the least squared deviations."""
-    mean_depth, mean_seconds = statistics.fmean(depths), statistics.fmean(seconds)
-    spread = sum((depth - mean_depth) ** 2 for depth in depths)
-    together = sum(
-        (depth - mean_depth) * (second - mean_seconds)
-        for depth, second in zip(depths, seconds, strict=True)
-    )
-    slope = together / spread
-    return mean_seconds - slope * mean_depth, slope
+    slope, intercept = np.polyfit(depths, seconds, 1)
+    return float(intercept), float(slope)
 
 
 def lines(figures: list[Figures]) -> tuple[list[Table], list[dict[str, Any]], list[str]]:
@@ -99,42 +73,31 @@ def lines(figures: list[Figures]) -> tuple[list[Table], list[dict[str, Any]], li
             key = (each.contender.letter, each.shape.hidden, each.shape.sequence)
             groups.setdefault(key, []).append(each)
     for (letter, hidden, sequence), members in groups.items():
-        depths, medians = [m.shape.depth for m in members], [m.median for m in members]
-        if len(set(depths)) < 3:
-            notes.append(f"Width {hidden}, sequence {sequence}: too few depths for a line.")
-            continue
-        intercept, slope = straight_line(depths, medians)
-        off = [
-            second / (intercept + slope * depth) - 1.0
-            for depth, second in zip(depths, medians, strict=True)
-        ]
-        largest = max(abs(share) for share in off)
-        rows = tuple(
-            (
-                str(m.shape.depth),
-                f"{milliseconds(m.median)} ({milliseconds(min(m.seconds))}–"
-                f"{milliseconds(max(m.seconds))})",
-                milliseconds(intercept + slope * m.shape.depth),
-                f"{share:+.1%}",
-                "" if m.mfu is None else f"{m.mfu:.0%}",
-            )
-            for m, share in zip(members, off, strict=True)
-        )
-        columns = ("depth", "ms a step: median (range)", "the line, ms", "off the line", "MFU")
         title = f"({letter}) width {hidden}, sequence {sequence}"
-        tables.append(Table(title, columns, rows))
+        depths = [each.shape.depth for each in members]
+        if len(set(depths)) < 3:
+            notes.append(f"{title}: too few depths for a line.")
+            continue
+        intercept, slope = straight_line(depths, [each.median for each in members])
+        rows, off = [], []
+        for each in members:
+            fitted = intercept + slope * each.shape.depth
+            off.append(each.median / fitted - 1.0)
+            mfu = "" if each.mfu is None else f"{each.mfu:.0%}"
+            cells = (_range(each), milliseconds(fitted), f"{off[-1]:+.1%}", mfu)
+            rows.append((str(each.shape.depth), *cells))
+        columns = ("depth", STEP, "the line, ms", "off the line", "MFU")
+        tables.append(Table(title, columns, tuple(rows)))
+        largest = max(map(abs, off))
         notes.append(
             f"{title}: {milliseconds(slope)} ms a layer, intercept {1000 * intercept:.1f} ms "
-            "(embeddings, head, their optimiser, the batch, less what the last layer spares by "
+            "(embeddings, head, their optimiser, the batch, less what the last layer saves by "
             f"looking at masked positions only), largest deviation from the line {largest:.1%}."
         )
         fits.append(
             {
-                "contender": letter,
-                "hidden": hidden,
-                "sequence": sequence,
-                "intercept_ms": 1000 * intercept,
-                "ms_a_layer": 1000 * slope,
+                **{"contender": letter, "hidden": hidden, "sequence": sequence},
+                **{"intercept_ms": 1000 * intercept, "ms_a_layer": 1000 * slope},
                 "largest_deviation_percent": 100 * largest,
             }
         )
@@ -151,45 +114,31 @@ def notes(probe: dict[str, Any], figures: list[Figures], *, text: str, backend: 
         backend: of torch_compile.
     """
     fp32, bf16 = (probe["rates"][name] / 1e9 for name in ("fp32", "bf16"))
-    said = [
-        f"Device: {probe['device_name']}, {probe['threads']} threads. A matrix product runs at "
-        f"{fp32:,.1f} GFLOP/s in fp32 and {bf16:,.1f} in bf16. Text: {text}.",
-        "A step's time is from the end of a step to the end of the next, its batch included.",
-    ]
-    kinds = {each.contender.kind for each in figures}
-    if len(kinds) > 1:
-        said.append("StackBERT has no dropout by default; (a) and (b) have BERT's 0.1.")
-        said.append(
-            "StackBERT's process keeps freed memory (`keep_memory`), as `pretrain` does; its "
-            "embedding is padded to a multiple of 64 rows; on a GPU its batches are made ahead on "
-            "a thread."
-        )
-    if any(each.contender.letter.startswith("b") for each in figures) and bf16 <= fp32:
-        said.append(
-            "(b) runs in fp32: this processor has no bf16 instructions and emulates them, so that "
-            "with bf16 it would not finish in sensible time."
-        )
-    if "stackbert" in kinds:
-        said.append(
-            "MFU: the arithmetic that StackBERT's step needs (`training_flops`) a second, as a "
-            "share of the rate of a large matrix product in the same precision, measured in the "
-            "same process."
-        )
-    said.append(
-        "First step: settling and compilation included; torch.compile keeps its kernels on the "
-        "disk, so they are made anew in the first round at most."
-    )
-    if probe["device"] == "cpu":
-        said.append("Peak memory: of the whole process, Python's libraries and settling included.")
-    if backend != "inductor" and any(each.contender.letter == "b" for each in figures):
-        said.append(f"torch_compile with the backend '{backend}', which makes no kernels.")
-    failed = sorted({each.error for each in figures if each.error})
-    said += [f"What the table lacks: {error}." for error in failed]
+    letters = {each.contender.letter for each in figures}
+    ours = any(each.contender.kind == "stackbert" for each in figures)
     most = max(len(each.rounds) for each in figures)
-    said += [
-        f"({each.contender.letter}) at {each.shape.depth} × {each.shape.hidden}, sequence "
-        f"{each.shape.sequence}: {len(each.rounds)} of {most} rounds."
-        for each in figures
-        if 0 < len(each.rounds) < most
-    ]
-    return said
+    lacking = sorted({each.error for each in figures if each.error})
+    said = {
+        f"Device: {probe['device_name']}, {probe['threads']} threads. A matrix product runs at "
+        f"{fp32:,.1f} GFLOP/s in fp32 and {bf16:,.1f} in bf16. Text: {text}.": True,
+        "A step is timed from its end to the end of the next, its batch included. The first step "
+        "includes autotuning and compilation.": True,
+        "StackBERT has no dropout by default; (a) and (b) have BERT's 0.1. StackBERT keeps freed "
+        "memory (`keep_memory`), as `pretrain` does, and its embedding is padded to a multiple of "
+        "64 rows; on a GPU a thread makes its batches ahead.": ours and len(letters) > 1,
+        "(b) runs in fp32, because this processor only emulates bf16.": any(
+            letter.startswith("b") for letter in letters
+        )
+        and bf16 <= fp32,
+        "MFU: the FLOPs of StackBERT's step (`training_flops`) a second, as a share of the rate "
+        "of a large matrix product in the same precision, measured in the same process.": ours,
+        "Peak memory is of the whole process, libraries included.": probe["device"] == "cpu",
+        f"torch_compile with the backend '{backend}', which makes no kernels.": "b" in letters
+        and backend != "inductor",
+    }
+    said |= {f"Not in the table: {error}.": True for error in lacking}
+    for each in figures:
+        shape, rounds = each.shape, f"{len(each.rounds)} of {most} rounds"
+        place = f"{shape.depth} × {shape.hidden}, sequence {shape.sequence}"
+        said[f"({each.contender.letter}) at {place}: {rounds}."] = 0 < len(each.rounds) < most
+    return [sentence for sentence, holds in said.items() if holds]

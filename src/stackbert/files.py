@@ -53,13 +53,11 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
         yield
     except StackBertError:
         raise
-    except FileNotFoundError as error:
-        # safetensors names the file in its text only.
-        missing = f"{error.filename} does not exist" if error.filename else reason(error)
-        raise UserError(f"{missing}. {hint}") from error
     except MemoryError as error:
         raise UserError(f"{path} does not fit into memory. {hint}") from error
     except Exception as error:  # every parser has its own exceptions
+        if isinstance(error, FileNotFoundError) and error.filename:
+            raise UserError(f"{error.filename} does not exist. {hint}") from error
         raise UserError(f"{path} cannot be read: {reason(error)}. {hint}") from error
 
 

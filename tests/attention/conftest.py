@@ -8,10 +8,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from recipe_fields import recipe_of
+from stackbert.attention.measure import AttentionResult, measure_attention
 from stackbert.pretraining.run import pretrain
 from tiny_encoders import tiny_encoder, word_tokenizer
 
 WORDS = [f"w{number}" for number in range(90)]
+OPERATORS = ("stack", "identity-noise", "interleave")
+ENGLISH = (
+    "The river runs from the mountains in the north to the sea in the south of the country.",
+    "The economy depends on agriculture, on fishing and on the export of minerals and wood.",
+    "Most of the people live in the capital and in the towns along the coast of the island.",
+)
 RECIPE = {
     "name": "tiny",
     "model": {
@@ -86,3 +93,10 @@ def make_run(factbook_corpus, tmp_path_factory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def found(make_run) -> AttentionResult:
+    """Runs by three operators; the first stage knows of none."""
+    run, *others = map(make_run, OPERATORS)
+    return measure_attention(run, text=ENGLISH, beside=others)

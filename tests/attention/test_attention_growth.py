@@ -17,18 +17,7 @@ from stackbert.pretraining.record import read_run
 from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
 
-SENTENCES = (
-    "The river runs from the mountains in the north to the sea in the south of the country.",
-    "The economy depends on agriculture, on fishing and on the export of minerals and wood.",
-    "Most of the people live in the capital and in the towns along the coast of the island.",
-)
-OPERATORS = ("stack", "identity-noise", "interleave")
-
-
-@pytest.fixture(scope="module")
-def found(make_run):
-    run, *others = map(make_run, OPERATORS)
-    return measure_attention(run, text=SENTENCES, beside=others)
+OPERATORS = ("stack", "identity-noise", "interleave")  # of `found`, in this order
 
 
 def heads_at(found, growth, moment):
@@ -205,10 +194,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
         def say(self, text: str) -> None:
             raise AssertionError(text)
 
-    run, level = make_run("stack"), make_run("stack", stages=[{"depth": 2, "steps": 2}])
-    partial, foreign, unfinished = (tmp_path / name for name in ("partial", "foreign", "open"))
-    for folder in (partial, foreign, unfinished):
+    run, names = make_run("stack"), ("partial", "foreign", "unfinished", "level")
+    partial, foreign, unfinished, level = (tmp_path / name for name in names)
+    for folder in (partial, foreign, unfinished, level):
         shutil.copytree(make_run("identity-noise"), folder)
+    record = read_run(level)
+    single = record.recipe.model_copy(update={"stages": record.recipe.stages[-1:]})
+    record.model_copy(update={"recipe": single}).write(level / "run.json")
     shutil.rmtree(partial / "checkpoints" / "step-00000004")
     shutil.rmtree(unfinished / "model")
     model = save(make_model())
@@ -224,4 +216,4 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
         ("different vocabularies", run, foreign),
     ):
         with pytest.raises(UserError, match=says):
-            measure_attention(first, text=SENTENCES, beside=[other], progress=Heard())
+            measure_attention(first, text=["w"], beside=[other], progress=Heard())

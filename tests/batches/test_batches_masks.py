@@ -40,11 +40,6 @@ def test_the_masked_count_is_exact_in_every_row_and_batch(stage, tokens, pairs, 
         assert batches.masked_rows(step) == (stage.sequences, stage.sequences * expected)
 
 
-def test_each_stage_masks_at_its_own_rate():
-    batches = plan(numbered(500), shape(2, 3, 42, 0.1), shape(2, 3, 42, 0.5))
-    assert [batches.batch(step).columns_BK.shape[1] for step in range(5)] == [4, 4, 20, 20, 20]
-
-
 def factbook_batches(corpus, *, pairs=False, steps=20) -> list[Batch]:
     stage = shape(steps, 32, 128, 0.3)
     batches = BatchPlan(corpus.train, corpus.vocabulary, [stage], seed=1, next_sentence=pairs)

@@ -9,7 +9,7 @@ from batches_helpers import CLS, FIRST, SEP, numbered, plan, seeds, shape, unmas
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stackbert.batches.batches import Batch, BatchPlan
+from stackbert.batches.batches import Batch
 from stackbert.corpus.store import TokenStream
 
 LONG = 6000
@@ -125,22 +125,3 @@ def test_pairs_of_a_stage_with_shorter_rows_are_whole_too(marked):
             if ids[row, border - 2] != SEP:
                 assert ids[row, border] == ids[row, border - 2] + 1
         assert batch.is_random_B.sum() == 5
-
-
-def test_real_pairs_follow_each_other_in_the_text(factbook_corpus):
-    stream = factbook_corpus.train
-    text = stream.read(0, len(stream)).astype(np.int64)
-    sentences = np.setdiff1d(stream.sentence_starts, stream.document_starts)
-    windows = np.lib.stride_tricks.sliding_window_view(text, 125)
-    words = factbook_corpus.vocabulary
-    batch = BatchPlan(stream, words, [shape(1, 64, 128)], seed=0, next_sentence=True).batch(0)
-    ids = unmasked(batch).numpy()
-    true = 0
-    for row in torch.nonzero(batch.is_random_B == 0).flatten().tolist():
-        border = border_of(batch, row)
-        whole = np.concatenate([ids[row, 1 : border - 1], ids[row, border:-1]])
-        (start,) = np.flatnonzero((windows == whole).all(axis=1))
-        inside = sentences[(sentences > start) & (sentences < start + 125)]
-        assert start + border - 2 in inside or not len(inside)
-        true += len(inside) > 0
-    assert true > 20

@@ -1,15 +1,19 @@
 """A tiny recipe, and tables of costs and results made by hand."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from recipe_fields import recipe_of
 from stackbert.comparison.reference import Reference, StepKind, step_kinds
 from stackbert.comparison.variants import at_depth, growths_of
-from stackbert.errors import UserError
+from stackbert.errors import StackBertError, UserError
+from stackbert.pretraining.run import pretrain
 from stackbert.recipe import Recipe
+from stackbert.recipes import load_recipe
 
 # Whatever is left to the machine or the clock by default is fixed here.
 TINY: dict[str, Any] = {
@@ -24,12 +28,12 @@ TINY: dict[str, Any] = {
     },
     "stages": [{"depth": 1, "steps": 40}, {"depth": 2, "steps": 40}, {"depth": 4, "steps": 40}],
     "batch": {"sequences": 16, "sequence_length": 32, "micro_batch": 16},
-    "optimizer": {"name": "adamw", "lr": 2e-3},
+    "optimizer": {"name": "adamw", "lr": 1e-2},
     "schedule": {"warmup_steps": 6},
     "precision": "fp32",
     "compile": False,
-    "evaluation": {"sequences": 16, "every_steps": 10},
-    "checkpoint": {"every_steps": 5, "every_minutes": None},
+    "evaluation": {"sequences": 32, "every_steps": 5},
+    "checkpoint": {"every_steps": None, "every_minutes": None},
     "log_every": 1,
 }
 
@@ -72,6 +76,36 @@ def table(
         steps=pd.DataFrame(steps),
         growths=pd.DataFrame(growths, columns=["source_depth", "target_depth", "seconds"]),
     )
+
+
+def in_process(patch: pytest.MonkeyPatch) -> list[str]:
+    """Train runs here and measure nothing, as starting a process takes seconds.
+
+    Returns:
+        Names of the runs that were trained, filled as they are.
+    """
+    trained: list[str] = []
+
+    def train_all(runs: Sequence[Path], corpus: Path, **_: object) -> Iterator[Any]:
+        for run in runs:
+            trained.append(run.name)
+            failure = ""
+            try:
+                pretrain(load_recipe(run.with_name(run.name + ".yaml")), corpus=corpus, out=run)
+            except StackBertError as error:
+                run.with_name(run.name + ".log").write_text(f"stackbert: {error}\n")
+                failure = f"{run.name} failed: {error}"
+            yield run, 0.0, failure
+
+    def calibrate(
+        known: Reference | None, recipes: Sequence[Recipe], *_: object, **__: object
+    ) -> Reference:
+        new = table(*recipes)
+        return known.extended(new, step_kinds(recipes[0])[-1]) if known else new
+
+    patch.setattr("stackbert.comparison.compare.train_all", train_all)
+    patch.setattr("stackbert.comparison.compare.calibrate", calibrate)
+    return trained
 
 
 def refusal(call: Callable[[], object]) -> str:

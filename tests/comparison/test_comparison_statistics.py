@@ -48,24 +48,13 @@ def test_values_that_agree_are_an_interval_of_their_own() -> None:
 
 
 def test_of_pairs_that_do_not_differ_one_in_twenty_is_called_different() -> None:
-    draws, random = 2000, np.random.default_rng(20)
+    draws, random = 1000, np.random.default_rng(20)
     sides = random.normal(size=(draws, 3)) + random.normal(size=(2, draws, 3))
     found = [paired(dict(enumerate(a)), dict(enumerate(b))) for a, b in zip(*sides, strict=True)]
-    # Three standard deviations of a count of 2000 at 5 %.
-    assert 0.035 < np.mean([each.excludes_zero for each in found]) < 0.065
+    # Three standard deviations of a count of 1000 at 5 %.
+    assert 0.029 < np.mean([each.excludes_zero for each in found]) < 0.071
     by_scipy = ttest_rel(*sides, axis=1).confidence_interval(0.95)
     assert [each.low for each in found] == pytest.approx(by_scipy.low)
-
-
-@pytest.mark.parametrize("shift", [-1.0, 1.0])
-def test_a_shift_of_many_sigmas_is_found_on_its_side(shift) -> None:
-    random = np.random.default_rng(21)
-    for _ in range(100):
-        b = random.normal(size=3)
-        a = b + shift + random.normal(scale=0.01, size=3)
-        found = paired(dict(enumerate(a)), dict(enumerate(b)))
-        assert found.excludes_zero
-        assert math.copysign(1.0, found.mean) == shift
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
@@ -97,11 +86,6 @@ def test_losses_that_rise_again_do_not_flatter_the_variant() -> None:
     found = share_for({0.3: 3.0, 0.5: 2.5, 0.7: 2.8, 1.0: 2.4}, 2.6)
     assert found.bound == "="
     assert 0.7 < found.value < 1.0
-
-
-def test_a_share_of_no_runs_cannot_be_had() -> None:
-    with pytest.raises(ValueError, match="no runs"):
-        share_for({}, 3.0)
 
 
 @given(

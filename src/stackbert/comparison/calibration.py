@@ -139,6 +139,7 @@ def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> li
 
 def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
     """What a measuring process finds out."""
+    recipe = parse_recipe(request["recipe"], "the measured recipe")
     import torch
 
     from stackbert.batches.batches import training_plan, validation_batch
@@ -149,7 +150,6 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
     from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
 
     keep_memory()
-    recipe = parse_recipe(request["recipe"], "the measured recipe")
     corpus, device = open_corpus(request["corpus"]), pick_device()
     vocabulary, plan = corpus.vocabulary, training_plan(recipe, corpus)
     if what == "autotune":

@@ -109,9 +109,9 @@ class Reference(BaseModel):
             anchor: a kind of step that both have.
         """
         scale = self.by_kind[anchor].seconds / new.by_kind[anchor].seconds
-        steps = new.steps[[kind not in self.by_kind for kind in new.by_kind]].copy()
+        steps = new.steps.loc[[kind not in self.by_kind for kind in new.by_kind]].copy()
         steps[["seconds", "fastest", "slowest"]] *= scale
-        growths = new.growths[[pair not in self.growth_seconds for pair in new.growth_seconds]]
+        growths = new.growths.loc[[pair not in self.growth_seconds for pair in new.growth_seconds]]
         growths = growths.assign(seconds=growths["seconds"] * scale)
         both = {"steps": joined(self.steps, steps), "growths": joined(self.growths, growths)}
         return Reference(**(dict(self) | both))  # not a copy, which would keep cached properties

@@ -34,7 +34,7 @@ _REPORT_BYTES = 1 << 19
 def build_corpus(
     out: str | Path,
     *,
-    text: Sequence[str | Path] = (),
+    text: str | Path | Sequence[str | Path] = (),
     dataset: str | None = None,
     field: str = "text",
     tokenizer: str | Path | None = None,
@@ -95,14 +95,12 @@ def build_corpus(
 
 
 def _check(
-    text: Sequence[str | Path],
+    text: str | Path | Sequence[str | Path],
     dataset: str | None,
     tokenizer: str | Path | None,
     vocab_size: int | None,
     validation: float,
 ) -> None:
-    if isinstance(text, str | Path):
-        raise UserError("text must be a list of paths, not a single one. Write text=[path].")
     if bool(text) == (dataset is not None):
         raise UserError("Give either text (files, folders, patterns) or a data set, one of them.")
     if tokenizer is not None and vocab_size is not None:

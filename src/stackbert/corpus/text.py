@@ -235,7 +235,7 @@ def _suffixes(path: Path) -> tuple[str, str]:
 
 
 def open_files(
-    text: Sequence[str | Path], field: str = "text", limit: int = MAX_DOCUMENT_BYTES
+    text: str | Path | Sequence[str | Path], field: str = "text", limit: int = MAX_DOCUMENT_BYTES
 ) -> list[TextFile]:
     """Find the files that `text` names.
 
@@ -250,7 +250,7 @@ def open_files(
         UserError: a path, folder or pattern gives no text.
     """
     found: dict[Path, Path] = {}
-    for given in text:
+    for given in [text] if isinstance(text, str | Path) else text:
         files = _matching(Path(given).expanduser())
         if not files:
             raise UserError(

@@ -41,13 +41,8 @@ def read_table(
 ) -> pd.DataFrame:
     """The cells of a .csv, .tsv, .json (a list of objects), .jsonl or .parquet file.
 
-    Args:
-        path: the file.
-        quoted: whether quotation marks may enclose a cell, or are characters like any other.
-        columns: of a .csv or .tsv without a header.
-
-    Raises:
-        UserError: it cannot be read.
+    If `quoted`, quotation marks may enclose a cell; else they are characters like any other.
+    `columns` are those of a file without a header.
     """
     suffix = path.suffix.lower()
     with reading(path):
@@ -72,7 +67,8 @@ def read_table(
             quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
             lineterminator=None if quoted else "\n",
         )
-        cells[cells.columns[-1]] = cells[cells.columns[-1]].str.removesuffix("\r")
+        cells = cells.replace("\r$", "", regex=True)
+        cells = cells[(cells != "").any(axis=1)]  # empty lines
         if columns is None:
             columns, cells = list(cells.iloc[0]), cells.iloc[1:]
         return cells.set_axis(list(columns), axis=1).reset_index(drop=True)
@@ -102,16 +98,16 @@ def _read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ()
 
     Classes become names; of a known task only if the data set has the same ones as `labels`.
     """
+    folder, (repository, _, own) = Path(name), name.partition(":")
+    if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
+        raise UserError(f"{name} has no splits. Save train, validation and test together.")
     with reading(name, "It is a folder of save_to_disk or a name on the hub, NAME:CONFIGURATION."):
         import datasets
 
-        repository, _, own = name.partition(":")
-        if Path(name).exists():
+        if folder.is_dir():
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(repository, own or configuration or None)
-    if not isinstance(found, dict):
-        raise UserError(f"{name} has no splits. Save train, validation and test together.")
     raw: Raw = {}
     for ours, theirs in _SPLITS.items():
         for split in (split for split in theirs if split in found):
@@ -292,6 +288,7 @@ def own_data(
     """
     where, train = raw["train"]
     texts = train[_column(train, (label,), where)].map(_plain).str.strip()
+    texts = texts[texts != ""]  # a row without a label is refused below
     values, numbers = sorted(set(texts)), pd.to_numeric(texts, errors="coerce")
     if kind == "auto":
         is_whole = bool((numbers % 1 == 0).all())
@@ -301,7 +298,8 @@ def own_data(
                 "they classes or quantities? Say --kind classification or --kind regression."
             )
         kind = "classification" if is_whole or numbers.isna().any() else "regression"
-        notes = [*notes, f"{where}: the column '{label}' is taken for {kind}."]
+        taken = f"{len(values)} classes" if kind == "classification" else "numbers"
+        notes = [*notes, f"{where}: the column '{label}' is taken for {taken}."]
     is_class = kind == "classification"
     if is_class and (len(values) < 2 or len(values) == len(texts) > 2):
         raise UserError(

@@ -178,11 +178,7 @@ class Encoded:
 
 
 def head_class(model: Model, task: Task) -> tuple[type[PreTrainedModel], Any]:
-    """The class with a head for a task, and the model's config; no weights are read.
-
-    Raises:
-        UserError: transformers has no such head.
-    """
+    """The class with a head for a task, and the model's config. No weights are read."""
     with reading(model.folder), quiet_transformers():
         config: Any = AutoConfig.from_pretrained(
             model.folder, local_files_only=True, trust_remote_code=False
@@ -199,13 +195,10 @@ def head_class(model: Model, task: Task) -> tuple[type[PreTrainedModel], Any]:
 
 
 def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None) -> Opened:
-    """Open a model with a head for a task. The global random state is untouched.
+    """Open a model with a head for a task; what is new is drawn from `seed`.
 
-    Args:
-        model: where its weights are.
-        task: says how many outputs the head has, and their names.
-        seed: of what is new.
-        dropout: in place of every dropout rate of its config; None leaves them.
+    `dropout` takes the place of every dropout rate of its config; None leaves them. The global
+    random state is untouched.
 
     Raises:
         UserError: the folder is damaged, or model and tokenizer do not belong together.
@@ -244,7 +237,13 @@ def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None
                 fresh = model_class(config).state_dict()
                 head = {n: tensor for n, tensor in fresh.items() if not re.match(base, n)}
                 opened.load_state_dict(head, strict=False)
-    tokenizer = open_tokenizer(Path(model.folder))
+    notes = (note,) if note else ()
+    return Opened(opened, *_tokenizer_for(opened, Path(model.folder)), notes)
+
+
+def _tokenizer_for(opened: Any, folder: Path) -> tuple[PreTrainedTokenizerBase, int, bool]:  # noqa: ANN401
+    """A model's tokenizer, the most tokens of a row, and whether the model takes token types."""
+    tokenizer = open_tokenizer(folder)
     known = len(opened.get_input_embeddings().weight)
     for wrong, what in (
         (not tokenizer.is_fast, "has no fast form (tokenizer.json)"),
@@ -252,13 +251,14 @@ def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None
         (max(tokenizer.get_vocab().values()) >= known, f"has ids beyond the model's {known:,}"),
     ):
         if wrong:
-            raise UserError(f"The tokenizer in {model.folder} {what}. Take the model's own.")
-    positions = config.max_position_embeddings
+            raise UserError(f"The tokenizer in {folder} {what}. Take the model's own.")
+    longest = tokenizer.model_max_length
+    positions = getattr(opened.config, "max_position_embeddings", None) or longest
     table: Any = getattr(opened.base_model, "embeddings", None)
     padding = getattr(getattr(table, "position_embeddings", None), "padding_idx", None)
     if padding is not None:  # RoBERTa counts from behind it
         positions -= padding + 1
     arguments = inspect.signature(opened.forward).parameters
-    takes_types = "token_type_ids" in arguments and getattr(config, "type_vocab_size", 0) > 1
-    positions = min(positions, tokenizer.model_max_length)
-    return Opened(opened, tokenizer, positions, takes_types, (note,) if note else ())
+    # RoBERTa takes the argument but has only one type.
+    types = getattr(opened.config, "type_vocab_size", 0)
+    return tokenizer, min(positions, longest), "token_type_ids" in arguments and types > 1

@@ -28,11 +28,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def load_squad(task: Task, folder: Path) -> TaskData:
-    """The official files in a folder: train-v1.1.json, dev-v1.1.json, or -v2.0.
-
-    Raises:
-        UserError: one is missing or malformed, or an answer does not stand where it says.
-    """
+    """The official files in a folder: train-v1.1.json, dev-v1.1.json, or -v2.0."""
     splits = {}
     for split in ("train", "dev", "test"):
         path = folder / f"{split}-{task.title.split()[1]}.json"
@@ -97,9 +93,6 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
 
     A question keeps at most half of a window: a longer one loses its end. A stride of more than
     half of the room for the paragraph is shortened, so that windows move on.
-
-    Raises:
-        UserError: the length leaves no room for a paragraph.
     """
     frame, tokenizer = data.splits[split], opened.tokenizer
     longest = min(settings.max_length, opened.positions)
@@ -257,16 +250,8 @@ def best_thresholds(
 ) -> dict[str, float]:
     """v2.0's scores at the thresholds that are best on these questions themselves.
 
-    Unlike the official script the search keeps questions of equal surplus together.
-
-    Args:
-        truths: the true answers of each question.
-        answers: the best answers, none of them dropped.
-        surplus: how far "no answer" is above each.
-
-    Returns:
-        "best_exact" and "best_f1", and with "_thresh" behind the largest surplus with which an
-        answer is kept.
+    An answer is kept where "no answer" is above it by a surplus of at most "best_f1_thresh" (or
+    "best_exact_thresh"). Unlike the official script the search keeps equal ones together.
     """
     kept = np.array([_score(t, a, True) for t, a in zip(truths, answers, strict=True)])
     dropped = np.array([float(not truth) for truth in truths])

@@ -148,22 +148,20 @@ _DEFAULTS: dict[str, dict[str, float]] = {
 
 
 def settings_for(task: str, overrides: Sequence[str], tasks: Sequence[str]) -> Settings:
-    """A task's settings with the user's changes.
-
-    Args:
-        task: its name.
-        overrides: "field=value" for every task, or "task.field=value" for one; the later counts.
-        tasks: all that are run.
+    """A task's settings with the user's changes, "field=value" or "task.field=value".
 
     Raises:
-        UserError: a task or field is unknown, or a value impossible.
+        UserError: a task (of `tasks`, all that are run) or field is unknown, or a value impossible.
     """
     fields: dict[str, object] = dict(_DEFAULTS.get(task, {}))
     for override in overrides:
         path, equals, value = override.partition("=")
         only, _, name = path.rpartition(".")
         if not equals or only not in ("", *tasks):
-            raise UserError(f"--set {override}: write field=value, or TASK.field=value of {tasks}.")
+            raise UserError(
+                f"--set {override}: write it as field=value or TASK.field=value, with a task of "
+                f"{', '.join(tasks)}."
+            )
         if only in ("", task):
             fields[name] = None if value == "null" else value
     try:

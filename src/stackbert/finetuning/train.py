@@ -76,23 +76,12 @@ def finetune_once(
     encoded: dict[str, Encoded],
     on_step: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> RunResult:
-    """Fine-tune a model on a task once.
+    """Fine-tune a model on a task once, then predict `splits`.
 
-    A function of its arguments: on a CPU with as many threads two calls give the same bits. torch's
-    random state is left as it was.
-
-    Args:
-        model: with its weights.
-        data: the task.
-        settings: with a precision that is not "auto".
-        seed: of the head, the dropout and the order of the rows.
-        splits: to predict, and to score where they have labels.
-        encoded: filled by a first call, which saves a second one for the same model the time.
-        on_step: hears of steps done, steps in all and the last loss; may raise to stop the run.
-
-    Raises:
-        UserError: the model cannot be opened with such a head.
-        RunError: a GPU's memory ran out.
+    A function of model, data, settings and seed (of head, dropout and order of the rows): on a CPU
+    with as many threads two calls give the same bits. A first call fills `encoded` and saves later
+    ones for the same model the time. `on_step` hears of steps done, steps in all and the last loss,
+    and may raise to stop the run.
     """
     result, kind = RunResult(), kind_of(data.task)
     with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
@@ -210,19 +199,10 @@ def _trainer(
 def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) -> I64:
     """Which training row comes when: a function of lengths, batch and seed, whatever the model.
 
-    So two models see the same rows in the same batches. transformers' own grouping by length goes
-    through each group from long rows to short ones; here the batches of a group are shuffled.
-
-    Args:
-        lengths: tokens of each row.
-        rows: to train on in all; every row comes once before any comes twice, but for the groups at
-            the seam.
-        settings: batch, and whether rows of similar length share one: shuffled rows are then sorted
-            within groups of up to 50 batches (a quarter of the data at most).
-        seed: of the run.
-
-    Returns:
-        (rows,): numbers from 0 to len(lengths) - 1.
+    So two models see the same rows in the same batches. Every row comes once before any comes
+    twice, but for the groups at the seam. Where rows of similar length share a batch, shuffled rows
+    are sorted within groups of up to 50 batches (a quarter of the data at most). transformers' own
+    grouping goes through a group from long rows to short ones; here its batches are shuffled.
     """
 
     def shuffled(size: int, what: str, number: int) -> I64:

@@ -111,8 +111,9 @@ def loss_curves(points: pd.DataFrame, bands: pd.DataFrame | None = None) -> dict
         layers.append(shade.mark_rect(color=GREY).encode(x=x, x2="x2:Q", opacity=opacity))
         text = shade.mark_text(align="left", baseline="bottom", dx=4, fontSize=11.5, color=GREY)
         # Neighbours take turns on two lines: a short stage has no room for its label.
-        turn = alt.when("datum.odd").then(alt.value(HEIGHT - 21)).otherwise(alt.value(HEIGHT - 6))
-        layers.append(text.encode(x=x, y=turn, text="label:N"))
+        for odd, line in (("datum.odd", HEIGHT - 21), ("!datum.odd", HEIGHT - 6)):
+            turn = text.transform_filter(odd)
+            layers.append(turn.encode(x=x, y=alt.value(line), text="label:N"))
     layers += [lines, dots.add_params(hover), label]
     return specification(alt.layer(*layers).add_params(over))
 

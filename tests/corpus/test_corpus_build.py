@@ -1,0 +1,257 @@
+"""A corpus holds every document once, the same every time, and is whole or not there."""
+
+import json
+import signal
+import subprocess
+import sys
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from stackbert.corpus import writer
+from stackbert.corpus.build import VALIDATION_FRACTION, build_corpus
+from stackbert.corpus.store import open_corpus
+from stackbert.errors import RunError, UserError
+from stackbert.progress import Progress
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_corpus_holds_every_document_once_in_order_with_one_separator_behind(
+    corpus, documents, document_ids
+):
+    tokenizer: Any = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
+    expected = [[*tokenizer.encode(text, add_special_tokens=False).ids, 3] for text in documents]
+    train, held_out = document_ids(corpus, "train"), document_ids(corpus, "validation")
+    assert sorted(train + held_out) == sorted(expected)
+    for side in (train, held_out):
+        assert [ids for ids in expected if ids in side] == side
+        assert all(ids.count(3) == 1 for ids in side)
+    words = corpus.manifest.train.words + corpus.manifest.validation.words
+    assert words == sum(len(text.split()) for text in documents)
+    tokens = corpus.train.read(0, len(corpus.train))
+    counts = np.bincount(tokens[tokens != 3], minlength=256)
+    assert corpus.manifest.train.unigram_entropy == writer.unigram_entropy(counts)
+    uniform = writer.unigram_entropy(np.array([5, 0, 5]))
+    assert uniform == pytest.approx(np.log(2))
+
+
+def test_documents_start_sentences_and_sentences_start_behind_full_stops(corpus):
+    stream = corpus.train
+    starts = stream.sentence_starts
+    assert set(stream.document_starts) <= set(starts)
+    assert len(starts) > 2 * len(stream.document_starts)
+    tokenizer: Any = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
+    before = {tokenizer.id_to_token(int(stream.read(start - 1, 1)[0])) for start in starts[1:]}
+    assert before == {".", "[SEP]"}
+
+
+def test_the_same_text_gives_the_same_corpus_and_batches_of_any_size_the_same_files(
+    corpus, text_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(writer, "_BATCH_CHARACTERS", 700)  # some documents take several
+    again = build_corpus(tmp_path / "again", text=[text_file], vocab_size=256, validation=0.1)
+    assert contents(again.folder) == contents(corpus.folder)
+    assert again.manifest.sources[0].name == "all.txt"
+    again.verify()
+
+
+def test_a_document_s_side_depends_on_its_text_alone(corpus, documents, build, document_ids):
+    held_out = {tuple(ids) for ids in document_ids(corpus, "validation")}
+    assert 20 < len(held_out) < 90
+    fewer = build(documents[::-2], tokenizer=corpus.tokenizer_folder)
+    some = {tuple(ids) for ids in document_ids(fewer, "validation")}
+    assert some
+    assert some < held_out
+    assert not {tuple(ids) for ids in document_ids(fewer, "train")} & held_out
+
+
+def test_the_paper_s_split_holds_out_one_document_in_two_hundred(build):
+    built = build([f"document {n}" for n in range(4000)], validation=VALIDATION_FRACTION)
+    assert 8 <= built.manifest.validation.documents <= 36  # 20 expected; four standard deviations
+
+
+def test_duplicates_and_empty_documents_are_dropped_and_counted(
+    corpus, documents, tmp_path, document_ids
+):
+    repeated = [*documents, f"  {documents[0]}\n", "", " \n ", *documents[:9], "\x01\x02", None]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\r\n" for text in repeated))
+    again = build_corpus(
+        tmp_path / "out", text=[path], tokenizer=corpus.tokenizer_folder, validation=0.1
+    )
+    assert (again.manifest.duplicate_documents, again.manifest.empty_documents) == (10, 4)
+    assert again.manifest.sources[0].documents == len(repeated)
+    for side in ("train", "validation"):
+        assert document_ids(again, side) == document_ids(corpus, side)
+        starts = getattr(again, side).sentence_starts
+        assert np.array_equal(starts, getattr(corpus, side).sentence_starts)
+
+
+def test_a_sentence_without_tokens_starts_none(corpus, documents, build):
+    holed = [text.replace("\n", "\n\x01\n") for text in documents]
+    built = build(holed, tokenizer=corpus.tokenizer_folder)
+    for side in ("train", "validation"):
+        assert (np.diff(getattr(built, side).sentence_starts) > 0).all()
+    sides = [[c.manifest.train, c.manifest.validation] for c in (built, corpus)]
+    assert sum(s.sentences for s in sides[0]) == sum(s.sentences for s in sides[1])
+
+
+def test_the_vocabulary_is_learned_from_training_documents_alone(build):
+    def is_held_out(text: str) -> bool:  # the rule; changing it would mix sides of old corpora
+        digest = blake2b(text.encode(), digest_size=16).digest()
+        return int.from_bytes(digest[:8]) < 2**63
+
+    marked = [f"{n} qwxqwx" for n in range(400) if is_held_out(f"{n} qwxqwx")]
+    marked += [f"{n} zyzzyva" for n in range(400) if not is_held_out(f"{n} zyzzyva")]
+    built = build(marked, validation=0.5)
+    model = json.loads((built.tokenizer_folder / "tokenizer.json").read_text())["model"]
+    assert "zyzzyva" in model["vocab"]
+    assert not any("q" in token for token in model["vocab"])
+
+
+@pytest.mark.parametrize("bring", [True, False])
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [(1e-9, "validation side: raise .*--validation"), (1 - 1e-9, "training side: lower")],
+)
+def test_a_side_without_documents_is_told_with_what_to_change(
+    corpus, text_file, tmp_path, fraction, message, bring
+):
+    options: dict[str, Any] = {"tokenizer": corpus.tokenizer_folder} if bring else {}
+    with pytest.raises(UserError, match=f"Of 500 .* the {message}"):
+        build_corpus(tmp_path / "out", text=[text_file], validation=fraction, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": []}, "Give either text .* or a data set"),
+        ({"text": ["a"], "dataset": "b"}, "Give either text .* or a data set"),
+        ({"text": ["a"], "tokenizer": "t", "vocab_size": 100}, "Leave out one of the two"),
+        ({"text": ["a"], "vocab_size": -1}, "at least 64 entries"),
+        ({"text": ["a"], "validation": 1.0}, "between 0 and 1"),
+        ({"text": "no/such/file.txt"}, "no text at no/such/file.txt"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        build_corpus(tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n \n", b"\n\n".join([b"\x01"] * 30)])
+def test_files_without_usable_text_are_told(corpus, tmp_path, content):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"hold no document|without text"):
+        build_corpus(tmp_path / "out", text=[path], tokenizer=corpus.tokenizer_folder)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+class Stop(Progress):
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+
+    def say(self, text: str) -> None:
+        if text.startswith(self.phase):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("phase", ["reading", "learning", "tokenising"])
+def test_an_interrupted_build_leaves_nothing(text_file, tmp_path, phase):
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(tmp_path / "out", text=[text_file], validation=0.1, progress=Stop(phase))
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import sys, time
+from stackbert.corpus.build import build_corpus
+from stackbert.progress import Progress
+class Wait(Progress):
+    def step(self, done, total, text):
+        if "tokenising" in text:
+            print("there", flush=True)
+            time.sleep(60)
+build_corpus(sys.argv[1], text=[sys.argv[2]], validation=0.1, progress=Wait())
+"""
+
+
+def test_a_killed_build_is_not_taken_for_a_corpus_and_can_be_repeated(text_file, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(out), str(text_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        with pytest.raises(UserError, match="being written by another process"):
+            build_corpus(out, text=[text_file], validation=0.1)
+        process.send_signal(signal.SIGKILL)
+    with pytest.raises(UserError, match="is not a corpus"):
+        open_corpus(out)
+    build_corpus(out, text=[text_file], validation=0.1).verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokens.bin"])
+def test_a_full_disk_is_told_and_nothing_is_left(text_file, tmp_path, name, monkeypatch):
+    opened = Path.open
+
+    def to_full_disk(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        full = path.name == name and mode not in ("r", "rb")
+        return opened(Path("/dev/full") if full else path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", to_full_disk)
+    with pytest.raises(RunError, match="disk is full while building the corpus"):
+        build_corpus(tmp_path / "out", text=[text_file], validation=0.1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_made_or_is_there_is_told(text_file, tmp_path):
+    with pytest.raises(UserError, match="while building the corpus"):
+        build_corpus("/dev/null/out", text=[text_file], validation=0.1)
+    with pytest.raises(UserError, match="exists already"):
+        build_corpus(tmp_path, text=[text_file])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("train/tokens.bin", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        ("validation/sentences.bin", lambda data: b"\1" + data[1:]),
+        ("tokenizer/tokenizer.json", lambda data: data + b" "),
+        ("manifest.json", lambda data: data.replace(b'_size": 256', b'_size": 192')),
+    ],
+)
+def test_a_file_that_was_changed_after_the_build_is_found(
+    corpus, text_file, tmp_path, name, change
+):
+    again = build_corpus(tmp_path / "again", text=[text_file], vocab_size=256, validation=0.1)
+    path = again.folder / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match="was changed after it was built"):
+        open_corpus(again.folder).verify()
+
+
+def test_what_is_no_corpus_or_one_of_another_version_is_refused(corpus, tmp_path):
+    raw = json.loads((corpus.folder / "manifest.json").read_text())
+    for change, message in (
+        ({"format": 1}, "another version of StackBERT; make it again"),
+        ({"train": raw["train"] | {"tokens": "many"}}, r"train\.tokens"),
+        ({}, r"tokens\.bin does not exist.*build it again"),
+    ):
+        (tmp_path / "manifest.json").write_text(json.dumps(raw | change))
+        with pytest.raises(UserError, match=message):
+            open_corpus(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "tokens.bin").write_bytes(bytes(10))
+    with pytest.raises(UserError, match="holds 5 entries, the manifest says"):
+        open_corpus(tmp_path)

@@ -1,0 +1,234 @@
+"""Every kind of file gives its documents to the last, or one sentence that says where it is bad."""
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from stackbert.corpus.text import DataSet, TextFile, open_files
+from stackbert.errors import UserError
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+TEXTS = ["First paragraph.\nSecond, with ünïcödé 字.", "Another document", "A third\none."]
+MANY = "\n\n".join(f"document number {n} of this file {n * n}" for n in range(8_000)).encode()
+
+
+def write(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def read(path: Path, **options: object) -> list[str]:
+    return list(TextFile(path, **options).documents())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_every_compression_gives_the_same_documents_to_the_last_stream(tmp_path, suffix):
+    pack = COMPRESS[suffix]
+    lines = [json.dumps({"text": one, "n": 1}).encode() + b"\n" for one in TEXTS]
+    assert read(write(tmp_path, f"a.txt{suffix}", pack("\n\n".join(TEXTS).encode()))) == TEXTS
+    assert read(write(tmp_path, f"a.jsonl{suffix}", b"".join(map(pack, lines)))) == TEXTS
+    assert read(write(tmp_path, f"b.txt{suffix}", b"")) == []
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.null()]
+)
+def test_parquet_gives_the_same_documents(tmp_path, kind):
+    values = [None] * 5 if kind == pa.null() else [*TEXTS * 50, None]
+    pq.write_table(pa.table({"text": pa.array(values).cast(kind)}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [value or "" for value in values]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\xef\xbb\xbfstart", ["start"]),
+        (b"one\r\nline\r\n\r\ntwo\r\n", ["one\nline", "two"]),
+        (b"one\n \t\n\n\ntwo\n\n\n", ["one", "two"]),
+        (b"nul \x00 and \x1b control", ["nul \x00 and \x1b control"]),
+        (b"word " * 2_000_000 + b"end", ["word " * 2_000_000 + "end"]),
+        (b"\n\n", []),
+    ],
+)
+def test_text_files_of_all_habits_are_understood(tmp_path, data, expected):
+    assert read(write(tmp_path, "a.txt", data)) == expected
+
+
+def test_half_an_emoji_in_json_becomes_the_replacement_character(tmp_path):
+    data = b'{"text": "a\\ud800b \\ud83d\\ude00"}\n\n{"text": null}\n'
+    assert read(write(tmp_path, "a.jsonl", data)) == ["a\ufffdb \U0001f600", ""]
+
+
+def test_a_file_can_be_read_again_and_tells_how_far_it_was_read(tmp_path):
+    data = b"\n\n".join([os.urandom(50).hex().encode()] * 30_000)
+    for name, packed in (("b.txt", data), ("b.txt.gz", gzip.compress(data))):
+        source = TextFile(write(tmp_path, name, packed))
+        for _ in range(2):
+            found = source.documents()
+            next(found)
+            assert 0 < source.position < source.size
+            list(found)
+            assert source.position == source.size
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "plain", "second"])
+def test_damaged_compressed_data_is_named_with_its_file(tmp_path, suffix, damage):
+    packed = COMPRESS[suffix](MANY)
+    middle = len(packed) // 2
+    data = {
+        "cut": packed[:middle],
+        "garbage": packed[:middle] + b"\0\xff" * 500 + packed[middle + 1000 :],
+        "plain": MANY,
+        "second": packed + packed[:20] + b"\xff" * 20 + packed[40:],
+    }[damage]
+    path = write(tmp_path, f"a.txt{suffix}", data)
+    with pytest.raises(UserError, match=rf"a\.txt\{suffix} cannot be read: .*leave it out"):
+        read(path)
+
+
+def test_damaged_parquet_is_named_with_its_file(tmp_path):
+    pq.write_table(pa.table({"text": MANY.decode().split("\n\n")}), tmp_path / "a.parquet")
+    data = (tmp_path / "a.parquet").read_bytes()
+    middle = len(data) // 2
+    zeros = data[:middle] + bytes(9000) + data[middle + 9000 :]
+    for broken in (data[:middle], b"no parquet", zeros):
+        with pytest.raises(UserError, match=r"b\.parquet cannot be read"):
+            read(write(tmp_path, "b.parquet", broken))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"one\n\ntwo\nthree\n\nf\xfcr", r"a\.txt, line 6 is not UTF-8 .*byte 0xfc"),
+        ("a.txt", "text".encode("utf-16"), r"line 1 is not UTF-8 .*iconv -f UTF-16"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b\xff"}', r"a\.jsonl, line 2, .*byte 0xff"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl, line 3, cannot be read: Expecting"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1, cannot be read: .*recursion"),
+        ("a.jsonl", b'["text"]', r"line 1 has no string in a field 'text'.*are: none\."),
+        ("a.jsonl", b'{"body": "a", "id": 1}', r"line 1 .*are: body \(str\), id \(int\).*--field"),
+        ("a.jsonl", b'{"text": 0}', r"line 1 has no string in a field 'text'"),
+    ],
+)
+def test_a_wrong_line_is_named_with_file_and_number(tmp_path, name, data, message):
+    with pytest.raises(UserError, match=message):
+        read(write(tmp_path, name, data))
+
+
+def test_a_wrong_column_is_named_with_those_there_are(tmp_path):
+    pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet, row 1 .*body \(str\), id \(int\)"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"row 1 .*id \(int\)"):
+        read(tmp_path / "a.parquet", field="id")
+    assert read(tmp_path / "a.parquet", field="body") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "where"),
+    [
+        ("a.txt", b"fine\n\nstarts here\n" + b"x" * 300 + b"\n\nnext", "line 4"),
+        ("a.txt", b"fine\n\nstarts here\n" + b"x y z w\n" * 20, "line 3"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "' + b"x" * 100 + b'"}', "line 2"),
+    ],
+)
+def test_a_document_that_is_too_long_is_named_where_it_starts(tmp_path, name, data, where):
+    path = write(tmp_path, name, data)
+    with pytest.raises(UserError, match=rf"{name}, {where}: .*longer than 100 bytes"):
+        read(path, limit=100)
+    assert read(path, limit=1000)
+    longest = b"x" * 49 + b"\n" + b"y" * 50 + b"\r\n"
+    assert len(read(write(tmp_path, "b.txt", longest), limit=100)) == 1
+
+
+def test_folders_and_patterns_are_searched_in_order_for_known_files(tmp_path):
+    for name in ("b/z.txt", "b/a.jsonl.gz", "a.parquet", "c.TXT", ".hid.txt", "b/.h/x.txt", "r.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        write(tmp_path, name, b"x")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "c.TXT")
+    write(tmp_path, "a[1].txt", b"x")
+
+    def names(*given: object) -> list[str]:
+        found = open_files([str(tmp_path / str(one)) for one in given])
+        return [str(Path(one.name).relative_to(tmp_path)) for one in found]
+
+    assert names("b", "**/*.txt") == ["b/a.jsonl.gz", "b/z.txt", "a[1].txt", "link.txt"]
+    assert names("c.TXT", "link.txt", ".") == [
+        "c.TXT",
+        "a.parquet",
+        "a[1].txt",
+        "b/a.jsonl.gz",
+        "b/z.txt",
+    ]
+    assert names("a[1].txt") == ["a[1].txt"]
+
+
+@pytest.mark.parametrize("given", ["none.txt", "*.md", "r.md", "a.parquet.gz", "empty", "fifo.txt"])
+def test_a_path_that_gives_no_text_is_told(tmp_path, given):
+    write(tmp_path, "r.md", b"x")
+    write(tmp_path, "a.parquet.gz", b"x")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "fifo.txt")
+    with pytest.raises(UserError, match="There is no text at "):
+        open_files(tmp_path / given)
+
+
+@pytest.mark.parametrize("layout", ["saved", "splits", "files"])
+def test_a_local_data_set_is_read_without_the_network(tmp_path, layout, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    folder = tmp_path / "data"
+    found = datasets.Dataset.from_dict({"body": TEXTS, "id": list(range(len(TEXTS)))})
+    if layout == "saved":
+        found.save_to_disk(folder)
+    elif layout == "splits":
+        datasets.DatasetDict({"test": found.select([0]), "train": found}).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        found.to_json(folder / "a.jsonl")
+    source = DataSet(str(folder), "body")
+    for _ in range(2):
+        assert list(source.documents()) == TEXTS
+        assert source.size == sum(len(text.encode()) for text in TEXTS)
+    assert source.label == "data"
+    with pytest.raises(UserError, match=r"row 1 .*body \(str\), id \(int\)"):
+        list(DataSet(str(folder)).documents())
+    with pytest.raises(UserError, match=r"row 1: .*longer than 20 bytes"):
+        list(DataSet(str(folder), "body", 20).documents())
+
+
+def test_a_data_set_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    one = datasets.Dataset.from_dict({"text": ["a"]})
+    datasets.DatasetDict({"a": one, "b": one}).save_to_disk(tmp_path / "two")
+    with pytest.raises(UserError, match=r"no split 'train', only a, b\."):
+        DataSet(str(tmp_path / "two"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none cannot be read: .*NAME:CONF"):
+        DataSet(str(tmp_path / "none"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'stackbert\[datasets\]'"):
+        DataSet(str(tmp_path / "two"))

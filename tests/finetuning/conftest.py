@@ -1,0 +1,34 @@
+"""Tiny models and made data, each written once."""
+
+import gc
+from pathlib import Path
+
+import pytest
+import transformers
+from finetuning_helpers import rte, save, sst2
+
+from tiny_encoders import tiny_encoder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collection():
+    """Each Trainer collects garbage; what torch and transformers loaded is not looked through."""
+    transformers.Trainer  # noqa: B018 (loads all that it needs)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three tiny encoders of different seeds."""
+    folder = tmp_path_factory.mktemp("models")
+    names = enumerate(("one", "two", "three"))
+    return [save(folder / name, tiny_encoder(seed=seed)) for seed, name in names]
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SST-2, which they learn, and RTE, which nothing can."""
+    return rte(sst2(tmp_path_factory.mktemp("glue")))

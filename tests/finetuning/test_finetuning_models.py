@@ -1,0 +1,169 @@
+"""Opening an encoder with a new head: what is kept, what is drawn, what is refused."""
+
+import json
+
+import pytest
+import torch
+from finetuning_helpers import make_tokenizer, save
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertForSequenceClassification,
+    BertGenerationConfig,
+    BertGenerationEncoder,
+    PreTrainedTokenizerFast,
+)
+
+from stackbert.errors import UserError
+from stackbert.finetuning.models import control_of, find_models, head_class, open_with_head
+from stackbert.finetuning.tasks import TASKS
+from tiny_encoders import KINDS, tiny_encoder
+
+MNLI = TASKS["mnli"]
+
+
+def find(path):
+    return find_models(path, {}, ())[0]
+
+
+def weights(model, seed=0, task=MNLI):
+    return open_with_head(model, task, seed=seed, dropout=None).model.state_dict()
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_model_type_gets_every_head_and_keeps_its_encoder(kind, tmp_path):
+    model = find(save(tmp_path / kind, tiny_encoder(kind)))
+    stored = load_file(tmp_path / kind / "model.safetensors")
+    for task in (MNLI, TASKS["sts-b"], TASKS["squad"]):
+        opened = open_with_head(model, task, seed=1, dropout=0.2)
+        ours = opened.model.state_dict()
+        inside = [name for name in ours if name.startswith(opened.model.base_model_prefix)]
+        kept = [name for name in inside if name in stored]
+        assert len(kept) >= 14
+        assert all(torch.equal(ours[name], stored[name]) for name in kept)
+        assert all("pooler" in name for name in set(inside) - set(kept))
+        assert opened.model.config.num_labels == task.outputs
+        assert opened.takes_types == (kind in ("bert", "megatron-bert"))
+        assert opened.notes == ()
+        rates = [v for n, v in opened.model.config.to_dict().items() if n.endswith("dropout")]
+        assert set(rates) <= {0.2}
+    # The control: the same shapes, and none of the weights.
+    ours = weights(control_of([model])[0])
+    assert {n: w.shape for n, w in ours.items()} == {n: w.shape for n, w in weights(model).items()}
+    drawn = [n for n, w in ours.items() if n in stored and w.dim() == 2 and w.unique().numel() > 1]
+    assert len(drawn) >= 10
+    assert not any(torch.equal(ours[name], stored[name]) for name in drawn)
+
+
+def test_new_weights_follow_from_the_seed_and_leave_torchs_own_randomness(models):
+    model, before = find(models[0]), torch.get_rng_state()
+    first, same, other = (weights(model, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    changed = {name for name in first if not torch.equal(first[name], other[name])}
+    assert changed == {"classifier.weight", "bert.pooler.dense.weight"}
+
+
+def test_a_controls_weights_are_others_for_every_seed_and_member(models):
+    group = find_models((), {"both": models[:2]}, ())
+    one, two = control_of(group)
+    assert [one.label, two.label] == ["untrained 1", "untrained 2"]
+    # Of two models of one shape the control is the same, run by run.
+    assert one.fingerprint == control_of([find(models[2])])[0].fingerprint
+    name = "bert.embeddings.word_embeddings.weight"
+    drawn = [weights(model, seed)[name] for model in (one, two) for seed in (0, 1)]
+    assert all(not torch.equal(a, b) for n, a in enumerate(drawn) for b in drawn[:n])
+    assert torch.equal(weights(one)[name], drawn[0])
+
+
+def classifier(folder, labels):
+    config = tiny_encoder().config
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    model = BertForSequenceClassification(config)
+    rows = torch.arange(3.0)[:, None].expand(3, 32)
+    model.classifier.weight.data.copy_(rows)
+    return find(save(folder, model))
+
+
+def test_a_head_is_trained_further_only_if_its_outputs_are_the_tasks(tmp_path):
+    same = classifier(tmp_path / "same", MNLI.labels)
+    opened = open_with_head(same, MNLI, seed=0, dropout=None)
+    assert opened.model.classifier.weight[:, 0].tolist() == [0.0, 1.0, 2.0]
+    assert "is trained further" in opened.notes[0]
+    turned = classifier(tmp_path / "turned", MNLI.labels[::-1])
+    opened = open_with_head(turned, MNLI, seed=0, dropout=None)
+    assert opened.model.classifier.weight.abs().max() < 0.2  # drawn anew
+    assert opened.model.config.label2id["entailment"] == 0
+    assert "for other labels" in opened.notes[0]
+    again = open_with_head(turned, MNLI, seed=0, dropout=None).model.classifier.weight
+    assert torch.equal(again, opened.model.classifier.weight)
+    two = open_with_head(same, TASKS["rte"], seed=0, dropout=None)
+    assert two.model.classifier.weight.shape == (2, 32)
+
+
+def test_an_encoder_without_any_head_opens_and_keeps_its_pooler(tmp_path):
+    model = tiny_encoder()
+    opened = open_with_head(find(save(tmp_path / "m", model.bert)), MNLI, seed=0, dropout=None)
+    name = "embeddings.word_embeddings.weight"
+    assert torch.equal(opened.model.bert.state_dict()[name], model.bert.state_dict()[name])
+
+
+def test_positions_and_the_tokenizers_own_bound_limit_a_rows_length(tmp_path):
+    short = make_tokenizer()
+    short.model_max_length = 48
+    made = {"bert": (None, None, 66), "roberta": (tiny_encoder("roberta"), None, 65)}
+    made["short"] = (None, short, 48)
+    for name, (model, tokenizer, positions) in made.items():
+        found = find(save(tmp_path / name, model, tokenizer))
+        assert open_with_head(found, MNLI, seed=0, dropout=None).positions == positions
+
+
+def test_weights_config_and_tokenizer_make_a_model_another_one(tmp_path):
+    folder = save(tmp_path / "model")
+    first = find(folder).fingerprint
+    (folder / "README.md").write_text("a note")
+    (folder / "optimizer.safetensors").write_bytes(b"moments")
+    assert find(folder).fingerprint == first
+    tensors = load_file(folder / "model.safetensors")
+    tensors["bert.embeddings.LayerNorm.bias"][0] += 1e-3
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    second = find(folder).fingerprint
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 9}))
+    assert len({first, second, find(folder).fingerprint}) == 3
+
+
+@pytest.mark.parametrize("change", ["missing", "left over", "shape"])
+def test_an_encoder_tensor_that_does_not_fit_is_named(change, tmp_path):
+    folder = save(tmp_path / "model")
+    name = "bert.encoder.layer.1.output.dense.weight"
+    tensors = load_file(folder / "model.safetensors")
+    if change == "missing":
+        del tensors[name]
+    elif change == "left over":
+        name = "bert.encoder.layer.2.output.dense.weight"
+        tensors[name] = torch.zeros(2)
+    else:
+        tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"does not fit.*output\.dense\.weight"):
+        weights(find(folder))
+
+
+def test_models_and_tokenizers_that_cannot_be_fine_tuned_are_refused(tmp_path):
+    config = BertGenerationConfig(
+        vocab_size=96, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    decoder = find(save(tmp_path / "decoder", BertGenerationEncoder(config)))
+    with pytest.raises(UserError, match="has no head for sentences"):
+        head_class(decoder, MNLI)
+    with pytest.raises(UserError, match="has ids beyond the model's 64"):
+        weights(find(save(tmp_path / "small", tiny_encoder(vocab_size=64))))
+    bare = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer()._tokenizer)
+    with pytest.raises(UserError, match="no padding token"):
+        weights(find(save(tmp_path / "bare", tokenizer=bare)))
+    folder = save(tmp_path / "none")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="tokenizer"):
+        weights(find(folder))

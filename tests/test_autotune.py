@@ -1,0 +1,216 @@
+"""What a run chooses by measuring: micro-batches, compilation, the steps of a budget."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe_fields import recipe_of
+from stackbert.batches.batches import Batch, training_plan, validation_batch
+from stackbert.errors import UserError
+from stackbert.pretraining import autotune as tuning
+from stackbert.pretraining.autotune import (
+    EVALUATION_SHARE,
+    EVALUATIONS,
+    TUNE_FROM,
+    Timing,
+    Tuned,
+    autotune,
+    evaluations_by_stage,
+    measure,
+    scaled_to,
+)
+from stackbert.pretraining.ledger import read_ledger
+from stackbert.pretraining.run import pretrain
+from stackbert.pretraining.synthetic import SyntheticCorpus
+from stackbert.pretraining.trainer import Trainer
+from stackbert.recipe import Recipe
+
+CPU = torch.device("cpu")
+CORPUS = SyntheticCorpus(128, tokens=20_000)
+TINY = {
+    "name": "tiny",
+    "model": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
+    "stages": [{"depth": d, "steps": 6} for d in (1, 2, 4)],
+    "batch": {"sequences": 8, "sequence_length": 16, "micro_batch": 4},
+    "precision": "fp32",
+    "compile": False,
+    "evaluation": {"sequences": 8, "every_steps": 3},
+}
+
+
+def tiny(**fields: object) -> Recipe:
+    return recipe_of(TINY, **fields)
+
+
+def tuned(recipe: Recipe, seconds: float | None = None) -> Tuned:
+    plan = training_plan(recipe, CORPUS)
+    return autotune(recipe, CORPUS.vocabulary, plan, device=CPU, seconds=seconds)
+
+
+def test_a_short_run_measures_neither_micro_batches_nor_compilation(monkeypatch) -> None:
+    monkeypatch.setattr(tuning, "_pass_seconds", None)
+    recipe = tuned(tiny(batch__micro_batch="auto", compile="auto", precision="auto")).recipe
+    assert recipe.compile is False
+    assert recipe.batch.micro_batch == "auto"
+    assert [stage.micro_batch for stage in recipe.stages] == [None, None, None]
+    assert recipe.precision in ("bf16", "fp32")
+
+
+def test_a_long_run_measures_each_depth_and_leaves_nothing_open() -> None:
+    found = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM)
+    sizes = [stage.micro_batch for stage in found.recipe.stages]
+    assert all(size and 8 % size == 0 for size in sizes)
+    assert found.notes[0] == f"micro-batch at depth 1: {sizes[0]} rows"
+    assert tuned(found.recipe, seconds=TUNE_FROM).recipe == found.recipe
+
+
+def test_what_the_recipe_says_is_not_measured(monkeypatch) -> None:
+    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
+    monkeypatch.setattr(tuning, "_pass_seconds", None)
+    said = tiny(batch__micro_batch=2, compile=True)
+    assert tuned(said, seconds=1e9).recipe == said
+
+
+@pytest.mark.parametrize(("compiled", "chosen"), [(0.7, True), (0.99, False), (1.5, False)])
+def test_compiling_is_chosen_where_it_is_faster(compiled, chosen, monkeypatch) -> None:
+    def timed(trainers, batch, size):
+        return [compiled if trainer.will_compile(batch) else 1.0 for trainer in trainers]
+
+    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
+    monkeypatch.setattr(tuning, "_pass_seconds", timed)
+    assert tuned(tiny(compile="auto"), seconds=1e9).recipe.compile is chosen
+
+
+def test_a_compiler_that_is_missing_or_fails_leaves_the_run_uncompiled(monkeypatch) -> None:
+    def failing(trainers, batch, size):
+        raise RuntimeError("no Python.h\nand more")
+
+    monkeypatch.setattr(tuning, "_pass_seconds", failing)
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "compiling_lacks", lambda device: None)
+        found = tuned(tiny(compile="auto"), seconds=1e9)
+    assert found.recipe.compile is False
+    assert found.notes == ("torch.compile fails here (RuntimeError: no Python.h)",)
+    for name in ("PATH", "CC", "CXX"):
+        monkeypatch.setenv(name, "")
+    assert tuned(tiny(compile="auto"), seconds=1e9).recipe.compile is False
+    with pytest.raises(UserError, match=r"compile: .* needs a C\+\+ compiler"):
+        tuned(tiny(compile=True))
+
+
+@given(rows=st.integers(1, 5000), length=st.sampled_from([8, 64, 128, 384, 4096]))
+def test_micro_batches_divide_the_rows_and_rise(rows: int, length: int) -> None:
+    sizes = list(tuning._even_divisions(rows, length, "cpu"))
+    assert all(size * length <= 1 << 15 for size in sizes)
+    assert sizes or rows * length > 1 << 15, "one that fits is found"
+    assert all(rows % size == 0 for size in sizes)
+    assert all(b >= 1.5 * a for a, b in itertools.pairwise(sizes))
+
+
+def test_a_micro_batch_that_does_not_fit_into_memory_ends_the_search(monkeypatch) -> None:
+    tried = []
+
+    def timed(trainers, batch, size):
+        tried.append(size)
+        if size > 16:
+            raise torch.OutOfMemoryError
+        return [0.1]
+
+    monkeypatch.setattr(tuning, "_pass_seconds", timed)
+    recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 1}])
+    assert tuned(recipe, seconds=TUNE_FROM).recipe.stages[0].micro_batch == 16
+    assert tried == [8, 16, 32]
+
+
+def test_the_estimate_is_flops_over_half_the_matrix_rate() -> None:
+    def estimated(recipe: Recipe, rate: float) -> float:
+        plan = training_plan(recipe, CORPUS)
+        return tuning._estimated_seconds(recipe, CORPUS.vocabulary, plan, rate)
+
+    once = estimated(tiny(), 1e9)
+    stages = [{"depth": d, "steps": 12} for d in (1, 2, 4)]
+    assert estimated(tiny(stages=stages), 1e9) == pytest.approx(2 * once)
+    assert estimated(tiny(), 2e9) == pytest.approx(once / 2)
+
+
+def timing_of(recipe: Recipe, **options: object) -> Timing:
+    def batch(stage: int, turn: int) -> Batch:
+        return training_plan(recipe, CORPUS).batch(recipe.boundaries[stage])
+
+    validation = validation_batch(recipe, CORPUS)
+    return measure(recipe, batch, validation, CORPUS.vocabulary, device=CPU, **options)
+
+
+def test_steps_and_evaluations_are_timed_at_every_depth_in_the_stages_micro_batches(
+    monkeypatch,
+) -> None:
+    seen: list[tuple[int, object]] = []
+    step = Trainer.step
+
+    def listening(self, number, batch, factor):
+        seen.append((self.depth, self.micro_batch))
+        return step(self, number, batch, factor)
+
+    monkeypatch.setattr(Trainer, "step", listening)
+    stages = [{"depth": 1, "steps": 2, "micro_batch": 8}, {"depth": 12, "steps": 2}]
+    timing = timing_of(tiny(stages=stages))
+    assert 0 < timing.step[0] < timing.step[1] < 60
+    assert 0 < timing.evaluation[0] < timing.evaluation[1] < 60
+    assert seen == [(1, 8), (12, 4)] * 7
+    seen.clear()
+    timing_of(tiny(stages=stages[:1]), patience=1000.0)
+    assert len(seen) == 32, "patience buys more turns, and ends"
+
+
+STEPS = st.integers(1, 10**5)
+
+
+@given(
+    steps=st.tuples(STEPS, STEPS, STEPS),
+    times=st.tuples(*[st.floats(1e-4, 10.0)] * 3),
+    evaluation=st.floats(1e-4, 20.0),
+    every=st.none() | st.integers(1, 1000),
+    seconds=st.floats(1.0, 10**6),
+)
+def test_the_steps_of_a_budget_fill_it_and_each_stage_keeps_its_share(
+    steps, times, evaluation, every, seconds
+) -> None:
+    stages = [{"depth": d, "steps": s} for d, s in zip((1, 2, 4), steps, strict=True)]
+    recipe = tiny(stages=stages, evaluation__every_steps=every)
+    try:
+        scaled = scaled_to(recipe, Timing(times, (evaluation,) * 3), seconds)
+    except UserError:
+        # Three steps, one a stage, would have taken longer.
+        assert 3 * max(times) + evaluation > 0.9 * seconds
+        return
+    total = scaled.total_steps
+    for before, after in zip(recipe.stages, scaled.stages, strict=True):
+        share = before.steps / recipe.total_steps * total
+        assert abs(after.steps - share) <= 2, "boundaries are rounded, no stage is left empty"
+    spent = sum(s.steps * t for s, t in zip(scaled.stages, times, strict=True))
+    if every is not None:
+        assert scaled.evaluation == recipe.evaluation
+        spent += total / every * evaluation
+    else:
+        share = EVALUATION_SHARE * seconds
+        spent += min((EVALUATIONS + 4) * evaluation, share)
+        most = max(share, 6 * evaluation)  # beside the growths, the beginning and the end
+        assert sum(evaluations_by_stage(scaled)) * evaluation <= most + 3 * evaluation
+    assert spent <= seconds * (1 + 1e-9) + 3 * max(times)
+    assert spent >= seconds - 4 * max(times) - evaluation, "not much is left over"
+
+
+@pytest.mark.parametrize("every", [None, 4])
+def test_a_run_evaluates_as_often_as_counted(every, factbook_corpus, tmp_path) -> None:
+    depths = ((1, 3), (2, 5), (2, 4), (4, 9))
+    stages = [{"depth": depth, "steps": steps} for depth, steps in depths]
+    recipe = tiny(stages=stages, evaluation__every_steps=every)
+    pretrain(recipe, corpus=factbook_corpus, out=tmp_path / "run")
+    ledger = read_ledger(tmp_path / "run")
+    at = ledger[ledger.kind == "evaluation"].depth.tolist()
+    at += ledger[ledger.kind == "growth"].target_depth.tolist()
+    one, two, two_more, four = evaluations_by_stage(recipe)
+    assert {depth: at.count(depth) for depth in (1, 2, 4)} == {1: one, 2: two + two_more, 4: four}

@@ -1,0 +1,348 @@
+"""What a plan predicts: its arithmetic by hand, its memory next to what torch allocates."""
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from recipe_fields import recipe_of
+from stackbert import planner
+from stackbert.batches.batches import Batch, training_plan
+from stackbert.devices import find_device
+from stackbert.errors import UserError
+from stackbert.planner import Plan, plan
+from stackbert.pretraining.memory import footprint
+from stackbert.pretraining.synthetic import SyntheticCorpus
+from stackbert.pretraining.trainer import POSITIONS_AT_ONCE, Trainer, recipe_model
+from stackbert.recipe import Recipe
+from stackbert.recipes import load_recipe
+
+SMALL = {
+    "name": "small",
+    "model": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
+    "stages": [{"depth": 1, "steps": 10}, {"depth": 2, "steps": 20}],
+    "batch": {"sequences": 4, "sequence_length": 16, "micro_batch": 2},
+    "objective": {"mask_rate": 0.5},
+    "precision": "fp32",
+    "evaluation": {"sequences": 8, "mask_rate": 0.15},
+}
+
+
+def small(**fields: object) -> Recipe:
+    return recipe_of(SMALL, **fields)
+
+
+@pytest.fixture
+def _without_memory(monkeypatch) -> None:
+    """Memory takes a second of every plan, and these tests look at something else."""
+    monkeypatch.setattr(planner, "footprint", lambda *_, **__: (0, 1))
+
+
+@pytest.mark.usefixtures("_without_memory")
+def test_flops_are_those_counted_by_hand() -> None:
+    table = plan(small(), device="A100", vocab_size=128).table
+    rows, length, hidden, inner, vocabulary = 4, 16, 32, 64, 128
+    positions, masked = rows * length, rows * 7  # half of 14 tokens a row
+    linear = 4 * hidden * hidden + 2 * hidden * inner
+    layer = 2 * positions * linear + 4 * positions * length * hidden
+    # The last layer: keys and values everywhere, the rest at the masked positions.
+    last = 2 * positions * 2 * hidden * hidden + 2 * masked * (linear - 2 * hidden * hidden)
+    last += 4 * masked * length * hidden
+    head = 2 * masked * (hidden * hidden + hidden * vocabulary)
+    one, two = 10 * 3 * (last + head), 20 * 3 * (layer + last + head)
+    assert table.flops.tolist() == [one, two, one + two, two * 30 // 20]
+    assert table.tokens.tolist() == [steps * positions for steps in (10, 20, 30, 30)]
+
+
+@pytest.mark.usefixtures("_without_memory")
+def test_a_named_device_takes_flops_over_its_peak_times_the_mfu() -> None:
+    def rates(recipe: Recipe, device: str, **options: object) -> list[float]:
+        table = plan(recipe, device=device, **options).table
+        return (table.flops / table.training_seconds).tolist()
+
+    auto = small(precision="auto")
+    assert rates(auto, "rtx-4090", mfu=0.5) == pytest.approx([0.5 * 165e12] * 4)
+    assert rates(auto, "CPU") == pytest.approx([0.4 * 0.1e12] * 4)
+    assert rates(small(), "A100") == pytest.approx([0.4 * 19.5e12] * 4)
+    # An evaluation of eight rows with as many masks is the forward pass of two steps.
+    stage = plan(small(evaluation__mask_rate=0.5), device="A100").table.loc["stage 2"]
+    assert stage.evaluation_seconds / stage.evaluations == pytest.approx(2 / 3 * stage.step_seconds)
+
+
+@pytest.mark.usefixtures("_without_memory")
+def test_the_papers_recipe_takes_the_share_that_its_layers_predict() -> None:
+    recipe = load_recipe("bert-base-gong2019")
+    layer_steps = sum(stage.depth * stage.steps for stage in recipe.stages)
+    assert layer_steps / (12 * recipe.total_steps) == pytest.approx(0.82, abs=0.002)
+    planned = plan(recipe, device="A100", price=2.0)
+    seconds = planned.table.seconds
+    assert planned.saving == pytest.approx(0.18, abs=0.02)
+    assert seconds["stacked"] == pytest.approx(seconds.iloc[:3].sum())
+    assert planned.table.cost["scratch"] == pytest.approx(2.0 * seconds["scratch"] / 3600)
+    # 110 million parameters, the pooler and the next-sentence head included.
+    assert planned.table.parameters["scratch"] == pytest.approx(112e6, rel=0.01)
+
+
+@pytest.mark.usefixtures("_without_memory")
+def test_steps_and_budget_scale_the_stages() -> None:
+    assert plan(small(), device="A100", steps=12).recipe.total_steps == 12
+    whole = plan(small(), device="cpu", budget="2h")
+    assert whole.table.seconds["stacked"] == pytest.approx(7200, rel=0.01)
+    assert whole.recipe.stages[0].steps == pytest.approx(whole.recipe.total_steps / 3, abs=1)
+    assert whole.table.steps["stacked"] == whole.recipe.total_steps
+
+
+@pytest.mark.usefixtures("_without_memory")
+def test_a_corpus_sizes_vocabulary_and_evaluation(factbook_corpus) -> None:
+    recipe = small(evaluation__sequences=100_000)
+    table = plan(recipe, device="A100", corpus=factbook_corpus.folder).table
+    size = factbook_corpus.vocabulary.tokenizer_size
+    without = plan(recipe, device="A100", vocab_size=size).table
+    assert table.flops.tolist() == without.flops.tolist()
+    rows = table.evaluation_seconds["scratch"] / without.evaluation_seconds["scratch"] * 100_000
+    assert rows == pytest.approx(len(factbook_corpus.validation) // 14)
+
+
+def on_h100s(devices: int, engine: str = "ddp") -> Plan:
+    """BERT-base's width, 1,024 rows of 128."""
+    batch = {"sequences": 1024, "sequence_length": 128, "micro_batch": 64}
+    recipe = small(model={}, batch=batch, precision="auto", engine=engine)
+    return plan(recipe, device="H100", price=2.0, devices=devices)
+
+
+def test_devices_share_the_arithmetic_and_wait_for_what_the_backward_pass_does_not_hide() -> None:
+    alone, machine, rack = (on_h100s(devices) for devices in (1, 8, 64))
+    for stage in ("stage 1", "stage 2"):
+        before, within, between = (each.table.loc[stage] for each in (alone, machine, rack))
+        # A micro-batch of 64 rows: a machine's devices make two passes, the rack's a part of one.
+        compute = before.step_seconds / 8
+        ring = 2 * 7 / 8 * 4 * before.parameters / (0.7 * 450e9)
+        assert within.waiting_seconds == pytest.approx(max(0.0, ring - 2 / 3 * compute / 2))
+        assert within.step_seconds == pytest.approx(compute + within.waiting_seconds)
+        compute = before.step_seconds / 64
+        ring = 2 * 63 / 64 * 4 * before.parameters / (0.7 * 50e9)
+        assert between.waiting_seconds == pytest.approx(ring - 2 / 3 * compute)
+        assert between.waiting_seconds > 0.5 * between.step_seconds, "the network is what counts"
+    together = machine.table.loc["stacked"]
+    assert together.flops == alone.table.flops["stacked"]
+    assert together.cost == pytest.approx(8 * 2.0 * together.seconds / 3600)
+    sharded = on_h100s(64, "fsdp").table.loc["stage 2"]
+    assert sharded.waiting_seconds > between.waiting_seconds
+    saved = between.memory - sharded.memory  # weights, gradients and the two moments of AdamW
+    assert saved == pytest.approx(63 / 64 * 4 * 4 * between.parameters, rel=1e-3)
+    for said in ("64 × H100", "USD an hour and device", "GB over each link", "2,048 positions"):
+        assert said in rack.text()
+        assert said not in alone.text()
+
+
+@pytest.mark.usefixtures("_without_memory")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "1h", "steps": 9}, "not both"),
+        ({"corpus": "here", "vocab_size": 99}, "Give a corpus"),
+        ({"mfu": 0.5, "device": "here"}, "Steps are measured here"),
+        ({"devices": 2, "device": "here"}, "Steps are measured here"),
+        ({"devices": 2, "device": "cpu"}, "No link between devices of 'cpu'"),
+        ({"devices": 3}, r"4 rows a step .* 3 devices cannot share"),
+        ({"vocab_size": 3}, "too small"),
+        ({"budget": "soon"}, "not a duration"),
+        ({"corpus": "/nowhere"}, "nowhere"),
+        ({"device": "TPU"}, "no device 'TPU'. Choose A100, .* RTX 4090, cpu, or 'here'"),
+    ],
+)
+def test_what_cannot_be_planned_is_a_sentence(options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(small(), **{"device": "A100", **options})
+
+
+def test_a_rate_that_is_not_published_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="precision=fp32"):
+        plan(small(precision="bf16"), device="cpu")
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all tensors alive, and the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.add, result)
+        return result
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self._known:
+            self._known.add(storage)
+            weakref.finalize(storage, self._gone, storage.nbytes())
+            self.bytes += storage.nbytes()
+            self.peak = max(self.peak, self.bytes)
+
+    def _gone(self, count: int) -> None:
+        self.bytes -= count
+
+
+CORPUS = SyntheticCorpus(640, tokens=20_000)
+
+
+def planned_memory(recipe: Recipe, is_cpu: bool = True) -> tuple[int, int]:
+    whole = training_plan(recipe, CORPUS).batch(0)
+    with torch.device("meta"):
+        model = recipe_model(recipe, CORPUS.vocabulary, recipe.stages[0].depth)
+    return footprint(
+        model,
+        recipe.optimizer,
+        [whole.rows(0, 2), whole.rows(0, 4)],
+        precision=recipe.precision,
+        is_cpu=is_cpu,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer", "pairs", "precision"),
+    [
+        ("bert", "adamw", False, "bf16"),
+        ("bert", "muon", True, "fp32"),
+        ("megatron-bert", "muon", False, "fp32"),
+        ("roberta-prelayernorm", "adamw", False, "fp32"),
+        ("modernbert", "adamw", False, "fp32"),
+    ],
+)
+def test_memory_is_what_torch_allocates(kind, optimizer, pairs, precision) -> None:
+    recipe = small(
+        model__type=kind,
+        optimizer__name=optimizer,
+        objective={"next_sentence": pairs, "mask_rate": 0.3},
+        precision=precision,
+        stages=[{"depth": 3, "steps": 9}],
+        batch={"sequences": 12, "sequence_length": 48},
+    )
+    batch = training_plan(recipe, CORPUS).batch(0)
+    trainer = Trainer(
+        recipe_model(recipe, CORPUS.vocabulary, 3),
+        recipe.optimizer,
+        device=torch.device("cpu"),
+        precision=precision,
+        micro_batch=12,
+        seed=0,
+    )
+    trainer.step(0, batch, 0.1)
+    state = [t for each in trainer.optimizers.state().values() for t in each.values()]
+    with Live() as live:
+        for tensor in [*trainer.model.parameters(), *state]:
+            live.add(tensor)
+        for _ in range(2):  # the second micro-batch meets the gradients of the first
+            trainer.backward(batch, batch.columns_BK.numel(), 12)
+    fixed, row = planned_memory(recipe)
+    assert 0.95 < (fixed + 12 * row) / live.peak < 1.1
+
+
+def test_a_gpus_attention_keeps_no_probabilities_under_dropout() -> None:
+    def row(rate: float, is_cpu: bool) -> int:
+        batch = {"sequences": 4, "sequence_length": 64}
+        stages = [{"depth": 2, "steps": 9}]
+        recipe = small(model__attention_probs_dropout_prob=rate, batch=batch, stages=stages)
+        return planned_memory(recipe, is_cpu)[1]
+
+    # Two heads of 64 × 64 probabilities in fp32, before and after dropout.
+    assert row(0.1, True) > row(0.0, True) + 2 * 2 * 64 * 64 * 4
+    assert row(0.1, False) == row(0.0, False) == row(0.0, True)
+
+
+def test_micro_batches_are_planned_to_fit_and_what_does_not_fit_is_said() -> None:
+    wide = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16}
+    batch = {"sequences": 4096, "sequence_length": 512}
+    recipe = small(model=wide, batch=batch, stages=[{"depth": 9, "steps": 9}], precision="bf16")
+    planned = plan(recipe, device="L4")
+    usual, usable = POSITIONS_AT_ONCE["cuda"] // 512, 0.9 * find_device("L4").memory
+    assert 1 <= planned.table.micro_batch["stage 1"] < usual
+    assert 0.9 * usable < planned.table.memory["stage 1"] <= usable
+    assert "does not fit" not in planned.text()
+    said = plan(small(batch__micro_batch=1 << 16, batch__sequences=1 << 16), device="L4").text()
+    assert "micro-batches of 65536 rows need about" in said
+    assert "rows fit (batch.micro_batch)" in said
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[Batch]:
+    """The batches that are trained on, without patience."""
+    seen: list[Batch] = []
+    step = Trainer.step
+
+    def listening(self, number, batch, factor):
+        seen.append(batch)
+        return step(self, number, batch, factor)
+
+    monkeypatch.setattr(planner, "MAX_TIMING_SECONDS", 0.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Trainer, "step", listening)
+    return seen
+
+
+@pytest.mark.usefixtures("steps")
+def test_here_trains_steps_of_every_stage_and_touches_nothing_of_the_caller() -> None:
+    recipe = small(stages=[{"depth": 1, "steps": 10}, {"depth": 8, "steps": 20}])
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    planned = plan(recipe, vocab_size=128, steps=60)
+    assert torch.equal(torch.get_rng_state(), before)
+    shallow, deep = planned.table.loc["stage 1"], planned.table.loc["stage 2"]
+    assert 0 < shallow.step_seconds < deep.step_seconds < 60
+    assert (shallow.steps, deep.steps) == (20, 40)
+    assert "measured here" in planned.title
+    assert "Matrix products run at" in planned.text()
+    assert len(planned.sentences) == 3, "nothing was cut short"
+
+
+def test_here_measures_what_a_run_would_do_on_its_corpus(
+    steps, factbook_corpus, monkeypatch
+) -> None:
+    monkeypatch.setattr("stackbert.pretraining.autotune.TUNE_FROM", 0.0)
+    batch = {"sequences": 64, "sequence_length": 16}
+    recipe = small(objective__next_sentence=True, batch=batch)
+    planned = plan(recipe, corpus=factbook_corpus)
+    batches = training_plan(recipe, factbook_corpus)
+    assert torch.equal(steps[0].input_ids_BS, batches.batch(0).input_ids_BS)
+    second_turn_of_stage_2 = batches.batch(10 + 1).input_ids_BS
+    assert torch.equal(steps[3].input_ids_BS, second_turn_of_stage_2)
+    chosen = [stage.micro_batch for stage in planned.recipe.stages]
+    assert planned.table.micro_batch.iloc[:2].tolist() == chosen, "micro-batches were autotuned"
+
+
+def test_steps_too_long_to_time_are_timed_on_fewer_rows_and_scaled_up(steps, monkeypatch) -> None:
+    monkeypatch.setattr(planner, "LONGEST_TURN", 1e-12)
+    planned = plan(small(batch__sequences=40, stages=[{"depth": 1, "steps": 10}]), vocab_size=128)
+    assert {len(batch) for batch in steps} == {1}
+    assert "scaled up" in planned.text()
+
+
+def test_too_little_memory_to_measure_in_is_a_sentence(steps, monkeypatch) -> None:
+    tiny = replace(find_device("cpu"), memory=10**5)
+    monkeypatch.setattr(planner, "this_machine", lambda *_: tiny)
+    with pytest.raises(UserError, match=r"Measuring 'small' here takes about .* GiB"):
+        plan(small(), vocab_size=128)
+    assert not steps
+
+
+@pytest.mark.usefixtures("_without_memory")
+def test_the_command_prints_the_plan(stackbert) -> None:
+    done = stackbert("plan", "demo", "--device", "H200", "--price", "3", "--mfu", "0.3")
+    assert done.code == 0, done.err
+    planned = plan(load_recipe("demo"), device="H200", price=3.0, mfu=0.3)
+    assert done.out.rstrip("\n") == planned.text()
+    for said in (
+        "Plan of demo on H200, bf16, at an assumed MFU of 0.3",
+        f"stacking saves {planned.saving:.0%}",
+        f"{planned.table.cost['stacked']:,.2f} USD stacked",
+        "Peak 989 TFLOP/s",
+        "Vocabulary 32,768 (the paper's)",
+    ):
+        assert said in done.out
+    assert stackbert("plan", "demo", "--device", "H200", "--mfu", "1.5").code == 2
