@@ -194,10 +194,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
         def say(self, text: str) -> None:
             raise AssertionError(text)
 
-    run, level = make_run("stack"), make_run("stack", stages=[{"depth": 2, "steps": 2}])
-    partial, foreign, unfinished = (tmp_path / name for name in ("partial", "foreign", "open"))
-    for folder in (partial, foreign, unfinished):
+    run, names = make_run("stack"), ("partial", "foreign", "unfinished", "level")
+    partial, foreign, unfinished, level = (tmp_path / name for name in names)
+    for folder in (partial, foreign, unfinished, level):
         shutil.copytree(make_run("identity-noise"), folder)
+    record = read_run(level)
+    single = record.recipe.model_copy(update={"stages": record.recipe.stages[-1:]})
+    record.model_copy(update={"recipe": single}).write(level / "run.json")
     shutil.rmtree(partial / "checkpoints" / "step-00000004")
     shutil.rmtree(unfinished / "model")
     model = save(make_model())

@@ -1,6 +1,6 @@
 """A tiny recipe, and tables of costs and results made by hand."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ def in_process(patch: pytest.MonkeyPatch) -> list[str]:
     """
     trained: list[str] = []
 
-    def train_all(runs: Sequence[Path], corpus: Path, *, ended: Any, **_: object) -> list[str]:
-        failed = []
+    def train_all(runs: Sequence[Path], corpus: Path, **_: object) -> Iterator[Any]:
         for run in runs:
             trained.append(run.name)
             failure = ""
@@ -95,9 +94,8 @@ def in_process(patch: pytest.MonkeyPatch) -> list[str]:
                 pretrain(load_recipe(run.with_name(run.name + ".yaml")), corpus=corpus, out=run)
             except StackBertError as error:
                 run.with_name(run.name + ".log").write_text(f"stackbert: {error}\n")
-                failed.append(failure := f"{run.name} failed: {error}")
-            ended(run, 0.0, failure)
-        return failed
+                failure = f"{run.name} failed: {error}"
+            yield run, 0.0, failure
 
     def calibrate(
         known: Reference | None, recipes: Sequence[Recipe], *_: object, **__: object

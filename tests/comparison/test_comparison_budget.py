@@ -89,18 +89,6 @@ def test_a_budget_of_n_steps_of_scratch_buys_scratch_exactly_n(steps, seconds, u
     assert filling(scratch, reference, budget).total_steps == steps
 
 
-def test_seconds_of_growth_are_paid_out_of_the_budget() -> None:
-    recipe, budget = recipe_of([10, 10]), Budget(amount=70.0, unit="seconds")
-    bought = {
-        growth: filling(
-            recipe, table(recipe, seconds=lambda kind: float(kind.depth), growth=growth), budget
-        ).total_steps
-        for growth in (0.0, 10.0)
-    }
-    # 24 steps of 1 s and 23 of 2 s; with a growth of 10 s, 20 of each.
-    assert bought == {0.0: 47, 10.0: 40}
-
-
 def test_every_axis_counts_its_own_and_a_growth_goes_with_the_step_after_it() -> None:
     recipe = recipe_of([3, 2])
     reference = table(recipe, seconds=lambda kind: float(kind.depth), growth=10.0)

@@ -102,52 +102,56 @@ def test_as_many_processes_measure_at_a_time_as_runs_are_trained(monkeypatch) ->
     assert "5000 ms at depth 1, 2000 ms at depth 2" in said[-1]
 
 
-STOPPABLE = """
+CHILD = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit("stackbert: Stopped at step 7. It resumes."))
 print("began", flush=True)
-time.sleep(60 if sys.argv[1] == "long" else 0)
+time.sleep(60 if "long" in sys.argv[1] else 0)
+print("stackbert: It holds thesis.tex.", flush=True)
+sys.exit({"refused": 2, "failed": 1}.get(sys.argv[1], 0))
 """
 
 
-def test_a_stop_is_passed_on_to_the_runs_side_by_side(tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def children(tmp_path: Path, monkeypatch):
+    """Trains runs that are no runs, as the real ones take seconds to start."""
+
     def start(run: Path, *_: object) -> subprocess.Popen[bytes]:
         with run.with_name(run.name + ".log").open("wb") as log:
-            words = [sys.executable, "-c", STOPPABLE, run.name.partition("-")[0]]
+            words = [sys.executable, "-c", CHILD, run.name]
             return subprocess.Popen(words, stdout=log, stderr=log)
 
-    def stop(run: Path, *_: object) -> None:
-        ended.append(run.name)
-        # Two run side by side now; the handler is train_all's.
-        while not all((tmp_path / f"long-{n}.log").stat().st_size for n in (1, 2)):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    ended: list[str] = []
     monkeypatch.setattr(processes, "_start", start)
-    runs = [tmp_path / name for name in ("short", "long-1", "long-2", "long-3")]
-    for run in runs[1:3]:
-        run.with_name(run.name + ".log").touch()
-    with pytest.raises(Interrupted, match=r"3 of 4 runs .* Run the same command again") as stopped:
-        train_all(runs, tmp_path, jobs=3, threads=1, ended=stop)
-    assert stopped.value.exit_code == 128 + signal.SIGTERM
-    assert ended == ["short"]
-    for run in runs[1:3]:
-        assert last_line(run) == "Stopped at step 7. It resumes."
+    return lambda *names, jobs: train_all(
+        [tmp_path / name for name in names], tmp_path, jobs=jobs, threads=1
+    )
+
+
+def test_a_run_that_fails_does_not_stop_the_others(children) -> None:
+    ended = {run.name: failure for run, _, failure in children("failed", "b", "c", jobs=2)}
+    assert ended == {"failed": "failed failed: It holds thesis.tex.", "b": "", "c": ""}
 
 
 def test_a_run_that_is_refused_ends_the_comparison_with_its_sentence(
-    tmp_path: Path, monkeypatch
+    children, tmp_path: Path
 ) -> None:
-    def start(run: Path, *_: object) -> subprocess.Popen[bytes]:
-        run.with_name(run.name + ".log").write_text(f"stackbert: {run.name} holds thesis.tex.")
-        return subprocess.Popen([sys.executable, "-c", f"exit({UserError.exit_code})"])
-
-    monkeypatch.setattr(processes, "_start", start)
-    runs = [tmp_path / "taken", tmp_path / "other"]
-    with pytest.raises(RunError, match=r"taken failed: taken holds thesis\.tex\."):
-        train_all(runs, tmp_path, jobs=1, threads=1, ended=lambda *_: None)
+    with pytest.raises(RunError, match=r"refused failed: It holds thesis\.tex\."):
+        list(children("refused", "other", jobs=1))
     assert not (tmp_path / "other.log").exists()
+
+
+def test_a_stop_is_passed_on_to_the_runs_side_by_side(children, tmp_path: Path) -> None:
+    logs = [tmp_path / f"long-{n}.log" for n in (1, 2)]
+    ending = children("short", "long-1", "long-2", "long-3", jobs=3)
+    assert next(ending)[0].name == "short"
+    while not all("began" in log.read_text() for log in logs):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)  # train_all has its handler in place
+    with pytest.raises(Interrupted, match=r"3 of 4 runs .* Run the same command again") as stopped:
+        next(ending)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    for log in logs:
+        assert last_line(log.with_suffix("")) == "Stopped at step 7. It resumes."
 
 
 def test_a_run_ends_when_the_process_that_started_it_is_gone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Comparisons of tiny models, trained for real: the referee is refereed."""
 
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -94,8 +95,8 @@ def test_a_stopped_comparison_names_what_is_missing_and_resumes(
 ) -> None:
     train_all = stackbert.comparison.compare.train_all
 
-    def stopping(runs, corpus, **options) -> list[str]:
-        train_all(runs[:1], corpus, **options)
+    def stopping(runs, corpus, **options):
+        yield from train_all(runs[:1], corpus, **options)
         runs[1].with_name(runs[1].name + ".log").write_text(f"stackbert: Stopped in {runs[1]}. So.")
         raise Interrupted("Stopped.", 15)
 
@@ -225,3 +226,20 @@ def test_a_comparison_of_which_no_run_can_be_trained_fails(
         compare(recipe, corpus=factbook_corpus, out=tmp_path, budget="9steps", seeds=1)
     (only,) = read_comparison(tmp_path).verdict()
     assert "Scratch has no finished run" in only
+
+
+def test_when_to_switch_is_answered_for_every_growth(
+    tmp_path: Path, factbook_corpus: Corpus, fast: list[str]
+) -> None:
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "when_to_switch.py"))
+    table = example["when_to_switch"](
+        tiny_recipe(), corpus=factbook_corpus.folder, out=tmp_path, shares=[0.75], budget="8steps"
+    )
+    assert list(table["layers"]) == ["1 → 2", "2 → 4"]
+    assert list(table["share"]) == [0.75, 0.75]
+    assert table["difference"].to_numpy() == pytest.approx(table["loss"] - table["scratch"])
+    for name, depths in (("1-to-2", [1, 2]), ("2-to-4", [2, 4])):
+        comparison = read_comparison(tmp_path / name)
+        runs = comparison.runs.set_index("variant")["stages"]
+        assert runs["scratch"] == f"{depths[1]}:8"
+        assert runs["switch-0.75"] == f"{depths[0]}:6, {depths[1]}:2"

@@ -3,6 +3,7 @@
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,46 +190,39 @@ def _train(
         RunError: a run refused its input, or all failed.
     """
 
+    folders = comparison.folders(folder)
+
     def collect() -> Comparison:
         collected = comparison.collected(folder)
         collected.write(folder / COMPARISON)
+        finished = collected.runs.loc[collected.runs["missing"] == "", "key"]
+        for key in () if keep_checkpoints else recipes.keys() & set(finished):
+            # They were there to resume from.
+            shutil.rmtree(folders[key] / CHECKPOINTS, ignore_errors=True)
         return collected
 
-    def tidy(run: Path) -> None:
-        if not keep_checkpoints:  # they were there to resume from
-            shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
-
     comparison = collect()
-    folders, runs = comparison.folders(folder), comparison.runs
-    unfinished = set(runs.loc[runs["missing"] != "", "key"])
     todo = []
+    unfinished = set(comparison.runs.loc[comparison.runs["missing"] != "", "key"])
     for key, recipe in recipes.items():
-        run = folders[key]
-        if key not in unfinished:
-            tidy(run)
-            continue
-        todo.append(run)
-        run.parent.mkdir(exist_ok=True)
-        write_text(run.with_name(run.name + ".yaml"), recipe.to_yaml())
+        if key in unfinished:
+            todo.append(run := folders[key])
+            run.parent.mkdir(exist_ok=True)
+            write_text(run.with_name(run.name + ".yaml"), recipe.to_yaml())
     if todo:
         progress.say(f"{counted(len(todo), 'run')} to train")
-    done = 0
-
-    def ended(run: Path, seconds: float, failure: str) -> None:
-        nonlocal comparison, done
-        done += 1
-        comparison = collect()
-        if not failure:
-            tidy(run)
-        text = failure or f"{run.name}: finished in {format_duration(seconds)}"
-        progress.say(f"{text}; {counted(len(todo) - done, 'run')} left")
-        progress.step(done, len(todo), "runs")
-
     jobs, threads = comparison.request.jobs, comparison.reference.threads
+    failures = []
     try:
-        failed = train_all(todo, corpus.folder, jobs=jobs, threads=threads, ended=ended)
+        with closing(train_all(todo, corpus.folder, jobs=jobs, threads=threads)) as ending:
+            for done, (run, seconds, failure) in enumerate(ending, start=1):
+                comparison = collect()
+                failures += [failure] if failure else []
+                text = failure or f"{run.name}: finished in {format_duration(seconds)}"
+                progress.say(f"{text}; {counted(len(todo) - done, 'run')} left")
+                progress.step(done, len(todo), "runs")
     finally:
         comparison = collect()
-    if failed and len(failed) == len(recipes):
-        raise RunError(f"No run could be trained. {failed[0]}")
+    if failures and len(failures) == len(recipes):
+        raise RunError(f"No run could be trained. {failures[0]}")
     return comparison

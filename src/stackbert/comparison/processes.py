@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stackbert.errors import Interrupted, RunError, UserError
@@ -31,13 +31,8 @@ def threads_each(jobs: int) -> int:
 
 
 def train_all(
-    runs: Sequence[Path],
-    corpus: Path,
-    *,
-    jobs: int,
-    threads: int,
-    ended: Callable[[Path, float, str], None],
-) -> list[str]:
+    runs: Sequence[Path], corpus: Path, *, jobs: int, threads: int
+) -> Iterator[tuple[Path, float, str]]:
     """Train runs, `jobs` at a time. A run that fails does not stop the others.
 
     Args:
@@ -46,25 +41,31 @@ def train_all(
         corpus: folder.
         jobs: processes at a time.
         threads: of each.
-        ended: called with every run that ended, its seconds, and why it failed ("" if it did not).
 
-    Returns:
-        A sentence for every run that failed.
+    Yields:
+        Every run that ended, its seconds, and why it failed ("" if it did not).
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the runs were told to stop and have saved their state.
         RunError: a run refused its input (exit code 2), so the others would as well.
     """
-    waiting, failed = list(runs), []
-    running: dict[Path, subprocess.Popen[bytes]] = {}
-    begun: dict[Path, float] = {}
+    waiting = list(runs)
+    running: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
     with StopRequest() as stop:
         try:
             while waiting or running:
-                while waiting and len(running) < jobs and stop.signal is None:
+                while waiting and len(running) < jobs:
                     run = waiting.pop(0)
-                    begun[run] = time.monotonic()
-                    running[run] = _start(run, corpus, threads)
+                    running[run] = (_start(run, corpus, threads), time.monotonic())
+                time.sleep(_POLL)
+                for run, (process, begun) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[run]
+                    failure = f"{run.name} failed: {last_line(run)}" if process.returncode else ""
+                    if process.returncode == UserError.exit_code:
+                        raise RunError(failure)
+                    yield run, time.monotonic() - begun, failure
                 if stop.signal is not None:
                     left = len(waiting) + len(running)
                     raise Interrupted(
@@ -72,20 +73,11 @@ def train_all(
                         "everything is saved. Run the same command again to resume.",
                         stop.signal,
                     )
-                time.sleep(_POLL)
-                for run in [r for r, process in running.items() if process.poll() is not None]:
-                    code = running.pop(run).returncode
-                    failure = f"{run.name} failed: {last_line(run)}" if code else ""
-                    ended(run, time.monotonic() - begun[run], failure)
-                    if code == UserError.exit_code:
-                        raise RunError(failure)
-                    failed += [failure] if code else []
         finally:
-            for process in running.values():
+            for process, _ in running.values():
                 process.send_signal(signal.SIGTERM)
-            for process in running.values():
+            for process, _ in running.values():
                 process.wait()
-    return failed
 
 
 def log_of(run: Path) -> Path:

@@ -298,7 +298,8 @@ def own_data(
                 "they classes or quantities? Say --kind classification or --kind regression."
             )
         kind = "classification" if is_whole or numbers.isna().any() else "regression"
-        notes = [*notes, f"{where}: the column '{label}' is taken for {kind}."]
+        taken = f"{len(values)} classes" if kind == "classification" else "numbers"
+        notes = [*notes, f"{where}: the column '{label}' is taken for {taken}."]
     is_class = kind == "classification"
     if is_class and (len(values) < 2 or len(values) == len(texts) > 2):
         raise UserError(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stackbert.errors import UserError
 from stackbert.files import Record, new_folder, reading, sha256, writing
-from stackbert.model_files import open_model, save_model
+from stackbert.model_files import save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -160,23 +160,15 @@ class Checkpoints:
             )
         return None
 
-    def load(
-        self, step: int, model_class: type["PreTrainedModel"]
-    ) -> tuple["PreTrainedModel", dict[str, Tensor]]:
-        """Model (fp32) and optimizer state, named "parameter|tensor", of a checkpoint.
+    def load(self, step: int) -> dict[str, Tensor]:
+        """A checkpoint's weights by parameter name, its optimizer's tensors by "parameter|tensor".
 
         Raises:
-            UserError: a file cannot be opened, or a tensor is missing, unknown or misshapen.
+            UserError: a file cannot be opened.
         """
         folder = self.folder / checkpoint_name(step)
-        model = open_model(folder, model_class)
-        with reading(folder / OPTIMIZER):
-            tensors = load_file(folder / OPTIMIZER)
-        held = {name.rpartition("|")[0] for name in tensors}
-        missing = sorted({name for name, _ in model.named_parameters()} - held)
-        if missing:
-            raise UserError(f"{folder / OPTIMIZER} has no state of {', '.join(missing[:3])}.")
-        return model, tensors
+        with reading(folder):
+            return load_file(folder / "model.safetensors") | load_file(folder / OPTIMIZER)
 
     def save(
         self,

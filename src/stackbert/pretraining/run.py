@@ -14,7 +14,7 @@ from torch import Tensor
 from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
-from stackbert.files import locked, new_folder, writing
+from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import (
     describe,
     explaining_out_of_memory,
@@ -373,27 +373,28 @@ def _load(
     checkpoints: Checkpoints, step: int, recipe: Recipe, world: World
 ) -> "tuple[PreTrainedModel, NamedState]":
     """Model and optimizer state of a checkpoint, which rank 0 reads and sends to the others."""
+    folder = checkpoints.folder / checkpoint_name(step)
+    config = world.broadcast_object(lambda: read_config(folder))
+    tensors = world.broadcast(lambda: checkpoints.load(step))
     kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
-    config = world.broadcast_object(lambda: read_config(checkpoints.folder / checkpoint_name(step)))
-    models: list[PreTrainedModel] = []
-
-    def load() -> dict[str, Tensor]:
-        model, optimizer_state = checkpoints.load(step, kind)
-        models.append(model)
-        return {name: p.data for name, p in model.named_parameters()} | optimizer_state
-
-    tensors = world.broadcast(load)
-    if not world.is_main:
-        models.append(kind(kind.config_class.from_dict(config)))
-        for name, parameter in models[0].named_parameters():
-            parameter.data = tensors[name]
-    models[0].train()
-    optimizer_state = NamedState()
+    config_class: Any = kind.config_class
+    with reading(folder / "config.json"):
+        model = kind(config_class.from_dict(config))
+    parameters, state = dict(model.named_parameters()), NamedState()
     for flat, tensor in tensors.items():
-        name, bar, key = flat.rpartition("|")
+        name, bar, key = flat.rpartition("|") if "|" in flat else (flat, "", "")
+        if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
+            raise UserError(f"{folder} does not fit its config.json: {flat} has no place in it.")
         if bar:
-            optimizer_state.setdefault(name, {})[key] = tensor
-    return models[0], optimizer_state
+            state.setdefault(name, {})[key] = tensor
+    missing = [n for n in parameters if n not in tensors or n not in state]
+    if missing:
+        raise UserError(f"{folder} lacks {missing[0]}, in its weights or its optimizer's state.")
+    for name, parameter in parameters.items():
+        # Copied into fresh memory: loaded tensors look into a mapped file at any offset, and some
+        # CPU kernels round differently there.
+        parameter.data.copy_(tensors[name])
+    return model.train(), state
 
 
 def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Corpus) -> None:
