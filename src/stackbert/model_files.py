@@ -215,6 +215,11 @@ def open_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        # From config.json alone transformers makes one up that knows only special tokens.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise UserError(
+                f"{folder} has no tokenizer. Copy the files of the model's own into it."
+            )
     return tokenizer
 
 

@@ -406,7 +406,7 @@ def _table(
     table["evaluation_seconds"] = table.evaluations * [*timing.evaluation, timing.evaluation[-1]]
     table["seconds"] = table.training_seconds + table.evaluation_seconds
     table["cost"] = table.seconds * (math.nan if hourly_price is None else hourly_price / 3600.0)
-    sums = table[SUMS].iloc[:-1].sum().to_frame().T.assign(memory=stages.memory.max())
+    sums = table[SUMS].iloc[:-1].sum(skipna=False).to_frame().T.assign(memory=stages.memory.max())
     table = pd.concat([table.iloc[:-1], sums, table.iloc[-1:]])[COLUMNS]
     return table.set_axis([*(f"stage {i + 1}" for i in stages.index), "stacked", "scratch"])
 

@@ -7,12 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from stackbert.attention.growth import find_runs, grown_again, outcomes, sources_of
+from stackbert.attention.growth import find_runs, grown_again, outcomes
 from stackbert.attention.measure import measure_attention
 from stackbert.attention.statements import growth_groups, statements
 from stackbert.attention.subject import load_encoder
 from stackbert.errors import UserError
-from stackbert.growth.operators import get_operator
 from stackbert.pretraining.record import read_run
 from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
@@ -127,20 +126,6 @@ def test_maps_of_the_shortest_example_are_kept_at_every_moment(found):
     assert all(np.array_equal(start[0], each) for each in start[1:])
 
 
-@pytest.mark.parametrize(
-    ("operator", "sources", "fresh"),
-    [
-        ("stack", [0, 1, 0, 1, 0, 1], []),
-        ("interleave", [0, 0, 0, 1, 1, 1], []),
-        ("identity", [0, 1, 0, 1, 0, 1], [2, 3, 4, 5]),
-    ],
-)
-def test_sources_follow_the_operator(operator, sources, fresh):
-    found, is_fresh = sources_of(get_operator(operator).depth_map(2, 6), 2)
-    assert found == sources
-    assert np.flatnonzero(is_fresh).tolist() == fresh
-
-
 def test_heads_are_kept_regained_or_changed():
     grown, later = (
         pd.DataFrame({"fresh": [False] * 4 + [True], "source_is_nearest": nearest})
@@ -194,10 +179,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
         def say(self, text: str) -> None:
             raise AssertionError(text)
 
-    run, level = make_run("stack"), make_run("stack", stages=[{"depth": 2, "steps": 2}])
-    partial, foreign, unfinished = (tmp_path / name for name in ("partial", "foreign", "open"))
-    for folder in (partial, foreign, unfinished):
+    run, names = make_run("stack"), ("partial", "foreign", "unfinished", "level")
+    partial, foreign, unfinished, level = (tmp_path / name for name in names)
+    for folder in (partial, foreign, unfinished, level):
         shutil.copytree(make_run("identity-noise"), folder)
+    record = read_run(level)
+    single = record.recipe.model_copy(update={"stages": record.recipe.stages[-1:]})
+    record.model_copy(update={"recipe": single}).write(level / "run.json")
     shutil.rmtree(partial / "checkpoints" / "step-00000004")
     shutil.rmtree(unfinished / "model")
     model = save(make_model())

@@ -1,5 +1,6 @@
 """Writing one side of a corpus as its documents come: sentences, encoded together, to the disk."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stackbert.corpus.store import DOCUMENTS, SENTENCES, TOKENS, Offsets, Side
 _BATCH_CHARACTERS = 1 << 20
 _PIECE_COST = 32
 """Characters that a sentence counts for besides its own: many short ones need memory as well."""
+_WORD = re.compile(r"\S+")
 
 
 class SideWriter:
@@ -46,17 +48,19 @@ class SideWriter:
         self._pieces: list[str] = []
         self._ends: list[int] = []
         """How many of the pieces there were when each document ended."""
+        self._words_of: list[int] = []
         self._size = 0
 
     def add(self, text: str) -> None:
         """Append a document that is not blank."""
         for piece in split_sentences(text):
             self._pieces.append(piece)
-            self._words += len(piece.split())
             self._size += len(piece) + _PIECE_COST
             if self._size >= _BATCH_CHARACTERS:
                 self._flush()
         self._ends.append(len(self._pieces))
+        # Not split(): the list of a long text takes too much memory.
+        self._words_of.append(sum(1 for _ in _WORD.finditer(text)))
 
     def _flush(self) -> None:
         ids, lengths = self._encode(self._pieces)
@@ -65,6 +69,7 @@ class SideWriter:
         # Text of control characters alone gives no token: such a sentence or document is dropped.
         kept = np.diff(ends, prepend=self._document_start - self._tokens) > 0
         self.empty += int((~kept).sum())
+        self._words += int(np.array(self._words_of, np.int64)[kept].sum())
         ends, sentences = ends[kept], bounds[:-1][lengths > 0]
 
         stream = np.insert(ids.astype(self._dtype), ends, self._separator)

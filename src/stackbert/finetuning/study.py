@@ -222,12 +222,13 @@ def _begin(
         raise UserError(f"{folder} holds {', '.join(foreign[:3])}. Choose a new folder for --out.")
     # Measured once for a folder, as the answer differs from day to day.
     earlier = [task.settings.precision for task in record.tasks.values()]
-    precision = earlier[0] if earlier else fastest_precision(device)
+    if any(settings.precision == "auto" for settings in chosen.values()):
+        precision = {"precision": earlier[0] if earlier else fastest_precision(device)}
     tasks = dict(record.tasks)
     for work in works:
         name, settings = work.task.name, chosen[work.task.name]
         if settings.precision == "auto":
-            settings = settings.model_copy(update={"precision": precision})
+            settings = settings.model_copy(update=precision)
         known = tasks.get(name)
         tasks[name] = TaskRecord(
             title=work.task.title,

@@ -149,22 +149,29 @@ def sentences(result: "FinetuneResult") -> list[str]:
 
 
 def _compared(table: pd.DataFrame, name: str, base: str) -> list[str]:
-    """A sentence for every measure that can tell two models apart."""
+    """What the measures that carry information say of two models."""
     how = {
         "better": f"{name} is better than {base}",
         "worse": f"{name} is worse than {base}",
         "no difference": f"{name} and {base} do not differ beyond noise",
         "one seed": f"{name} and {base} have one seed in common, which says nothing of noise",
     }
+    rows = table[(table["model"] == name) & table["outcome"].isin(how)]
+    counts = rows[rows["runs"] > 0]["outcome"].value_counts(sort=False)
     lines = []
-    for row in table[(table["model"] == name) & table["outcome"].isin(how)].itertuples():
-        shown = f"{signed(row.difference)} points"
+    if counts.sum() > 1:
+        shown = ", ".join(f"{outcome} on {count}" for outcome, count in counts.items())
+        lines.append(f"{name} against {base}, {counts.sum()} measures: {shown}.")
+    for row in rows.itertuples():
+        what = f"{row.task} ({row.metric})" if row.runs else row.task
+        found = f"{signed(row.difference)} points"
         if row.pairs > 1:
             between = f"{signed(row.difference_low)} to {signed(row.difference_high)}"
-            shown += f" (95 % interval {between}, {row.pairs:.0f} pairs)"
-        lines.append(f"{row.task} ({row.metric}): {how[row.outcome]}, {shown}.")
-    chance = ["One interval in twenty leaves out zero by chance alone."] if len(lines) > 4 else []
-    return lines + chance
+            found += f" (95 % interval {between}, {row.pairs:.0f} pairs)"
+        lines.append(f"{what}: {how[row.outcome]}, {found}.")
+    if counts.sum() > 4:
+        lines.append("One interval in twenty leaves out zero by chance alone.")
+    return lines
 
 
 def signed(value: float) -> str:
@@ -176,12 +183,13 @@ def signed(value: float) -> str:
 def _beyond_control(table: pd.DataFrame, names: Sequence[str], control: str) -> list[str]:
     """What pre-training adds: every model against the first one with random weights."""
     lines = [line for name in names for line in _compared(table, name, control)]
-    told = table[table["outcome"].isin(["better", "worse", "no difference", "one seed"])]
+    told = table[table["outcome"].notna() & (table["outcome"] != "no information")]
+    told = told[told["runs"] > 0]
     above = told[told["outcome"].isin(["better", "one seed"])]["task"]
     silent = list(told[~told["task"].isin(above)]["task"].unique())
     if silent:
         lines.append(
-            f"{_listed(silent)}: no model beats {control}, the same model with random weights, so "
+            f"{_listed(silent)}: no model beats {control}, the first model with random weights, so "
             "we make no claim that pre-training helps; the task's own training rows are enough for "
             "such a score."
         )

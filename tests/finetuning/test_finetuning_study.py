@@ -1,0 +1,225 @@
+"""Studies: what is run, kept, added and refused; groups, checkpoints, the control."""
+
+import json
+import os
+import signal
+
+import pandas as pd
+import pytest
+from finetuning_helpers import BRIEF, FAST, Heard, rte, save
+
+import stackbert as sb
+from stackbert.errors import Interrupted
+from stackbert.finetuning.study import finetune, predictions_path, read_finetune
+from stackbert.pretraining.checkpoints import CheckpointState, Counters, checkpoint_name
+from tiny_encoders import tiny_encoder
+
+
+def runs_of(result):
+    return [tuple(run)[:4] for run in result.runs.itertuples(index=False)]
+
+
+def predictions(out, result, model, seed, task="sst-2"):
+    lines = predictions_path(out, task, result.models[model], seed).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def study(models, glue, tmp_path_factory):
+    """Two models and a control on all of GLUE that is there, two seeds each."""
+    heard, out = Heard(), tmp_path_factory.mktemp("study") / "out"
+    call = {"task": "glue", "data": glue, "out": out, "seeds": 2, "control": True}
+    call["settings"] = [*FAST, "rte.max_steps=2", "sst-2.epochs=4"]
+    return finetune(models[:2], progress=heard, **call), heard, call
+
+
+def test_every_model_runs_on_every_task_whose_data_is_there(study):
+    result, heard, _ = study
+    assert list(result.tasks) == ["sst-2", "rte"]
+    assert result.missing == ("cola", "mnli", "mrpc", "qnli", "qqp", "sts-b", "wnli")
+    assert runs_of(result) == [
+        (task, name, 0, seed)
+        for task in ("sst-2", "rte")
+        for name in ("one", "two", "untrained")
+        for seed in (0, 1)
+    ]
+    assert result.unfinished == 0
+    assert heard.said[0] == "12 runs to make."
+    assert heard.said[1].startswith("SST-2, one, seed 0: accuracy ")
+    assert heard.steps[-1][0] == heard.steps[-1][1]
+    assert list(result.table()["model"][:3]) == ["one", "two", "untrained"]
+
+
+def test_scores_and_predictions_are_of_the_split_they_name(study, glue):
+    result, _, call = study
+    rows = predictions(call["out"], result, 0, 0)
+    assert {row["split"] for row in rows} == {"dev"}
+    right = [row["prediction"] == row["label"] for row in rows]
+    assert result.scores["score"][0] == sum(right) / len(right)
+    lines = (glue / "SST-2" / "dev.tsv").read_text().splitlines()[1:]
+    assert [row["label"] for row in rows] == [line.split("\t")[1] for line in lines]
+
+
+def test_called_again_nothing_is_run_again_and_the_folder_is_read_back(study, models):
+    result, _, call = study
+    heard = Heard()
+    again = finetune(models[:2], progress=heard, **call)
+    assert (heard.steps, heard.said) == ([], [])
+    for other in (again, read_finetune(call["out"])):
+        pd.testing.assert_frame_equal(other.scores, result.scores, check_dtype=False)
+        assert other.verdict() == result.verdict()
+
+
+def test_models_seeds_a_control_and_test_predictions_can_be_added(models, glue, tmp_path):
+    call = {"task": "sst-2", "data": glue, "out": tmp_path / "out", "settings": BRIEF}
+    first, heard = finetune(models[0], seeds=1, **call), Heard()
+    more = finetune(models[:2], seeds=2, control=True, progress=heard, **call)
+    assert heard.said[0] == "5 runs to make."
+    assert more.scores["score"][0] == first.scores["score"][0]
+    later = finetune(models[2], seeds=1, **call)
+    assert [model.name for model in later.models] == ["one", "two", "three", "untrained"]
+    assert later.unfinished == 1
+    tested = finetune(models[0], seeds=1, test=True, **call)
+    rows = predictions(call["out"], tested, 0, 0)
+    assert {row["split"] for row in rows} == {"dev", "test"}
+    heard = Heard()
+    finetune(models[0], seeds=1, progress=heard, **call)
+    assert heard.steps == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": [*BRIEF, "batch=4"]}, "with batch=8. Models"),
+        ({"data": "other"}, "with other rows"),
+        ({"models": "other"}, "another model called 'one'"),
+        ({"models": (), "along": "run"}, "either models or checkpoints"),
+    ],
+)
+def test_a_folder_continues_with_the_same_question_only(change, said, models, glue, tmp_path):
+    call = {"task": "rte", "data": glue, "out": tmp_path / "out", "settings": BRIEF, "seeds": 1}
+    given = {"models": models[0], **call}
+    finetune(**given)
+    if "data" in change:
+        change = {"data": rte(tmp_path / "other", train=40)}
+    if change.get("models"):
+        change = {"models": save(tmp_path / "one", tiny_encoder(seed=9))}
+    if "along" in change:
+        change = {**change, "along": checkpointed(tmp_path, "run", (10,))}
+    with pytest.raises(sb.UserError) as caught:
+        finetune(**(given | change))
+    assert said in str(caught.value)
+
+
+def test_a_stopped_study_keeps_its_runs_and_continues_to_the_same_end(models, glue, tmp_path):
+    call = {"task": "rte", "data": glue, "out": tmp_path / "out", "settings": BRIEF, "seeds": 3}
+    stopping = Heard(after=5, act=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="rerun the command") as caught:
+        finetune(models[0], progress=stopping, **call)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    partly = read_finetune(tmp_path / "out")
+    assert 1 <= len(partly.runs) < 3
+    assert partly.unfinished == 3 - len(partly.runs)
+    whole = finetune(models[0], **call)
+    undisturbed = finetune(models[0], **{**call, "out": tmp_path / "other"})
+    columns = ["seed", "score", "loss"]
+    pd.testing.assert_frame_equal(whole.scores[columns], undisturbed.scores[columns])
+
+
+def test_a_control_continues_where_its_model_was_moved(glue, tmp_path):
+    call = {"task": "rte", "data": glue, "out": tmp_path / "out", "settings": BRIEF}
+    here = save(tmp_path / "here" / "one", tiny_encoder())
+    finetune(here, control=True, seeds=1, **call)
+    (tmp_path / "here").rename(tmp_path / "there")
+    result = finetune(tmp_path / "there" / "one", control=True, seeds=2, **call)
+    assert result.unfinished == 0
+
+
+def test_a_run_that_diverges_counts_as_guessing(models, glue, tmp_path):
+    model = tiny_encoder(seed=1)
+    model.bert.embeddings.LayerNorm.weight.data.fill_(1e38)
+    folder = save(tmp_path / "huge", model)
+    call = {"task": "sst-2", "data": glue, "settings": BRIEF, "seeds": 1}
+    result = finetune([models[0], folder], out=tmp_path / "out", **call)
+    row = result.scores.loc[1]
+    assert row["diverged"]
+    assert row["score"] == row["guess"] == 0.5
+    assert list(result.table()["failed"])[1] == 1
+    heard = Heard()
+    finetune([models[0], folder], out=tmp_path / "out", progress=heard, **call)
+    assert heard.steps == []
+
+
+def test_groups_are_paired_member_by_member_and_each_has_its_own_control(models, glue, tmp_path):
+    more = save(tmp_path / "four", tiny_encoder(seed=7))
+    groups = {"scratch": models[:2], "stack": [models[2], more]}
+    call = {"task": "sst-2", "data": glue, "seeds": 2, "settings": [*FAST, "max_steps=4"]}
+    result = finetune(groups=groups, out=tmp_path / "out", control=True, **call)
+    means = result.scores.groupby(["model", "member"])["score"].mean().unstack() * 100
+    table = result.table().set_index("model")
+    assert table["mean"]["scratch"] == pytest.approx(means.loc["scratch"].mean())
+    assert (table["runs"]["scratch"], table["pairs"]["stack"]) == (4, 2)
+    gaps = means.loc["stack"] - means.loc["scratch"]
+    assert table["difference"]["stack"] == pytest.approx(gaps.mean())
+    losses = result.runs.query("model == 'untrained'")["loss"]
+    assert losses.nunique() == 4  # other weights for every seed and member
+
+
+def checkpointed(place, name, steps):
+    """A run directory as far as its checkpoints go."""
+    for seed, step in enumerate(steps):
+        folder = place / name / "checkpoints" / checkpoint_name(step)
+        save(folder, tiny_encoder(seed=seed + len(name)))
+        state = CheckpointState(
+            counters=Counters(step=step), depth=2, seconds={"training": step / 10}, ledger_bytes=0
+        )
+        state.write(folder / "state.json")
+    (place / name / "run.json").write_text("{}")
+    return place / name
+
+
+def test_every_checkpoint_of_a_run_gets_its_score_over_its_pretraining(glue, tmp_path):
+    runs = [checkpointed(tmp_path, "stack", (20, 100)), checkpointed(tmp_path, "scratch", (50,))]
+    call = {"task": "sst-2", "data": glue, "out": tmp_path / "out", "seeds": 1, "settings": BRIEF}
+    table = finetune(along=runs, **call).table()
+    columns = ["run", "step", "seconds", "depth"]
+    expected = [["stack", 20, 2.0, 2], ["stack", 100, 10.0, 2], ["scratch", 50, 5.0, 2]]
+    assert table[columns].values.tolist() == expected
+    # A run that was resumed has a checkpoint more, which takes its place in the order.
+    checkpointed(tmp_path, "stack", (20, 100, 60))
+    result = finetune(along=runs, **call)
+    assert list(result.table()["step"]) == [20, 60, 100, 50]
+    assert not any("differ" in line for line in result.verdict())
+    with pytest.raises(sb.UserError, match="goes with models"):
+        finetune(along=runs, control=True, **call)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({"models": [0, 1], "groups": {"g": [1, 2]}}, "each needs as many"),
+        ({"models": [0, 0]}, "same name or the same weights"),
+        ({"groups": {"g": [1, 1]}}, "same name or the same weights"),
+        ({}, "Name at least one model"),
+        ({"models": [0], "task": "mrcp"}, "did you mean 'mrpc'"),
+        ({"models": [0], "data": None}, "Name the folder"),
+        ({"models": [0], "task": "own", "data": None}, "Name your training table"),
+        ({"models": [0], "seeds": 0}, "at least 1"),
+        ({"models": [0], "along": ["run"]}, "leave other models"),
+        ({"along": ["run"]}, "not a run directory with checkpoints"),
+        ({"models": [0], "settings": ["epoch=1"]}, "did you mean 'epochs'"),
+        ({"models": [0], "out": "mine"}, r"holds notes.txt"),
+    ],
+)
+def test_a_wrong_question_is_refused_before_anything_runs(call, said, models, glue, tmp_path):
+    call = {"task": "rte", "data": glue, "out": "out", "seeds": 1} | call
+    call["out"] = tmp_path / call["out"]
+    if call["out"].name == "mine":
+        call["out"].mkdir()
+        (call["out"] / "notes.txt").write_text("mine")
+    call["models"] = [models[n] for n in call.get("models", ())]
+    call["groups"] = {n: [models[i] for i in m] for n, m in call.get("groups", {}).items()}
+    with pytest.raises(sb.UserError) as caught:
+        finetune(**call)
+    assert said in str(caught.value)
+    assert not (call["out"] / "finetune.json").exists()

@@ -1,0 +1,199 @@
+"""One run: rows, the Trainer, predictions in the order of the data, and runs that go wrong."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from finetuning_helpers import FAST, save, sentence
+from transformers import DataCollatorWithPadding, Trainer
+
+from stackbert.finetuning import sentences, train
+from stackbert.finetuning.data import official_tasks
+from stackbert.finetuning.models import find_models, open_with_head
+from stackbert.finetuning.tasks import TASKS, Task, TaskData, settings_for
+from stackbert.finetuning.train import finetune_once, row_order, rows_of
+from tiny_encoders import KINDS, tiny_encoder
+
+
+def settings(*more):
+    return settings_for("sst-2", [*FAST, *more], ["sst-2"])
+
+
+def once(model, data, seed, *more, splits=("dev",), **fields):
+    chosen = settings(*more).model_copy(update=fields)
+    return finetune_once(model, data, chosen, seed, splits=splits, encoded={})
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return find_models(models[0], {}, ())[0]
+
+
+@pytest.fixture(scope="module")
+def sst2_data(glue):
+    return official_tasks("sst-2", glue, None)[0][0]
+
+
+@pytest.fixture(scope="module")
+def trained(model, sst2_data):
+    return once(model, sst2_data, 1, "epochs=8", splits=("dev", "test"))
+
+
+def test_a_model_learns_a_task_and_says_what_it_cost(trained):
+    assert trained.scores == {"dev": {"accuracy": 1.0}, "test": {}}
+    assert (trained.steps, trained.diverged) == (64, False)
+    assert trained.loss < 0.4
+    assert min(trained.seconds, trained.predicting) > 0
+
+
+def test_predictions_are_of_their_own_rows_whatever_the_order_of_work(trained, sst2_data):
+    # What is predicted is sorted by length, so the outputs come in another order than the rows lie.
+    frame = sst2_data.splits["dev"]
+    for row, key, text in zip(trained.predictions["dev"], frame["key"], frame["text"], strict=True):
+        right = "1" if text.startswith("good") else "0"
+        assert row == {"key": key, "prediction": right, "label": right}
+    assert [row["prediction"] for row in trained.predictions["test"]] == ["1"] * 4
+    assert all("label" not in row for row in trained.predictions["test"])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_run(model, sst2_data):
+    state = torch.get_rng_state()
+    first, again, other = (once(model, sst2_data, seed, "max_steps=10") for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (again.loss, again.scores) == (first.loss, first.scores)
+    assert again.predictions == first.predictions
+    assert other.loss != first.loss
+
+
+def test_rows_come_in_an_order_that_no_model_decides(model, sst2_data, tmp_path, monkeypatch):
+    seen = []
+
+    class Noted(DataCollatorWithPadding):
+        def __call__(self, rows):
+            seen.append([row["input_ids"].tolist() for row in rows])
+            return super().__call__(rows)
+
+    monkeypatch.setattr(train, "DataCollatorWithPadding", Noted)
+    once(model, sst2_data, 4, "epochs=2", splits=())
+    first, seen[:] = list(seen), []
+    deeper = find_models(save(tmp_path / "deeper", tiny_encoder(depth=3)), {}, ())[0]
+    once(deeper, sst2_data, 4, "epochs=2", splits=())
+    assert seen == first
+    assert len(first) == 16
+    opened = open_with_head(model, sst2_data.task, seed=0, dropout=None)
+    rows = [
+        r["input_ids"].tolist()
+        for r in sentences.encode(sst2_data, "train", opened, settings()).rows
+    ]
+    assert sorted(row for batch in first for row in batch) == sorted(rows * 2)
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+def test_every_row_comes_once_a_pass_and_like_lengths_share_a_batch(group_by_length):
+    lengths = np.random.default_rng(0).integers(5, 100, size=1000).tolist()
+    chosen = settings("batch=16", f"group_by_length={group_by_length}")
+    order, again, other = (row_order(lengths, 2500, chosen, seed) for seed in (1, 1, 2))
+    assert order.tolist() == again.tolist() != other.tolist()
+    counts = np.bincount(order, minlength=1000)
+    assert (len(order), counts.min(), counts.max()) == (2500, 2, 3)
+    batches = [[lengths[place] for place in order[at : at + 16]] for at in range(0, 2496, 16)]
+    spread = np.mean([max(batch) - min(batch) for batch in batches])
+    assert (spread < 15) == group_by_length
+    # A group's batches do not go from the longest to the shortest.
+    means = [np.mean(batch) for batch in batches]
+    assert 0.4 < np.mean([b > a for a, b in itertools.pairwise(means)]) < 0.6
+
+
+def test_rows_and_steps_follow_from_batch_and_epochs():
+    assert rows_of(2490, settings("epochs=3")) == 7470
+    assert rows_of(9, settings("max_steps=5")) == 40
+    assert rows_of(1, settings("epochs=0.1")) == 1
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_model_type_trains_and_predicts(kind, sst2_data, tmp_path):
+    model = find_models(save(tmp_path / kind, tiny_encoder(kind)), {}, ())[0]
+    result = once(model, sst2_data, 0, "max_steps=2")
+    assert len(result.predictions["dev"]) == 24
+    assert math.isfinite(result.loss)
+
+
+def test_bf16_changes_the_loss_by_rounding_alone(model, sst2_data):
+    fp32 = once(model, sst2_data, 0, "max_steps=2", splits=()).loss
+    bf16 = once(model, sst2_data, 0, "max_steps=2", "precision=bf16", splits=()).loss
+    assert bf16 != fp32
+    assert bf16 == pytest.approx(fp32, rel=0.05)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero(model, sst2_data, monkeypatch):
+    rates = []
+    log = Trainer.log
+
+    def noted(self, logs, *args, **kwargs):
+        rates.extend([logs["learning_rate"]] if "learning_rate" in logs else [])
+        return log(self, logs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "log", noted)
+    once(model, sst2_data, 0, "max_steps=20", "warmup_fraction=0.2", splits=())
+    assert len(rates) == 20
+    assert max(rates) == pytest.approx(0.003)
+    assert rates.index(max(rates)) in (3, 4)
+    assert rates[-1] <= 0.003 / 16
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
+
+
+def test_a_run_that_diverges_ends_at_once_and_says_so(model, sst2_data):
+    result = once(model, sst2_data, 0, "epochs=8", learning_rate=1e30, max_grad_norm=0.0)
+    assert (result.diverged, result.scores, result.steps < 64) == (True, {}, True)
+    # A loss that stays finite does not hide outputs that are not.
+    result = once(model, sst2_data, 0, "max_steps=1", learning_rate=1e34, warmup_fraction=0.0)
+    assert (math.isfinite(result.loss), result.diverged, result.scores) == (True, True, {})
+
+
+def test_cut_rows_are_counted(model, sst2_data):
+    result = once(model, sst2_data, 0, "max_steps=1", "max_length=8")
+    long = sum(len(text.split()) > 6 for text in sst2_data.splits["dev"]["text"])
+    assert f"SST-2: {long} of 24 rows of dev are cut at 8 tokens." in result.notes
+
+
+def test_ones_own_numbers_are_brought_to_a_scale_that_can_be_learned_but_not_stsbs(model):
+    words = ["good" if n % 2 else "bad" for n in range(48)]
+    texts = [f"{word} {sentence(n, 3)}" for n, word in enumerate(words)]
+    labels = [9000.0 + 1000 * (n % 2) for n in range(48)]
+    frame = pd.DataFrame({"key": list(map(str, range(48))), "text": texts, "label": labels})
+    task = Task("prices", "prices", "number", ("pearson", "spearman"))
+    data = TaskData(task, {"train": frame, "dev": frame[:12]})
+    result = once(model, data, 0, "epochs=8")
+    assert result.scores["dev"]["pearson"] > 0.9
+    assert [r["prediction"] for r in result.predictions["dev"]] == pytest.approx(
+        labels[:12], abs=500
+    )
+    opened = open_with_head(model, task, seed=0, dropout=None)
+    stsb = TaskData(TASKS["sts-b"], {"train": frame.assign(label=2.5)})
+    row = sentences.encode(stsb, "train", opened, settings()).rows[0]
+    assert row["labels"] == 2.5
+
+
+def test_metrics_are_those_of_cases_worked_out_by_hand():
+    labels, said = np.array([1, 1, 1, 0, 0, 0, 0, 1]), np.array([1, 1, 0, 0, 0, 1, 0, 1])
+    # True positives 3, false ones 1; true negatives 3, false ones 1.
+    found = sentences.score(("accuracy", "f1", "f1_macro", "matthews"), labels, said)
+    assert found == pytest.approx({"accuracy": 0.75, "f1": 0.75, "f1_macro": 0.75, "matthews": 0.5})
+    # Deviations -1.5 -0.5 0.5 1.5 and -4 -3 -1 8: products 6 + 1.5 - 0.5 + 12 = 19.
+    numbers = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 4.0, 13.0])
+    found = sentences.score(("pearson", "spearman"), *numbers)
+    assert found == pytest.approx({"pearson": 19 / math.sqrt(5 * 90), "spearman": 1.0})
+    # Where nothing varies there is nothing to correlate.
+    for name in ("matthews", "pearson", "spearman"):
+        assert sentences.score((name,), labels, np.ones(8)) == {name: 0.0}
+
+
+def test_guessing_is_the_commonest_label_of_the_split_itself():
+    frame = pd.DataFrame({"label": [1, 1, 1, 0]})
+    data = TaskData(TASKS["mrpc"], {"train": frame[3:], "dev": frame})
+    assert sentences.guess(data, "dev") == pytest.approx({"f1": 6 / 7, "accuracy": 3 / 4})
+    data = TaskData(TASKS["sts-b"], {"dev": pd.DataFrame({"label": [0.5, 2.0, 2.0]})})
+    assert sentences.guess(data, "dev") == {"pearson": 0.0, "spearman": 0.0}

@@ -1,0 +1,171 @@
+"""What a study says: hand-made scores, numbers worked out on paper."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from stackbert.finetuning.models import Model
+from stackbert.finetuning.study import FinetuneResult, TaskRecord, read_finetune
+from stackbert.finetuning.tasks import TASKS, Settings
+
+GUESS = {"mrpc": (0.8, 0.68), "cola": (0.0,), "wnli": (0.56,), "mnli": (0.35,), "qqp": (0.6, 0.5)}
+COLUMNS = list(FinetuneResult(machine={}).scores.columns)
+
+
+def study(scores, *, groups=(), control=None, seeds=3, **more):
+    """`scores[task][model]` are scores by seed, None of a run that diverged; of a group by member.
+
+    A score is a number for every metric of every split, or a dictionary of splits.
+    """
+    rows, names = [], dict.fromkeys(name for found in scores.values() for name in found)
+    for task, by_model in scores.items():
+        splits = ["dev", "dev_mismatched"] if task == "mnli" else ["dev"]
+        for name, values in by_model.items():
+            members = values if name in groups else [values]
+            for member, own in enumerate(members, start=1 if name in groups else 0):
+                for seed, value in enumerate(own):
+                    for split in splits:
+                        for metric, guess in zip(TASKS[task].metrics, GUESS[task], strict=True):
+                            score = value[split] if isinstance(value, dict) else value
+                            score = guess if score is None else score
+                            end = (7, 0.1, 10.0, 1.0, value is None, False)
+                            run = (task, name, member, seed)
+                            rows.append((*run, split, metric, score, guess, *end))
+    tasks = {
+        task: TaskRecord(
+            title=TASKS[task].title,
+            metrics=TASKS[task].metrics,
+            settings=Settings(precision="fp32"),
+            sizes={"train": 100, "dev": 50},
+            fingerprints={},
+            seeds=seeds,
+            notes=(f"A note on {task}.",),
+        )
+        for task in scores
+    }
+    models = [
+        Model(name=name, member=member, folder=name, fingerprint=name, untrained=name == control)
+        for name in names
+        for member in ((1, 2, 3) if name in groups else (0,))
+    ]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return FinetuneResult(machine={}, models=tuple(models), tasks=tasks, scores=frame, **more)
+
+
+def test_a_score_is_mean_interval_and_median_over_seeds():
+    row = study({"mrpc": {"a": [0.86, 0.88, 0.93]}}).table().loc[0]
+    # Student's t at two degrees of freedom is 4.303; the deviation of these three is 3.6056.
+    assert (row["task"], row["metric"], row["model"]) == ("MRPC", "F1", "a")
+    assert row["mean"] == pytest.approx(89.0)
+    assert row["high"] - row["mean"] == pytest.approx(4.3027 * 3.6056 / 3**0.5, rel=1e-4)
+    assert (row["median"], row["runs"], row["failed"], row["guess"]) == (88.0, 3, 0, 80.0)
+    other = study({"mrpc": {"a": [0.86, 0.88, 0.93]}}).table(headline=False)
+    assert list(other["metric"]) == ["accuracy"]
+
+
+def test_a_difference_is_paired_by_seed():
+    # Seeds differ by far more than the models do; paired, the difference is clear.
+    result = study({"cola": {"a": [0.82, 0.86, 0.90], "b": [0.83, 0.872, 0.911]}})
+    row = result.table().loc[1]
+    assert row["difference"] == pytest.approx(1.1)
+    assert (round(row["difference_low"], 2), round(row["difference_high"], 2)) == (0.85, 1.35)
+    assert (row["pairs"], row["outcome"]) == (3, "better")
+    assert result.table(base="b")["outcome"][0] == "worse"
+    sentence = (
+        "CoLA (Matthews): b is better than a, +1.1 points (95 % interval +0.9 to +1.3, 3 pairs)."
+    )
+    assert sentence in result.verdict()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "outcome"),
+    [
+        ([0.87, 0.86, 0.88], [0.86, 0.88, 0.87], "no difference"),
+        ([0.87], [0.86], "one seed"),
+        ([0.87, 0.86, 0.88], [0.99], "one seed"),
+        ([0.5, 0.6, 0.64], [0.9, 0.6, 0.5], "no information"),
+    ],
+)
+def test_what_may_be_noise_is_not_called_a_difference(a, b, outcome):
+    result = study({"wnli" if max(a) < 0.7 else "mrpc": {"a": a, "b": b}})
+    assert result.table()["outcome"][1] == outcome
+    said = " ".join(result.verdict())
+    assert ("cannot tell b and a apart" in said) == (outcome == "no information")
+    assert ("WNLI carries no information" in said) == (outcome == "no information")
+    assert ("says nothing of noise" in said) == (outcome == "one seed")
+
+
+def test_failed_runs_are_counted_and_stay_in_the_mean():
+    # One at guessing, one below, one that diverged and so counts as guessing.
+    result = study({"cola": {"a": [0.3, 0.0, -0.1, None]}}, seeds=4)
+    row = result.table().loc[0]
+    assert (row["mean"], row["runs"], row["failed"]) == (pytest.approx(5.0), 4, 3)
+    said = result.verdict()
+    assert "3 of 4 runs failed: they ended no better than guessing (CoLA 3). They count" in said[2]
+    assert "1 run diverged and count as guessing." in said
+
+
+def test_of_several_pretraining_seeds_the_noise_is_between_them():
+    # Fine-tuning seeds agree within each member, so that counting all nine would call it certain.
+    a = [[0.85] * 3, [0.88] * 3, [0.91] * 3]
+    b = [[0.90, 0.92, 0.88], [0.86, 0.87, 0.85], [0.92, 0.93, 0.91]]
+    row = study({"mrpc": {"a": a, "b": b}}, groups=("a", "b")).table().loc[1]
+    assert row["mean"] == pytest.approx(100 * (0.90 + 0.86 + 0.92) / 3)
+    assert (row["runs"], row["pairs"]) == (9, 3)
+    assert row["difference"] == pytest.approx(100 * (0.05 - 0.02 + 0.01) / 3)
+    assert row["outcome"] == "no difference"
+
+
+def test_glues_average_is_over_tasks_without_wnli_and_over_common_seeds():
+    halves = {"dev": 0.70, "dev_mismatched": 0.60}
+    scores = {
+        "mnli": {"a": [halves] * 2},
+        "mrpc": {"a": [0.9, 0.8, 0.85]},
+        "wnli": {"a": [0.1] * 3},
+    }
+    table = study(scores).table()
+    assert list(table["task"]) == ["MNLI", "MNLI mismatched", "MRPC", "WNLI", "GLUE average"]
+    assert table["mean"][4] == pytest.approx(100 * ((0.65 + 0.9) / 2 + (0.65 + 0.8) / 2) / 2)
+    assert math.isnan(table["guess"][4])
+    assert "GLUE average" not in list(study({"mrpc": {"a": [0.9]}}).table()["task"])
+
+
+def test_what_is_not_above_the_control_shows_nothing_of_pretraining():
+    scores = {
+        "mrpc": {"a": [0.86, 0.88, 0.87], "b": [0.90, 0.90, 0.92], "random": [0.87, 0.86, 0.88]},
+        "mnli": {"a": [0.60, 0.61, 0.62], "b": [0.60, 0.61, 0.62], "random": [0.60, 0.62, 0.61]},
+    }
+    said = study(scores, control="random").verdict()
+    assert "b against random, 3 measures: better on 1, no difference on 2." in said
+    (silent,) = [line for line in said if "no claim that pre-training helps" in line]
+    assert silent.startswith("MNLI and MNLI mismatched: no model beats random")
+    assert not any(line.startswith("random against") for line in said)
+    one = {task: {m: v[:1] for m, v in found.items()} for task, found in scores.items()}
+    assert "pre-training helps" not in " ".join(study(one, control="random").verdict())
+
+
+def test_what_is_missing_or_unfinished_and_every_note_is_said():
+    scores = {"mrpc": {"a": [0.88, 0.89], "b": [0.88, 0.87, 0.90]}}
+    said = study(scores, missing=("qqp", "rte")).verdict()
+    assert "Not finished: 1 run." in said
+    assert "There is no data for qqp and rte." in said
+    assert "A note on mrpc." in said
+    assert said[-1] == "5 runs took 55 s."
+    assert study({}).verdict() == ["No run has finished yet."]
+
+
+def test_many_measures_bring_a_warning_of_chance():
+    values = {"a": [0.90, 0.91, 0.92], "b": [0.90, 0.92, 0.91]}
+    few = " ".join(study(dict.fromkeys(("mrpc", "cola", "mnli"), values)).verdict())
+    many = " ".join(study(dict.fromkeys(("mrpc", "cola", "mnli", "qqp"), values)).verdict())
+    assert "by chance alone" not in few
+    assert "by chance alone" in many
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    result = study({"cola": {"a": [0.3, None]}}, missing=("rte",))
+    result.write(tmp_path / "finetune.json")
+    found = read_finetune(tmp_path)
+    assert found.model_dump_json() == result.model_dump_json()
+    pd.testing.assert_frame_equal(found.table(), result.table())
