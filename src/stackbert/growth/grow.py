@@ -423,9 +423,6 @@ def _fill(
     for name, buffer in new.named_buffers():
         if name not in state:  # computed by the constructor, which knows each layer's place
             buffer.data = fitted(name, buffer, buffer.dtype)
-    # What save_pretrained leaves out of the file because its twin is in there.
-    tied = new.all_tied_weights_keys.items()
-    new.all_tied_weights_keys = {a: b for a, b in tied if state.get(a) is state.get(b)}
 
 
 def _set_modes(new: PreTrainedModel, old: PreTrainedModel) -> None:

@@ -45,11 +45,6 @@ class RunRecord(Record):
     matrix_rate: PositiveFloat
     """Measured FLOP/s of one process' matrix products: what MFU is a share of."""
 
-    @property
-    def total_matrix_rate(self) -> float:
-        """FLOP/s of all processes together."""
-        return self.matrix_rate * int(self.machine.get("processes", 1))
-
 
 def is_run(folder: Path) -> bool:
     """Whether a run was started in this folder."""
