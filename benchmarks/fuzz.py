@@ -12,7 +12,6 @@ case failed, whose files are then kept in `fuzz-failures/`.
 """
 
 import argparse
-import bz2
 import copy
 import faulthandler
 import gzip
@@ -42,10 +41,9 @@ from stackbert.errors import StackBertError
 from stackbert.files import sha256, writing
 from stackbert.finetuning.data import official_tasks, own_data, read_tables
 
-SECONDS = 30
-"""A case that takes longer counts as a hang; on an idle machine none takes five."""
-MEMORY = 4 << 30
-"""Bytes a reader may allocate beyond what its libraries have."""
+SECONDS, MEMORY = 120, 4 << 30
+"""A case that takes longer counts as a hang (on an idle machine none takes five), one that takes
+more bytes fails."""
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
 FORBIDDEN += ("socket.connect", "pickle.find_class")
 PIECES = [
@@ -54,7 +52,8 @@ PIECES = [
     *("漢字🙂\u202e\u0301".encode(), b"\\ud800", b"../../etc/passwd", b"%s{0}", bytes(64)),
     *(b"!!python/object/apply:os.system ['id']", b"cos\nsystem\n(S'id'\ntR.", b"</script><b>"),
 ]
-VALUES: list[Any] = [
+Json = Any
+VALUES: list[Json] = [
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf")),
     *("", "x", "../../x", "/etc/passwd", "a\0b", "x" * 10_000, "[MASK]", "\ud800", "漢字🙂"),
     *([], [[]], [None] * 3, {}, {"x": {}}, {"": 1}, [1e400, "a"], "!!python/name:os.system"),
@@ -71,106 +70,107 @@ TINY = [
 COMPRESS: dict[str, tuple[Callable[..., bytes], Callable[..., bytes]]] = {
     ".gz": (gzip.compress, gzip.decompress),
     ".xz": (lzma.compress, lzma.decompress),
-    ".bz2": (bz2.compress, bz2.decompress),
     ".zst": (zstandard.compress, zstandard.decompress),
 }
 
 
 def make_material(folder: Path) -> None:
-    """One of everything, as small as it can be, in folders named for what they hold."""
-    text, tables = folder / "text", folder / "tables"
-    text.mkdir(parents=True)
-    tables.mkdir()
+    """One of everything, as small as it can be, in folders named as the readers are."""
+    for name in ("text", "tables", "recipe", "set", "glue/SST-2", "squad"):
+        (folder / name).mkdir(parents=True)
     write_factbook(folder / "all.txt")
     articles = [part[:900] for part in (folder / "all.txt").read_text("utf-8").split("\n\n")[:40]]
-    (folder / "all.txt").unlink()
-    plain = "\n\n".join(articles).encode()
-    rows = "".join(json.dumps({"text": each, "id": 1}) + "\n" for each in articles).encode()
+    frame = pd.DataFrame({"text": [article[:60] for article in articles], "label": [0, 1] * 20})
+    plain, text = "\n\n".join(articles).encode(), folder / "text"
     (text / "a.txt").write_bytes(plain)
-    (text / "b.jsonl").write_bytes(rows)
-    pd.DataFrame({"text": articles}).to_parquet(text / "c.parquet")
+    frame.to_json(text / "b.jsonl", orient="records", lines=True)
+    frame.to_parquet(text / "c.parquet")
     for suffix, (compress, _) in COMPRESS.items():
         (text / f"d.txt{suffix}").write_bytes(compress(plain))
-        (text / f"e.jsonl{suffix}").write_bytes(compress(rows))
-    corpus, run = folder / "corpus", folder / "run"
+    corpus, run, recipe = folder / "corpus", folder / "run", sb.load_recipe("demo", TINY)
     sb.build_corpus(corpus, text=text / "a.txt", vocab_size=300, validation=0.2)
-    shutil.copytree(corpus / "tokenizer", folder / "tokenizer")
-    recipe = sb.load_recipe("demo", TINY)
     sb.pretrain(recipe, corpus=corpus, out=run)
-    (folder / "recipe").mkdir()
-    shutil.copyfile(run / "recipe.yaml", folder / "recipe" / "recipe.yaml")
-    (folder / "set").mkdir()
-    (folder / "set" / "override.txt").write_text("optimizer.betas=[0.9, 0.98]")
-    (folder / "resume").mkdir()
-    shutil.copytree(run, folder / "resume" / "run")
+    for source, name in (
+        ("corpus/tokenizer", "tokenizer"),
+        ("run", "resume"),
+        ("run/model", "model"),
+    ):
+        shutil.copytree(folder / source, folder / name)
     for done in ("model", "checkpoints/step-00000004"):
-        shutil.rmtree(folder / "resume" / "run" / done)
-    shutil.copytree(run / "model", folder / "model")
+        shutil.rmtree(folder / "resume" / done)
+    shutil.copyfile(run / "recipe.yaml", folder / "recipe" / "recipe.yaml")
+    (folder / "set" / "override.txt").write_text("optimizer.betas=[0.9, 0.98]")
     sb.compare(recipe, corpus=corpus, out=folder / "comparison", seeds=1, budget="4steps")
     sb.measure_attention(run, text=text / "a.txt", out=folder / "attention", sentences=8)
-    frame = pd.DataFrame({"text": [a[:60] for a in articles], "label": [0, 1] * 20})
+    tables, glue, squad = folder / "tables", folder / "glue" / "SST-2", folder / "squad"
     frame.to_csv(tables / "own.csv", index=False)
     frame.to_csv(tables / "own.tsv", index=False, sep="\t")
     frame.to_json(tables / "own.jsonl", orient="records", lines=True)
     frame.to_parquet(tables / "own.parquet")
     settings = ["max_steps=2", "batch=4", "max_length=16", "precision=fp32"]
-    study = {"task": "own", "data": tables / "own.csv", "seeds": 1, "settings": settings}
-    sb.finetune(run / "model", out=folder / "finetuning", **study)
-    glue, squad = folder / "glue" / "SST-2", folder / "squad"
-    glue.mkdir(parents=True)
-    squad.mkdir()
+    data, out = tables / "own.csv", folder / "finetuning"
+    sb.finetune(run / "model", task="own", data=data, out=out, seeds=1, settings=settings)
     question = {"id": "q", "question": "What?", "answers": [{"text": "a b", "answer_start": 2}]}
-    paragraph = {"context": "x a b c", "qas": [question]}
+    articles = [{"title": "t", "paragraphs": [{"context": "x a b c", "qas": [question]}]}]
     for split in ("train", "dev"):
         frame.to_csv(glue / f"{split}.tsv", sep="\t", index=False, header=["sentence", "label"])
-        data = {"version": "1.1", "data": [{"title": "t", "paragraphs": [paragraph]}]}
-        (squad / f"{split}-v1.1.json").write_text(json.dumps(data))
+        (squad / f"{split}-v1.1.json").write_text(json.dumps({"data": articles}))
 
 
-def resume(folder: Path, corpus: Path, damaged: Path) -> None:
-    """Resume the run; its checksums are those of the damaged files, so that they are opened."""
+def resume(folder: Path, damaged: Path) -> None:
+    """Resume a run whose checksums are those of the damaged file, so that it is opened."""
     state = damaged.parent / "state.json"
-    if damaged.parent.name.startswith("step-") and damaged != state:
+    if state.is_file() and damaged != state:
         fields = json.loads(state.read_bytes())
         fields["sha256"][damaged.name] = sha256(damaged)
         state.write_text(json.dumps(fields))
-    sb.pretrain(sb.load_recipe("demo", TINY), corpus=corpus, out=folder / "run")
+    sb.pretrain(sb.load_recipe("demo", TINY), corpus=folder.parent / "corpus", out=folder)
 
 
-def read_tables_of(path: Path) -> None:
+def open_table(path: Path) -> None:
+    """Read one's own table for fine-tuning."""
     raw, name, notes = read_tables({"train": path, "dev": None, "test": None}, None)
     own_data(raw, name, notes, text="text", label="label")
 
 
 def open_whole_corpus(folder: Path) -> None:
+    """Open a corpus as a run does."""
     corpus = sb.open_corpus(folder)
     corpus.verify()
     corpus.vocabulary  # noqa: B018 (opened when it is asked for)
 
 
 def grow_and_measure(folder: Path, out: Path) -> None:
+    """Open a model in two ways."""
     sb.grow_folder(folder, out / "grown", 4)
     sb.measure_attention(folder, text=["The river runs to the sea."] * 2)
 
 
+def override(path: Path) -> None:
+    """Take what a file holds as the argument of --set."""
+    sb.load_recipe("demo", [path.read_bytes().decode("utf-8", "surrogateescape")])
+
+
+def report(folder: Path, out: Path) -> None:
+    """Read a folder of results and write its page."""
+    sb.report(folder, out / "report.html")
+
+
 Reader = Callable[[Path, Path, Path], Any]
 """Reads a folder of the material, in which a file is damaged: (folder, file, empty folder)."""
-READERS: dict[str, tuple[str, Reader]] = {  # the files it reads, and how
+READERS: dict[str, tuple[str, Reader]] = {  # the files that are damaged, and how they are read
     "recipe": ("*", lambda folder, file, out: sb.load_recipe(file)),
-    "set": ("*", lambda folder, file, out: sb.load_recipe("demo", [file.read_bytes().decode("utf-8", "surrogateescape")])),
+    "set": ("*", lambda folder, file, out: override(file)),
     "text": ("*", lambda folder, file, out: [list(t.documents()) for t in open_files(file)]),
     "tokenizer": ("*", lambda folder, file, out: load_tokenizer(folder)),
     "corpus": ("**/*", lambda folder, file, out: open_whole_corpus(folder)),
-    "run": ("*", lambda folder, file, out: sb.report(folder, out / "report.html")),
-    "resume": (
-        "run/**/*",
-        lambda folder, file, out: resume(folder, folder.parent / "corpus", file),
-    ),
+    "run": ("*", lambda folder, file, out: report(folder, out)),
+    "resume": ("**/*", lambda folder, file, out: resume(folder, file)),
     "model": ("*", lambda folder, file, out: grow_and_measure(folder, out)),
-    "comparison": ("*.json", lambda folder, file, out: sb.report(folder, out / "report.html")),
-    "attention": ("*", lambda folder, file, out: sb.report(folder, out / "report.html")),
-    "finetuning": ("*.json", lambda folder, file, out: sb.report(folder, out / "report.html")),
-    "tables": ("*", lambda folder, file, out: read_tables_of(file)),
+    "comparison": ("*.json", lambda folder, file, out: report(folder, out)),
+    "attention": ("*", lambda folder, file, out: report(folder, out)),
+    "finetuning": ("*.json", lambda folder, file, out: report(folder, out)),
+    "tables": ("*", lambda folder, file, out: open_table(file)),
     "glue": ("**/*", lambda folder, file, out: official_tasks("sst-2", folder, None)),
     "squad": ("*", lambda folder, file, out: official_tasks("squad", folder, None)),
 }
@@ -202,7 +202,7 @@ def damage_bytes(data: bytes, draw: random.Random) -> bytes:
     return data
 
 
-def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
+def places_in(value: Json) -> Iterator[tuple[Any, Any]]:
     """Each container of a JSON value with each of its keys."""
     for key in list(value) if isinstance(value, dict) else range(len(value)):
         yield value, key
@@ -210,7 +210,7 @@ def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from places_in(value[key])
 
 
-def damage_value(value: Any, draw: random.Random) -> Any:
+def damage_value(value: Json, draw: random.Random) -> Json:
     """Exchange, rename or drop one to three parts of a JSON value."""
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         places = list(places_in(value)) if isinstance(value, dict | list) else []
@@ -256,40 +256,41 @@ def damage(name: str, data: bytes, draw: random.Random) -> bytes:
 
 
 def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    """When each file was changed, and its size."""
     files = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
     return {path: (s.st_mtime_ns, s.st_size) for path, s in files if path.name != ".lock"}
 
 
 def run_case(name: str, number: int, seed: int, material: Path, kept: Path) -> tuple[str, str]:
-    """(refused, accepted or failed, what was said)."""
-    draw = random.Random(f"{seed} {name} {number}")
-    pattern, read = READERS[name]
+    """(refused, accepted or failed, what was said). Case -1 damages nothing."""
+    draw, (pattern, read) = random.Random(f"{seed} {name} {number}"), READERS[name]
     with tempfile.TemporaryDirectory(prefix="fuzz-case-") as out:
-        folder = material / name
-        if name == "resume":  # which writes into its folder
-            folder = shutil.copytree(folder, Path(out) / name)
-            shutil.copytree(material / "corpus", Path(out) / "corpus")
-        (Path(out) / "out").mkdir()
-        files = sorted(p for p in folder.glob(pattern) if p.is_file() and p.name != ".lock")
-        file = draw.choice([path for path in files if path.stat().st_size])
-        before = file.read_bytes()
-        file.write_bytes(damage(file.name, before, draw))
-        found, what, seen = "accepted", "", stamps(material)
+        folder, is_writer = material / name, name == "resume"
+        files = sorted(p for p in folder.glob(pattern) if p.is_file() and p.stat().st_size)
+        file, before = draw.choice(files), {path: path.read_bytes() for path in files}
+        if number >= 0:
+            file.write_bytes(damage(file.name, before[file], draw))
         kept.write_bytes(file.read_bytes())
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        (found, what), seen = ("accepted", ""), stamps(material)
         ran.clear()
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
             with writing("running the command"):  # as the command line does
-                read(folder, file, Path(out) / "out")
+                read(folder, file, Path(out))
         except StackBertError as error:
             found, what = "refused", str(error)
         except BaseException:
             found, what = "failed", traceback.format_exc()
         faulthandler.cancel_dump_traceback_later()
-        if ran or stamps(material) != seen:
+        if ran or (stamps(material) != seen and not is_writer):
             found, what = "failed", f"{ran or 'another file was changed'}\n{what}"
-        file.write_bytes(before)
-        return found, f"{file.relative_to(folder)}: {what}"
+        for path in folder.rglob("*") if is_writer else ():
+            if path.is_file() and path not in before:
+                path.unlink()
+        for path in files if is_writer else [file]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(before[path])
+        return found, f"{file.relative_to(folder)}: {what}".encode("utf-8", "replace").decode()
 
 
 ran: list[str] = []
@@ -298,10 +299,12 @@ ran: list[str] = []
 
 def work(name: str, first: int, cases: int, seed: int, material: Path, journal: Path) -> None:
     """Run the cases first … cases - 1; a line in the journal before and after each."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     sys.addaudithook(lambda event, _: ran.append(event) if event in FORBIDDEN else None)
     kept = journal.with_suffix(".case")
+    found, what = run_case(name, -1, seed, material, kept)  # libraries load
+    if found != "accepted" and "subprocess" not in what:
+        sys.exit(f"The reader does not take undamaged files: {what}")
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     with journal.open("w") as file:
         for number in range(first, cases):
             print(json.dumps([number]), file=file, flush=True)
@@ -315,14 +318,19 @@ def fuzz(name: str, given: argparse.Namespace, material: Path, folder: Path) -> 
     """All cases of a reader, in a process that is started again where a case ends it."""
     journal, log, found, first = folder / f"{name}.jsonl", folder / f"{name}.log", [], 0
     command = [sys.executable, __file__, "--cases", str(given.cases), "--seed", str(given.seed)]
-    command += ["--reader", name, "--work", str(material), "--journal", str(journal)]
     while first < given.cases:
-        with log.open("wb") as file:
-            subprocess.run([*command, "--first", str(first)], stdout=file, stderr=file)
+        with log.open("wb") as file, tempfile.TemporaryDirectory(prefix="fuzz-") as own:
+            copied = shutil.copytree(material, Path(own) / "material")
+            more = ["--reader", name, "--work", copied, "--journal", journal, "--first", str(first)]
+            journal.write_text("")
+            subprocess.run([*command, *more], stdout=file, stderr=file)
         rows = [json.loads(line) for line in journal.read_text().splitlines()]
+        said = log.read_text("utf-8", "replace")[-3000:]
+        if not rows:
+            sys.exit(f"The fuzzer itself failed: {said}")
         found += [row for row in rows if len(row) > 1]
         if len(rows[-1]) == 1:
-            found.append([*rows[-1], "failed", log.read_text("utf-8", "replace")[-3000:]])
+            found.append([*rows[-1], "failed", said])
             shutil.copyfile(journal.with_suffix(".case"), folder / f"{name}-{rows[-1][0]}")
         first = found[-1][0] + 1
     return pd.DataFrame(found, columns=["case", "outcome", "what"]).assign(reader=name)
@@ -347,7 +355,7 @@ def main() -> None:
         return
     readers = given.reader or list(READERS)
     given.cases = -(-given.cases // len(readers))
-    failures = Path("fuzz-failures")
+    failures = Path("fuzz-failures").resolve()
     failures.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         material = given.work or Path(name) / "material"
