@@ -229,7 +229,7 @@ def pretrain(
         progress=console_progress(),
     )
     if is_main_process():
-        typer.echo(result.text())
+        typer.echo(result.table())
         typer.echo(
             f"The model is {result.model_folder}; transformers opens it with from_pretrained."
         )

@@ -57,7 +57,7 @@ def run_demo(
     depths = " → ".join(str(stage.depth) for stage in recipe.stages)
     say(f"Training: {depths} layers, {recipe.total_steps:,} steps.")
     result = pretrain(recipe, corpus=corpus, out=out / "run", progress=progress)
-    say(result.text())
+    say(result.table())
     entropy = manifest.validation.unigram_entropy
     say(
         f"Validation loss {result.loss:.3f} nats, {entropy - result.loss:.3f} below that of a "

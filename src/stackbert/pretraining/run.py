@@ -87,7 +87,7 @@ class RunResult:
         last = self.stages.iloc[-1]
         return float(self.stages.steps.sum() * last.seconds / last.steps)
 
-    def text(self) -> str:
+    def table(self) -> str:
         """The stages as text, and where the time went in a sentence or two."""
         shown = self.stages.drop(columns="flops")
         shown.insert(4, "share", self.stages.seconds / self.seconds)
@@ -152,8 +152,8 @@ def pretrain(
         parse_duration(budget)
     for name in set(track) - set(TRACKERS):
         raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
-    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=opened.fingerprint)
+    corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=corpus.fingerprint)
     folder = Path(out)
     keep_memory()
     with (
@@ -165,52 +165,37 @@ def pretrain(
     ):
         world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
         progress = (progress or Progress()) if world.is_main else Progress()
-        _train_and_export(folder, asked, opened, resume, track, progress, world)
-        told = world.broadcast_object(lambda: _result(folder))
-    return RunResult(
-        folder, folder / MODEL, pd.DataFrame(told["stages"]), told["loss"], told["wall"]
-    )
-
-
-def _train_and_export(
-    folder: Path,
-    asked: Request,
-    corpus: Corpus,
-    resume: str,
-    track: Sequence[str],
-    progress: Progress,
-    world: World,
-) -> None:
-    device = pick_device()
-    watch = Stopwatch(lambda: synchronise(device))
-    with watch.measuring("start-up"):
-        found = world.broadcast_object(lambda: _find(folder, asked, resume, world))
-        if world.broadcast_object(lambda: (folder / MODEL).exists()):
-            progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
-            return
-        fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
-        world.all_pass(lambda: _check_corpus(corpus, fingerprint))
-        if found is None:
-            with watch.measuring("tuning"):
-                record = _tune(asked, corpus, device, progress, world)
-            if world.is_main:
-                write_run(folder, record)
-        else:
-            record = RunRecord.model_validate(found)
-    with progress, StopRequest() as stop:
+        device = pick_device()
+        watch = Stopwatch(lambda: synchronise(device))
         with watch.measuring("start-up"):
-            run = _open(folder, record, corpus, device, track, progress, watch, world)
-        try:
-            train(run, stop)
-        except (OSError, UserError):
-            if run.ledger is not None:
-                run.ledger.check_place()  # a folder that is gone explains either
-            raise
-        finally:
-            run.close()
-    weights = run.trainer.full_weights()
-    if world.is_main:
-        _export(run, weights, record, corpus)
+            found = world.broadcast_object(lambda: _find(folder, asked, resume, world))
+            if world.broadcast_object(lambda: (folder / MODEL).exists()):
+                progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
+                return _result(folder, world)
+            fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
+            world.all_pass(lambda: _check_corpus(corpus, fingerprint))
+            if found is None:
+                with watch.measuring("tuning"):
+                    record = _tune(asked, corpus, device, progress, world)
+                if world.is_main:
+                    write_run(folder, record)
+            else:
+                record = RunRecord.model_validate(found)
+        with progress, StopRequest() as stop:
+            with watch.measuring("start-up"):
+                run = _open(folder, record, corpus, device, track, progress, watch, world)
+            try:
+                train(run, stop)
+            except (OSError, UserError):
+                if run.ledger is not None:
+                    run.ledger.check_place()  # a folder that is gone explains either
+                raise
+            finally:
+                run.close()
+        weights = run.trainer.full_weights()
+        if world.is_main:
+            _export(run, weights, record, corpus)
+        return _result(folder, world)
 
 
 def _find(folder: Path, asked: Request, resume: str, world: World) -> dict[str, Any] | None:
@@ -316,9 +301,7 @@ def _open(
     Only rank 0 looks into the run directory, which may be on its machine alone.
     """
     recipe = record.recipe
-    checkpoints = Checkpoints(
-        folder / CHECKPOINTS, corpus.tokenizer_folder, recipe.longest_sequence
-    )
+    checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, corpus.tokenizer_folder)
 
     def newest() -> dict[str, Any] | None:
         state = checkpoints.newest(progress.say)
@@ -414,13 +397,16 @@ def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Cor
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    try:
-        stages, ledger = stage_table(folder), read_ledger(folder)
-    except UserError as error:
-        raise UserError(f"{error} The model is whole all the same: {folder / MODEL}.") from error
-    return {
-        "stages": stages.to_dict("list"),
-        "loss": float(ledger.loss[ledger.kind == "evaluation"].iloc[-1]),
-        "wall": ledger.wall.dropna().iloc[-1],
-    }
+def _result(folder: Path, world: World) -> RunResult:
+    def read() -> dict[str, Any]:
+        try:
+            stages, ledger = stage_table(folder), read_ledger(folder)
+        except UserError as error:
+            raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
+        loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
+        wall = ledger.wall.dropna().iloc[-1]
+        return {"stages": stages.to_dict("list"), "loss": loss, "wall": wall}
+
+    told = world.broadcast_object(read)
+    stages = pd.DataFrame(told["stages"])
+    return RunResult(folder, folder / MODEL, stages, told["loss"], told["wall"])
