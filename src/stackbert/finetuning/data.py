@@ -192,8 +192,7 @@ def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None 
         if not split.startswith("test"):  # labels of test splits are not even looked at
             wanted["label"] = task.label
         columns = {n: _column(frame, names, where) for n, names in wanted.items() if any(names)}
-        with reading(where):
-            cells = frame[list(columns.values())].map(_plain).set_axis(list(columns), axis=1)
+        cells = _texts(frame, list(columns.values()), where).set_axis(list(columns), axis=1)
         is_wrong = pd.Series(False, index=cells.index)
         for name in cells.columns.intersection(["text", "text_pair"]):
             is_wrong |= cells[name].str.strip() == ""
@@ -226,14 +225,19 @@ def _column(frame: pd.DataFrame, names: Sequence[str | None], where: str) -> str
     return found[0]
 
 
-def _plain(value: Any) -> str:  # noqa: ANN401 (any cell)
-    """A cell as text; a missing one is empty."""
-    if isinstance(value, str):
-        # Halves of a character, which no tokenizer takes, are replaced.
-        return value.encode("utf-8", "replace").decode()
-    if value is None or value != value:
-        return ""
-    return json.dumps(value.item() if hasattr(value, "item") else value)
+def _texts(frame: pd.DataFrame, columns: Sequence[str], where: str) -> pd.DataFrame:
+    """Cells as text; a missing one is empty."""
+
+    def plain(value: Any) -> str:  # noqa: ANN401 (any cell)
+        if isinstance(value, str):
+            # Halves of a character, which no tokenizer takes, are replaced.
+            return value.encode("utf-8", "replace").decode()
+        if value is None or value != value:
+            return ""
+        return json.dumps(value.item() if hasattr(value, "item") else value)
+
+    with reading(where):
+        return frame[list(columns)].map(plain)
 
 
 def _numbers(task: Task, labels: "pd.Series[str]") -> "pd.Series[float]":
@@ -289,14 +293,14 @@ def own_data(
         UserError: a column or label is wrong, or "auto" cannot tell classes from numbers.
     """
     where, train = raw["train"]
-    labels = train[_column(train, (label,), where)].map(_plain).str.strip()
+    labels = _texts(train, [_column(train, (label,), where)], where).iloc[:, 0].str.strip()
     kind, classes = _kind_of(labels[labels != ""], kind, f"{where}: the column '{label}'")
     is_class = kind == "classification"
     taken = f"{len(classes)} classes" if is_class else "numbers"
     notes = [*notes, f"{where}: the column '{label}' is taken for {taken}."]
     if "dev" not in raw:
         columns = [_column(train, (name,), where) for name in (text, second) if name]
-        is_dev = _chosen_for_dev(train[columns].map(_plain))
+        is_dev = _chosen_for_dev(_texts(train, columns, where))
         if is_dev.all():
             raise UserError(
                 f"{where} has too few different texts for a dev split. Give a dev table."

@@ -23,6 +23,10 @@ METRICS = {
     "exact_match": "exact match",
 }
 
+_POINTS = ("mean", "low", "high", "median", "guess", "difference", "difference_low")
+FORMATS = dict.fromkeys((*_POINTS, "difference_high"), "{:.1f}") | {"pairs": "{:.0f}"}
+"""How to print the columns of `score_table`."""
+
 
 class _Measure(NamedTuple):
     """A number that models are judged by, in points of a hundred."""
