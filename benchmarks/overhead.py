@@ -1,325 +1,154 @@
-"""Where the time of a run goes that is not training: half an hour with three growths.
+"""Where the time of a run goes that is not training, and how long its first step takes to come.
 
     python benchmarks/overhead.py --corpus corpus --budget 30m
 
-Runs `stackbert pretrain` in a process of its own, on small-cpu's model grown 1 → 2 → 4 → 8, takes
-the wall time from outside and the kinds of work from the run's ledger. What a ledger cannot know is
-timed from outside, too: Python and its libraries before `pretrain` is called, and the export of the
-model and the end of the process after the last line. What is left then is everything else.
-
-The run is then begun again some times, as a short one and, if it is a long one, at its full length,
-to see how long it takes from the start of the process to the end of the first step. The report goes
-to benchmarks/results/ as JSON and Markdown.
+Runs `stackbert pretrain` in a process of its own, on small-cpu's model grown 1 → 2 → 4 → 8. The
+wall time is taken from outside, the kinds of work from the run's ledger. What a ledger cannot know
+is timed from outside, too: Python and its libraries before `pretrain` is called, and the export of
+the model after the last line. Then short runs are started, to see how long it takes from the start
+of the process to the end of the first step.
 """
 
 import argparse
-import json
-import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 import reporting
-import stackbert as sb
-from made_up import write_made_up_text
-from reporting import Report, Table
+from stackbert.corpus.build import build_corpus
+from stackbert.demo import write_factbook
+from stackbert.pretraining.ledger import LEDGER, read_ledger
+from stackbert.recipe import Recipe
+from stackbert.recipes import load_recipe
 
 SHORT = 40
 """Steps of a run that is too short to measure anything before it starts."""
-LONG = 600.0
-"""Seconds of training from which a run does; then its first step is waited for, too."""
 SMOKE = (
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "batch.sequences=4",
-    "batch.sequence_length=16",
+    "model={hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}",
+    "batch={sequences: 4, sequence_length: 16}",
     "evaluation.sequences=16",
     "precision=fp32",
 )
 
 
-@dataclass(frozen=True)
-class Watched:
-    """A training as seen from outside; seconds since its process was started."""
-
-    called: float
-    """When `pretrain` made the run directory: until then Python loads its libraries."""
-    first_step: float
-    """When the ledger's first line about steps appeared."""
-    ended: float
-    """When its last line did, after the last step and checkpoint."""
-    wall: float
-    peak_memory: int
-    """Bytes."""
+def recipe_at(name: str, depths: list[int], overrides: list[str]) -> Recipe:
+    """A recipe over other depths, each with as many steps as the others."""
+    recipe = load_recipe(name, overrides)
+    stages = [{"depth": d, "steps": max(1, recipe.total_steps // len(depths))} for d in depths]
+    return Recipe.model_validate(recipe.model_dump(mode="json") | {"stages": stages})
 
 
-def watch(command: list[str], run: Path, *, only_first_step: bool = False) -> Watched:
-    """Run a training and look at its ledger now and then.
+def watch(command: list[str], run: Path, *, until_first_step: bool = False) -> dict[str, float]:
+    """Train, and look at the run's ledger now and then.
 
-    Args:
-        command: without --out.
-        run: the run directory.
-        only_first_step: end it once a step is in the ledger.
-
-    Raises:
-        SystemExit: it failed.
+    Returns seconds since the process was started: "called" (when the run directory appeared),
+    "step" (the ledger's first line about steps), "end" (its last line), "wall".
     """
-    log, ledger = run.with_name(run.name + ".log"), run / "metrics.jsonl"
-    begun = time.monotonic()
+    log, ledger = run.with_name(run.name + ".log"), run / LEDGER
     seen: dict[str, float] = {}
+    begun = time.monotonic()
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--out", str(run)], stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen([*command, "--out", str(run)], stdout=output, stderr=output)
         try:
             while process.poll() is None:
                 now = time.monotonic() - begun
-                if "called" not in seen and run.exists():
-                    seen["called"] = now
+                if run.exists():
+                    seen.setdefault("called", now)
+                last = ledger.read_bytes()[-8192:] if ledger.exists() else b""
                 for kind in ("step", "end"):
-                    if kind not in seen and _has_line(ledger, kind):
-                        seen[kind] = now
-                if only_first_step and "step" in seen:
-                    break
+                    if f'"kind": "{kind}"'.encode() in last:
+                        seen.setdefault(kind, now)
+                if until_first_step and "step" in seen:
+                    return seen
                 time.sleep(0.1 if "step" in seen else 0.02)
         finally:
-            wall = time.monotonic() - begun
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    ended_here = only_first_step and "step" in seen
-    if process.returncode and not ended_here:
+            seen["wall"] = time.monotonic() - begun
+            process.kill()
+            process.wait()
+    if process.returncode:
         sys.exit(f"The training failed:\n{log.read_text(encoding='utf-8', errors='replace')}")
-    return Watched(
-        seen.get("called", 0.0),
-        seen.get("step", wall),
-        seen.get("end", wall),
-        wall,
-        _peak_memory_of_children(),
+    return {"called": 0.0, "step": seen["wall"], "end": seen["wall"]} | seen
+
+
+def time_table(watched: dict[str, float], ledger: pd.DataFrame) -> pd.DataFrame:
+    """Seconds and share of the wall time for each kind of work."""
+    kinds: dict[str, float] = dict(ledger.wall.dropna().iloc[-1])
+    kinds["before pretrain is called"] = watched["called"]
+    kinds["export of the model, end of the process"] = watched["wall"] - watched["end"]
+    kinds["everything else"] = watched["wall"] - sum(kinds.values())
+    kinds = dict(sorted(kinds.items(), key=lambda item: -item[1]))
+    kinds["outside training and evaluation"] = (
+        watched["wall"] - kinds["training"] - kinds["evaluation"]
     )
-
-
-def _has_line(ledger: Path, kind: str) -> bool:
-    """Whether a line of this kind is among the ledger's last."""
-    if not ledger.exists():
-        return False
-    with ledger.open("rb") as file:
-        file.seek(max(0, ledger.stat().st_size - 8192))
-        return f'"kind": "{kind}"'.encode() in file.read()
-
-
-def _peak_memory_of_children() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def recipe_of(given: argparse.Namespace) -> sb.Recipe:
-    """The recipe with the wanted depths, a like share of the steps each."""
-    recipe = sb.load_recipe(given.recipe, [*(SMOKE if given.smoke else ()), *given.set])
-    share = max(1, recipe.total_steps // len(given.depths))
-    plain = recipe.model_dump(mode="json")
-    plain["stages"] = [{"depth": depth, "steps": share} for depth in given.depths]
-    plain["name"] = f"{recipe.name}-overhead"
-    return sb.Recipe.model_validate(plain)
-
-
-def seconds_by_kind(run: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What the run accounts for: its ledger's last account, or its last checkpoint's."""
-    accounts = [row["wall"] for row in rows if "wall" in row]
-    if accounts:
-        return dict(accounts[-1])
-    last = max((run / "checkpoints").glob("step-????????"))
-    state = json.loads((last / "state.json").read_text(encoding="utf-8"))
-    return dict(state["seconds"])
-
-
-def growths(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each growth's seconds, and those of an evaluation in the stage that it opened (a mean)."""
-    ends = {row["stage"]: row["wall"] for row in rows if row["kind"] == "time"}
-    found, before = [], 0.0
-    for row in (row for row in rows if row["kind"] == "growth"):
-        stage = row["stage"]
-        evaluation = None
-        if stage in ends and stage - 1 in ends:
-            # One more than the ledger has lines: a growth has an evaluation of its own.
-            count = 1 + sum(r["kind"] == "evaluation" and r["stage"] == stage for r in rows)
-            evaluation = (ends[stage]["evaluation"] - ends[stage - 1]["evaluation"]) / count
-        found.append(
-            {
-                "step": row["step"],
-                "from": row["source_depth"],
-                "to": row["target_depth"],
-                "seconds": row["growth_seconds"] - before,
-                "evaluation_seconds": evaluation,
-            }
-        )
-        before = row["growth_seconds"]
-    return found
-
-
-def starts(
-    command: list[str], folder: Path, lengths: dict[str, int], times: int
-) -> dict[str, dict[str, Any]]:
-    """Seconds from the start of a process to the end of its first step, by names of `lengths`."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, length in lengths.items():
-        seconds = []
-        for number in range(times):
-            run = folder / f"start-{length}-{number}"
-            words = [*command, "--steps", str(length), "--set", "log_every=1"]
-            seconds.append(watch(words, run, only_first_step=True).wall)
-        found[name] = {"steps": length, "seconds": seconds}
-    return found
-
-
-def tables(
-    watched: Watched,
-    kinds: dict[str, float],
-    grown: list[dict[str, Any]],
-    begun: dict[str, dict[str, Any]],
-) -> tuple[Table, ...]:
-    """What the report shows."""
-    known = kinds | {
-        "before pretrain is called": watched.called,
-        "export of the model, end of the process": watched.wall - watched.ended,
-    }
-    known["everything else"] = watched.wall - sum(known.values())
-    outside = watched.wall - kinds["training"] - kinds["evaluation"]
-    where = [
-        *sorted(known.items(), key=lambda item: -item[1]),
-        ("outside training, evaluation apart", outside),
-        ("wall time", watched.wall),
-    ]
-    rows = [(kind, f"{s:,.2f}", f"{s / watched.wall:.2%}") for kind, s in where]
-    growth_rows = [
-        (
-            f"{each['from']} → {each['to']}",
-            f"{each['seconds']:.3f}",
-            "" if each["evaluation_seconds"] is None else f"{each['evaluation_seconds']:.3f}",
-        )
-        for each in grown
-    ]
-    start_rows = [
-        (
-            f"{name} ({each['steps']:,} steps)",
-            f"{statistics.median(each['seconds']):.1f}",
-            f"{min(each['seconds']):.1f}–{max(each['seconds']):.1f}",
-        )
-        for name, each in begun.items()
-        if each["seconds"]
-    ]
-    return (
-        Table("Where the time went", ("kind of work", "seconds", "share"), tuple(rows)),
-        Table("Growths", ("depth", "seconds", "an evaluation there, s"), tuple(growth_rows)),
-        Table("From start to first step", ("run", "median, s", "range, s"), tuple(start_rows)),
-    )
-
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--corpus", type=Path, help="from 'stackbert corpus'; by default one of made-up text")
-    add("--budget", help="30m")
-    add("--recipe", default="small-cpu", help="whose model and batches; small-cpu")
-    add("--depths", type=lambda t: [int(d) for d in t.split(",")], default=[1, 2, 4, 8])
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the recipe")
-    add("--starts", type=int, help="times that the first step is waited for, each length; 3")
-    add("--out", type=Path, default=reporting.RESULTS, help="folder of the report")
-    add("--name", help="of the report's two files; overhead-RECIPE")
-    add("--smoke", action="store_true", help="a tiny model for seconds, to see that it runs")
-    given = parser.parse_args()
-    given.budget = given.budget or ("2s" if given.smoke else "30m")
-    given.starts = (1 if given.smoke else 3) if given.starts is None else given.starts
-    return given
+    kinds["wall time"] = watched["wall"]
+    table = pd.DataFrame({"": list(kinds), "seconds": list(kinds.values())})
+    return table.assign(share=table.seconds / watched["wall"])
 
 
 def main() -> None:
     """Train, look, and write the report."""
-    given = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # and end what was started
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--recipe", default="small-cpu", help="a shipped recipe or a YAML file")
+    add("--depths", default="1,2,4,8")
+    add("--corpus", type=Path, help="by default the demo's text")
+    add("--budget", default="30m")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field")
+    add("--starts", type=int, default=3, help="short runs that are watched to their first step")
+    add("--out", type=Path, default=reporting.RESULTS, help="folder of the report")
+    add("--name", help="of the report; overhead-RECIPE")
+    add("--smoke", action="store_true", help="a tiny model and two seconds, to see that it runs")
+    given = parser.parse_args()
+    if given.smoke:
+        given.budget, given.starts, given.set = "2s", 1, [*SMOKE, *given.set]
     begun = time.monotonic()
-    machine = reporting.machine()
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
-        corpus = given.corpus
-        if corpus is None:
-            write_made_up_text(folder / "text.txt", 60 if given.smoke else 3000)
-            corpus = folder / "corpus"
-            sb.build_corpus(
-                corpus,
-                text=[folder / "text.txt"],
-                vocab_size=512 if given.smoke else 8192,
-                validation=0.05,
-            )
-        recipe = recipe_of(given)
+        if given.corpus is None:
+            write_factbook(folder / "text.txt")
+            given.corpus = folder / "corpus"
+            build_corpus(given.corpus, text=folder / "text.txt", vocab_size=2048, validation=0.05)
+        recipe = recipe_at(given.recipe, [int(d) for d in given.depths.split(",")], given.set)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         command = [sys.executable, "-m", "stackbert", "pretrain", str(folder / "recipe.yaml")]
-        command += ["--corpus", str(corpus)]
-        run = folder / "run"
-        watched = watch([*command, "--budget", given.budget], run)
-        rows = sb.read_ledger(run)
-        kinds, grown = seconds_by_kind(run, rows), growths(rows)
-        as_run = sb.load_recipe(run / "recipe.yaml")
-        first = next(row for row in rows if row["kind"] == "step")
-        lengths = {"a short run": SHORT}
-        if kinds["training"] >= LONG:
-            lengths["a run of this length"] = as_run.total_steps
-        again = starts(command, folder, lengths, given.starts)
-        machine |= json.loads((run / "run.json").read_text(encoding="utf-8"))["machine"]
-    outside = watched.wall - kinds["training"] - kinds["evaluation"]
-    depths = " → ".join(map(str, given.depths))
-    report = Report(
-        given.name or ("overhead-smoke" if given.smoke else f"overhead-{Path(given.recipe).stem}"),
-        "Time outside training",
-        tables(watched, kinds, grown, again),
-        {
-            "wall": watched.wall,
-            "before_pretrain": watched.called,
-            "after_the_end": watched.wall - watched.ended,
-            "seconds": kinds,
-            "outside_training_share": outside / watched.wall,
-            "growths": grown,
-            "first_steps": {"seconds": watched.first_step, "steps": first["step"]},
-            "starts": again,
-            "peak_memory": watched.peak_memory,
-        },
-        settings={
-            "recipe": Path(given.recipe).stem,
-            "depths": given.depths,
-            "budget": given.budget,
-            "set": given.set,
-            "steps": as_run.total_steps,
-            "precision": as_run.precision,
-            "compile": as_run.compile,
-        },
-        machine=machine,
-        notes=(
-            f"{Path(given.recipe).stem}'s model grown {depths}, {as_run.total_steps:,} steps, "
-            f"{as_run.precision}, {'compiled' if as_run.compile is True else 'not compiled'}, "
-            f"budget {given.budget}, peak memory {watched.peak_memory / 1e9:.2f} GB. The first "
-            f"{first['step']} steps were done {watched.first_step:.1f} s after the process was "
-            "started: a budget is measured first.",
-            "The wall time, the time before `pretrain` is called and that of the export are taken "
-            "from outside, to a tenth of a second; the kinds of work are the ledger's.",
-            "A growth's evaluation: the mean of the stage that it opens, on the same rows.",
-            "From start to first step: until the first step is in the ledger. What torch.compile "
-            "keeps on the disk is there from the run before.",
-        ),
-        seconds=time.monotonic() - begun,
-        smoke=given.smoke,
+        command += ["--corpus", str(given.corpus)]
+        watched = watch([*command, "--budget", given.budget], folder / "run")
+        ledger = read_ledger(folder / "run")
+        as_run = load_recipe(folder / "run" / "recipe.yaml")
+        short = [*command, "--steps", str(SHORT), "--set", "log_every=1"]
+        starts = [
+            watch(short, folder / f"start-{number}", until_first_step=True)["step"]
+            for number in range(given.starts)
+        ]
+    compiled = "compiled" if as_run.compile is True else "not compiled"
+    first = int(ledger[ledger.kind == "step"].step.iloc[0])
+    notes = [
+        f"{recipe.name} at depths {given.depths}, budget {given.budget}: {as_run.total_steps:,} "
+        f"steps, {as_run.precision}, {compiled}. A budget is measured first, so the first {first} "
+        f"steps were done {watched['step']:.1f} s after the process was started.",
+        f"A run of {SHORT} steps, from the start of its process to the end of its first step: "
+        f"{reporting.spread(starts, '{:.1f}')} s.",
+        "Before pretrain is called, export and wall time are taken from outside, to a tenth of a "
+        "second; the rest is the ledger's.",
+    ]
+    print(
+        reporting.write_report(
+            given.out,
+            given.name or f"overhead-{'smoke' if given.smoke else Path(given.recipe).stem}",
+            "Time outside training",
+            {"Where the time goes": time_table(watched, ledger)},
+            notes=notes,
+            seconds=time.monotonic() - begun,
+            formats={"seconds": "{:,.2f}", "share": "{:.2%}"},
+            smoke=given.smoke,
+        )
     )
-    path = report.write(given.out)
-    print(f"{report.markdown()}\n{path}")
 
 
 if __name__ == "__main__":

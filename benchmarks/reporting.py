@@ -1,10 +1,9 @@
-"""Reports of the benchmarks: a JSON file for programs and a Markdown table for people.
+"""Reports of the benchmarks: a JSON file for programs and Markdown for people.
 
-Both say what was run, when, with which versions and on what: a figure is worth nothing without.
+Both say what was run, when, with which versions and on which machine.
 """
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -12,163 +11,90 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import stackbert
+import pandas as pd
+
+from stackbert.tables import cell_text
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table of a report."""
+def write_report(
+    folder: Path,
+    name: str,
+    title: str,
+    tables: dict[str, pd.DataFrame],
+    *,
+    notes: Sequence[str],
+    seconds: float,
+    formats: dict[str, str],
+    smoke: bool = False,
+) -> str:
+    """Write NAME.json and NAME.md into `folder`; return the Markdown.
 
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """The table as Markdown, numbers to the right."""
-        lines = [
-            f"## {self.title}",
-            "",
-            f"| {' | '.join(self.columns)} |",
-            f"|{'|'.join('---' if i == 0 else '---:' for i in range(len(self.columns)))}|",
-            *(f"| {' | '.join(row)} |" for row in self.rows),
+    `tables` are headings and their tables, `formats` how to show a column's values, `notes` what a
+    reader must know; `smoke` says that the shapes are tiny.
+    """
+    # The command as typed, without the folders of anybody's disk.
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    facts = {"command": command, "date": date, "seconds": round(seconds), **_machine()}
+    lines = [f"# {title}", "", *(["**Tiny shapes: these figures say nothing.**", ""] * smoke)]
+    lines += [f"    {facts['command']}", ""]
+    lines += [", ".join(f"{k} {v}" for k, v in facts.items() if k != "command" and v) + ".", ""]
+    for heading, table in tables.items():
+        rows = table.itertuples(index=False, name=None)
+        lines += [f"## {heading}", "", _row(table.columns), _row("---" for _ in table.columns)]
+        lines += [
+            _row(cell_text(v, formats.get(n)) for n, v in zip(table.columns, row, strict=True))
+            for row in rows
         ]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a benchmark found."""
-
-    benchmark: str
-    """Its name, also that of the two files."""
-    title: str
-    tables: tuple[Table, ...]
-    results: Any
-    """Every figure as plain values; what the tables were made of."""
-    settings: dict[str, Any]
-    machine: dict[str, Any]
-    """From `machine`."""
-    notes: tuple[str, ...] = ()
-    """Sentences that a reader of the tables must know."""
-    seconds: float = 0.0
-    """Wall time of the benchmark."""
-    smoke: bool = False
-    """Tiny shapes, to see that it runs: the figures say nothing."""
-    command: str = field(default_factory=lambda: command_line(sys.argv))
-    date: str = field(
-        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    )
-
-    def markdown(self) -> str:
-        """The report to read."""
-        facts = [
-            f"{self.date}, {self.seconds:,.0f} s in all.",
-            "",
-            f"    {self.command}",
-            "",
-            f"{_sentence(self.machine)}.",
-        ]
-        warning = ["**A smoke test on tiny shapes: these figures say nothing.**", ""]
-        notes = [f"- {note}" for note in self.notes]
-        parts = [
-            f"# {self.title}",
-            "",
-            *(warning if self.smoke else []),
-            *facts,
-            "",
-            *("\n\n".join(table.markdown() for table in self.tables)).splitlines(),
-            *(["", *notes] if notes else []),
-        ]
-        return "\n".join(parts) + "\n"
-
-    def write(self, folder: Path) -> Path:
-        """Write NAME.json and NAME.md; the path of the first."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.benchmark}.json"
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(self.markdown(), encoding="utf-8")
-        return path
-
-
-def machine() -> dict[str, Any]:
-    """Versions and hardware, found without torch, which would warm up what is to be measured."""
-    versions = {name: _version(name) for name in PACKAGES}
-    return {
-        "commit": _commit(),
-        "stackbert": stackbert.__version__,
-        "python": platform.python_version(),
-        **{name: version for name, version in versions.items() if version},
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "memory": _memory(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "load_before": round(os.getloadavg()[0], 2),
+        lines.append("")
+    lines += [f"- {note}" for note in notes]
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {
+        heading: json.loads(table.to_json(orient="records")) for heading, table in tables.items()
     }
+    report = {"title": title, "smoke": smoke, **facts, "notes": list(notes), "tables": plain}
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    markdown = "\n".join(lines).rstrip() + "\n"
+    (folder / f"{name}.md").write_text(markdown, encoding="utf-8")
+    return markdown
 
 
-def command_line(argv: Sequence[str]) -> str:
-    """The command as typed, without the folders of anybody's disk."""
-
-    def plain(word: str) -> str:
-        option, equals, value = word.partition("=")
-        if equals and option.startswith("--"):
-            return f"{option}={plain(value)}"
-        return Path(word).name if "/" in word else word
-
-    words = [plain(word) for word in argv[1:]]
-    return shlex.join(["python", f"benchmarks/{Path(argv[0]).name}", *words])
+def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
+    """The median with the range: "2.31 (2.20–2.45)"."""
+    series = pd.Series(values)
+    median, low, high = (form.format(v) for v in (series.median(), series.min(), series.max()))
+    return f"{median} ({low}–{high})" if len(series) > 1 else median
 
 
-def milliseconds(seconds: float) -> str:
-    """A duration with three figures that mean something."""
-    value = 1000 * seconds
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+def _row(cells: Any) -> str:  # noqa: ANN401 (any texts)
+    return f"| {' | '.join(cells)} |"
 
 
-def _sentence(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    def git(*words: str) -> str:
-        folder = Path(__file__).parent
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "../src")
-    except OSError:  # no git here
-        return None
-    return (commit + (" with changes" if changed else "")) or None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> str | None:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
-    except (ValueError, OSError):
-        return None
+def _machine() -> dict[str, Any]:
+    """Versions and hardware, found without torch, which would warm up what is measured."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=RESULTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    cpu = Path("/proc/cpuinfo")
+    text = cpu.read_text(encoding="utf-8") if cpu.is_file() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return {
+        "commit": commit.stdout.strip(),
+        **{name: version(name) for name in ("stackbert", "torch", "transformers", "tokenizers")},
+        "python": platform.python_version(),
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "load": round(os.getloadavg()[0], 1),
+    }

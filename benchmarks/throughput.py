@@ -1,79 +1,40 @@
-"""Seconds a step: StackBERT beside what a user would otherwise run, on the same machine.
+"""Seconds a step: StackBERT next to transformers' Trainer, on the same machine.
 
     python benchmarks/throughput.py --rounds 5
     python benchmarks/throughput.py --sizes 12x768 --depths 2,4,8,12 --rounds 3
 
-The contenders, same model, same batch, same AdamW:
+The setups train the same BERT on the same number of random tokens with the same AdamW:
 
-    (a)           transformers' Trainer as its masked-LM example runs it: fp32, dropout 0.1
-    (b)           the same with bf16 and torch_compile; bf16 only where the machine has it
-    (c)           StackBERT with precision, micro-batch and compilation as a long run settles them
-    (c-eager)     the same, never compiled
-    (c-compiled)  the same, always compiled
-    (a-dropout0)  (a) without dropout
-    (b-dropout0)  (b) without dropout
+    trainer             transformers' Trainer as its masked-LM example runs it: fp32, dropout 0.1
+    trainer-fast        the same with torch_compile, and bf16 where the machine is faster in it
+    stackbert           as a long run of StackBERT is autotuned; no dropout, which is its default
+    stackbert-eager     the same, never compiled
+    stackbert-compiled  the same, always compiled
 
-Every measurement is a process of its own and they take turns, one at a time, so that a machine
-whose speed drifts treats them alike. With --depths, StackBERT is timed at these depths instead and
-a straight line is drawn through them. The report goes to benchmarks/results/ as JSON and Markdown.
+A Trainer's name with "-dropout0" behind it trains without dropout. Every setup is a process of its
+own. They take turns, one at a time, so that a machine whose speed drifts treats them alike; a ratio
+is the median over the rounds of the ratios within a round. With --depths the last setup is timed at
+these depths, and a straight line drawn through them.
 """
 
 import argparse
-import signal
+import json
+import os
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 import reporting
-from comparison import comparison, lines, notes
-from contenders import Contender, Job, Shape
-from reporting import Report
-from turns import Processes, measure
 
-TRAINER = "transformers' Trainer"
-CONTENDERS = ("a", "b", "c", "c-eager", "c-compiled", "a-dropout0", "b-dropout0")
-
-
-def contenders(given: argparse.Namespace, *, bf16: bool, gpu: bool) -> list[Contender]:
-    """Those asked for, in the order of the table.
-
-    Args:
-        given: the command line.
-        bf16: whether the machine has it.
-        gpu: whether it is one.
-    """
-    fast = "bf16, torch_compile" if bf16 else "fp32, torch_compile"
-    known = {
-        "a": Contender("a", "trainer", f"{TRAINER}, fp32"),
-        "b": Contender("b", "trainer", f"{TRAINER}, {fast}", bf16=bf16, compile=True),
-        "c": Contender("c", "stackbert", "StackBERT", dropout=0.0, compile="auto"),
-        "c-eager": Contender("c-eager", "stackbert", "StackBERT", dropout=0.0),
-        "c-compiled": Contender("c-compiled", "stackbert", "StackBERT", dropout=0.0, compile=True),
-        "a-dropout0": Contender(
-            "a-dropout0", "trainer", f"{TRAINER}, fp32, without dropout", dropout=0.0
-        ),
-        "b-dropout0": Contender(
-            "b-dropout0",
-            "trainer",
-            f"{TRAINER}, {fast}, without dropout",
-            dropout=0.0,
-            bf16=bf16,
-            compile=True,
-        ),
-    }
-    # Of a line through depths all must be compiled or none, as in a run; a run on a CPU seldom is.
-    asked = given.contenders or ["a", "b", "c"]
-    if given.depths and not given.contenders:
-        asked = ["c-compiled" if gpu and not given.smoke else "c-eager"]
-    elif given.smoke and not given.contenders:
-        asked = ["a", "b", "c-eager"]  # settling takes a while, also on tiny shapes
-    if given.depths:
-        asked = [name for name in asked if known[name].kind == "stackbert"]
-    elif given.also_without_dropout:
-        asked = [*asked, "a-dropout0", "b-dropout0"]
-    return [known[name] for name in CONTENDERS if name in asked]
+MASK_RATE = 0.15
+SHAPE = ["depth", "width", "sequence"]
 
 
 def arguments() -> argparse.Namespace:
@@ -82,140 +43,376 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--sizes", type=_list(_size), help="DEPTHxWIDTH,…; 6x256,12x512, on a GPU also two larger")
-    add("--sequences", type=_list(int), help="tokens a row; 128,512")
-    add("--tokens", type=int, help="a step's; 2048 on a CPU, 65536 on a GPU")
-    add("--vocab-size", type=int, help="30522, or the corpus'")
-    add("--corpus", type=Path, help="from 'stackbert corpus'; by default tokens are made up")
-    add("--contenders", type=_list(str), help=f"of {','.join(CONTENDERS)}; a,b,c")
-    add("--also-without-dropout", action="store_true", help="(a) and (b) without dropout, too")
-    add("--depths", type=_list(int), help="time StackBERT at these depths, draw a line")
-    add("--rounds", type=int, help="processes of each contender; 5")
-    add("--steps", type=int, help="timed in each process; 10")
-    add("--warmup", type=int, help="steps before them; 4")
-    add("--device", choices=("cpu", "cuda"), help="by default a GPU where there is one")
-    add("--threads", type=int, help="OMP_NUM_THREADS of the contenders")
-    add("--shapes-per-process", type=int, default=1, help="to save start-ups, several in a process")
-    add("--within", type=float, default=1e9, metavar="SECONDS", help="then stop, and say so")
+    add("--sizes", help="DEPTHxWIDTH,…; 6x256,12x512, on a GPU also 12x768,24x1024")
+    add("--sequences", help="tokens a row; 128,512")
+    add("--tokens", type=int, help="of a step; 2048 on a CPU, 65536 on a GPU")
+    add("--vocab-size", type=int, default=30522)
+    add("--setups", default="trainer,trainer-fast,stackbert")
+    add("--depths", help="time the last setup at these depths, and draw a line")
+    add("--rounds", type=int, default=5)
+    add("--steps", type=int, default=10, help="timed in each process")
+    add("--warmup", type=int, default=4, help="steps before them")
+    add("--within", type=float, default=1e6, metavar="SECONDS", help="then stop, and say so")
     add("--out", type=Path, default=reporting.RESULTS, help="folder of the report")
-    add("--name", help="of the report's two files; throughput-DEVICE or depths-DEVICE")
-    add("--smoke", action="store_true", help="tiny shapes on one thread, to see that it runs")
+    add("--name", help="of the report")
+    add("--smoke", action="store_true", help="tiny shapes on the CPU, to see that it runs")
+    add("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    unknown = set(given.contenders or ()) - set(CONTENDERS)
-    if unknown:
-        parser.error(f"there is no contender {', '.join(sorted(unknown))}")
-    given.backend = "inductor"
     if given.smoke:
-        _make_small(given)
+        given.sizes, given.sequences = given.sizes or "2x64", given.sequences or "32"
+        given.tokens, given.vocab_size = 128, 1000
+        given.rounds, given.steps, given.warmup = 1, 2, 1
+        given.setups = given.setups.replace("stackbert", "stackbert-eager")
     return given
-
-
-def _make_small(given: argparse.Namespace) -> None:
-    """Fill in what --smoke runs; what was asked for stays."""
-    small = {
-        "sizes": [(2, 64)],
-        "sequences": [32],
-        "tokens": 128,
-        "rounds": 1,
-        "steps": 2,
-        "warmup": 1,
-        "threads": 1,
-        "device": "cpu",
-    }
-    for name, value in small.items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
-    if given.vocab_size is None and given.corpus is None:
-        given.vocab_size = 1000
-    # Kernels take half a minute to make; the way there is the same without.
-    given.backend = "eager"
-
-
-def _list(kind: Any) -> Any:  # noqa: ANN401 (a type or a function, for argparse)
-    def parse(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
-
-    parse.__name__ = "list"  # argparse's error names it
-    return parse
-
-
-def _size(text: str) -> tuple[int, int]:
-    depth, hidden = text.lower().split("x")
-    return int(depth), int(hidden)
 
 
 def main() -> None:
     """Measure, and write the report."""
-    given = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # and end what was started
-    begun = time.monotonic()
-    machine = reporting.machine()
-    with tempfile.TemporaryDirectory(prefix="throughput-") as name:
-        device = given.device or "cuda"
-        processes = Processes(Path(name), device, given.threads, given.within)
-        probe = processes.probe()
-        if given.device and probe["device"] != given.device:
-            sys.exit(f"There is no device '{given.device}' here.")
-        gpu = probe["device"] == "cuda"
-        sizes = given.sizes or [(6, 256), (12, 512), *([(12, 768), (24, 1024)] if gpu else [])]
-        if given.depths:
-            widths = dict.fromkeys(hidden for _, hidden in sizes)
-            sizes = [(depth, hidden) for hidden in widths for depth in given.depths]
-        tokens = given.tokens or (65536 if gpu else 2048)
-        sequences = given.sequences or [128, 512]
-        # All sizes at one sequence length, then at the next: --within cuts off the end.
-        shapes = tuple(
-            Shape(size[0], size[1], sequence, tokens) for sequence in sequences for size in sizes
-        )
-        steps = given.steps or 10
-        jobs = [
-            Job(
-                contender,
-                shapes,
-                given.vocab_size or (None if given.corpus else 30522),
-                str(given.corpus) if given.corpus else None,
-                warmup=given.warmup or 4,
-                steps=steps,
-                block=max(1, steps // 2) if gpu else 1,
-                compile_backend=given.backend,
-            )
-            for contender in contenders(
-                given, bf16=probe["rates"]["bf16"] > probe["rates"]["fp32"], gpu=gpu
-            )
-        ]
-        figures = measure(processes, jobs, given.rounds or 5, given.shapes_per_process)
-    figures.sort(key=lambda each: shapes.index(each.shape))
-    table, ratios = comparison(figures)
-    results = {"machine": probe, "figures": [each.plain() for each in figures], "ratios": ratios}
-    tables = [table]
-    text = given.corpus.name if given.corpus else "made up, tokens evenly drawn"
-    said = notes(probe, figures, text=text, backend=given.backend)
+    given, begun = arguments(), time.monotonic()
+    if given.child:
+        child(given.child)
+        return
+    import torch
+
+    gpu = torch.cuda.is_available() and not given.smoke
+    names = given.sizes or "6x256,12x512" + (",12x768,24x1024" if gpu else "")
+    sizes = [tuple(map(int, size.split("x"))) for size in names.split(",")]
+    setups = given.setups.split(",")
     if given.depths:
-        tables, results["lines"], fitted = lines(figures)
-        said = [*fitted, *said]
-    kind = "smoke" if given.smoke else probe["device"]
-    report = Report(
-        given.name or f"{'depths' if given.depths else 'throughput'}-{kind}",
-        "Cost of a step by depth" if given.depths else "Training throughput",
-        tuple(tables),
-        results,
-        settings={
-            "tokens_a_step": tokens,
-            "vocab_size": jobs[0].vocab_size,
-            "mask_rate": 0.15,
-            "warmup": jobs[0].warmup,
-            "steps": steps,
-            "steps_a_reading": jobs[0].block,
-            "rounds": given.rounds or 5,
-            "shapes_a_process": given.shapes_per_process,
-        },
-        machine=machine,
-        notes=tuple(said),
-        seconds=time.monotonic() - begun,
-        smoke=given.smoke,
+        widths = dict.fromkeys(width for _, width in sizes)
+        sizes = [(int(depth), width) for width in widths for depth in given.depths.split(",")]
+        setups = setups[-1:]
+    sequences = [int(length) for length in (given.sequences or "128,512").split(",")]
+    job = {
+        "tokens": given.tokens or (65536 if gpu else 2048),
+        "shapes": [[*size, sequence] for sequence in sequences for size in sizes],
+        "vocab_size": given.vocab_size,
+        "warmup": given.warmup,
+        "steps": given.steps,
+        "device": "cuda" if gpu else "cpu",
+        "backend": "eager" if given.smoke else "inductor",  # the way without making kernels
+    }
+    rows: list[dict[str, Any]] = []
+    missing: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
+        for turn in range(given.rounds):
+            place = turn % len(setups)  # each round begins with another setup
+            for setup in setups[place:] + setups[:place]:
+                left = given.within - (time.monotonic() - begun)
+                found, error = run(job | {"setup": setup}, Path(folder), left)
+                rows += [{"round": turn + 1, "setup": setup, **each} for each in found]
+                if error:
+                    missing.append(f"round {turn + 1}, {setup}: {error}.")
+    if not rows:
+        sys.exit("Nothing was measured: " + " ".join(missing))
+    frame = pd.DataFrame([row for row in rows if "error" not in row])
+    missing += [
+        f"{row['setup']} at {row['depth']} × {row['width']}, sequence {row['sequence']}: "
+        f"{row['error']}."
+        for row in rows
+        if "error" in row
+    ]
+    tables = {"Steps": summary(frame, job["tokens"])}
+    if given.depths:
+        tables["A line through the depths"] = lines(frame)
+    print(
+        reporting.write_report(
+            given.out,
+            given.name or ("throughput-smoke" if given.smoke else f"throughput-{job['device']}"),
+            "Training throughput",
+            tables,
+            notes=[*NOTES, *missing],
+            seconds=time.monotonic() - begun,
+            formats=FORMATS,
+            smoke=given.smoke,
+        )
     )
-    path = report.write(given.out)
-    print(f"\n{report.markdown()}\n{path}")
+
+
+NOTES = (
+    "A step's time is from the end of a step to the end of the next, its batch included; on a GPU "
+    "StackBERT's batches are made before, as a thread makes them in a run.",
+    "its time ÷ StackBERT's: the median of the ratios within each round, with their range.",
+    "MFU: the arithmetic that StackBERT's step needs, as a share of the rate of a large matrix "
+    "product in its precision, measured in the same process.",
+    "Peak memory: of the GPU, or of the whole process with Python's libraries.",
+    "First step: autotuning and compilation included.",
+)
+FORMATS = {
+    "tokens/s": "{:,.0f}",
+    "MFU": "{:.0%}",
+    "peak memory, GB": "{:.2f}",
+    "first step, s": "{:.1f}",
+    "ms a layer": "{:.1f}",
+    "intercept, ms": "{:.1f}",
+    "largest deviation": "{:.1%}",
+}
+
+
+def run(job: dict[str, Any], folder: Path, left: float) -> tuple[list[dict[str, Any]], str]:
+    """A process that measures all shapes of a setup: its results, and why others are missing."""
+    path, results = folder / "job.json", folder / "results.jsonl"
+    path.write_text(json.dumps(job | {"results": str(results)}), encoding="utf-8")
+    results.write_text("")
+    # transformers' Trainer would share the batch among all GPUs that it sees.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible if job["device"] == "cuda" else ""}
+    command, error = [sys.executable, __file__, "--child", str(path)], ""
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=max(left, 0.0)
+        )
+        if done.returncode:
+            error = f"exit code {done.returncode}: {' '.join(done.stderr.splitlines()[-1:])}"
+    except subprocess.TimeoutExpired:
+        error = "no time left"
+    whole = results.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()], error
+
+
+def summary(frame: pd.DataFrame, tokens: int) -> pd.DataFrame:
+    """A row a shape and setup: medians over rounds, and the ratio to StackBERT's time."""
+    frame = frame.assign(median=frame.seconds.map(statistics.median))
+    by_round = frame.pivot_table(index=[*SHAPE, "round"], columns="setup", values="median")
+    ours = next((name for name in by_round if name.startswith("stackbert")), None)
+    rows = []
+    for (*shape, setup), group in frame.groupby([*SHAPE, "setup"], sort=False):
+        ratio = ""
+        if ours is not None and setup != ours:
+            ratios = (by_round[setup] / by_round[ours]).loc[tuple(shape)].dropna()
+            ratio = reporting.spread(ratios) if len(ratios) else ""
+        milliseconds = 1000 * group.seconds.explode().astype(float)
+        last = group.iloc[-1]
+        rows.append(
+            {
+                "model": f"{shape[0]} × {shape[1]}, sequence {shape[2]}",
+                "setup": setup,
+                "how": last.how,
+                "ms a step": reporting.spread(milliseconds, "{:,.1f}"),
+                "tokens/s": 1000 * tokens / milliseconds.median(),
+                "its time ÷ StackBERT's": ratio,
+                "MFU": group.mfu.median(),
+                "peak memory, GB": group.peak_memory.max() / 1e9,
+                "first step, s": group.first_step.median(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def lines(frame: pd.DataFrame) -> pd.DataFrame:
+    """The straight line of least squares through the depths of each width and sequence."""
+    frame = frame.assign(median=1000 * frame.seconds.map(statistics.median))
+    rows = []
+    for (width, sequence), group in frame.groupby(["width", "sequence"]):
+        medians = group.groupby("depth")["median"].median()
+        slope, intercept = np.polyfit(medians.index, medians, 1)
+        off = (medians / (intercept + slope * medians.index) - 1).abs().max()
+        shape = {"width": width, "sequence": sequence, "ms a layer": slope}
+        rows.append(shape | {"intercept, ms": intercept, "largest deviation": off})
+    return pd.DataFrame(rows)
+
+
+class Clock:
+    """Seconds a step, read after waiting for the device: on a GPU twice, else after every step."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from stackbert.machine import pick_device, synchronise
+
+        self.device = pick_device()
+        self.wait = lambda: synchronise(self.device)
+        self.block = max(1, job["steps"] // 2) if self.device.type == "cuda" else 1
+        self.warmup, self.done = job["warmup"], 0
+        self.seconds: list[float] = []
+        self.first_step = 0.0
+        self.at = time.perf_counter()
+
+    def tick(self) -> None:
+        """Call at the end of every step."""
+        self.done += 1
+        timed = self.done - self.warmup
+        if self.done > 1 and (timed < 0 or timed % self.block):
+            return
+        self.wait()
+        now = time.perf_counter()
+        if self.done == 1:
+            self.first_step = now - self.at
+        if timed > 0:
+            self.seconds.append((now - self.at) / self.block)
+        self.at = now
+
+
+def child(path: Path) -> None:
+    """Measure every shape of a job, and write each result as soon as it is there."""
+    import gc
+    import resource
+
+    import torch
+
+    from stackbert.machine import keep_memory
+
+    job = json.loads(path.read_text(encoding="utf-8"))
+    ours = job["setup"].startswith("stackbert")
+    if ours:
+        keep_memory()  # as `pretrain` does
+    with Path(job["results"]).open("a", encoding="utf-8") as file:
+        for depth, width, sequence in job["shapes"]:
+            rows = max(1, job["tokens"] // sequence)
+            result: dict[str, Any] = {"error": "out of memory"}
+            # A batch that does not fit is cut into parts for the Trainer, as its user would do.
+            for parts in (1,) if ours else (1, 2, 4, 8, 16):
+                gc.collect()
+                torch.compiler.reset()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats()
+                train = with_stackbert if ours else with_transformers
+                try:
+                    result = train(job, depth, width, sequence, rows, parts)
+                except torch.OutOfMemoryError:
+                    continue
+                memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                if torch.cuda.is_available():
+                    memory = torch.cuda.max_memory_allocated()
+                result["peak_memory"] = memory
+                break
+            shape = {"depth": depth, "width": width, "sequence": sequence}
+            file.write(json.dumps(shape | result) + "\n")
+            file.flush()
+
+
+def with_transformers(
+    job: dict[str, Any], depth: int, width: int, sequence: int, rows: int, parts: int
+) -> dict[str, Any]:
+    """transformers' Trainer on full blocks of tokens, as its masked-LM example sets it up."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DataCollatorForLanguageModeling,
+        PreTrainedTokenizerFast,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )
+
+    from stackbert.corpus.tokenizer import SPECIAL
+    from stackbert.machine import fastest_precision
+
+    clock, fast = Clock(job), "-fast" in job["setup"]
+    bf16 = fast and fastest_precision(clock.device) == "bf16"
+    dropout = 0.0 if job["setup"].endswith("-dropout0") else 0.1
+    steps = job["warmup"] + job["steps"]
+
+    class Ticking(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            clock.tick()
+
+    set_seed(0)
+    draw = np.random.default_rng(0)
+    blocks = draw.integers(len(SPECIAL), job["vocab_size"], (rows * steps, sequence)).tolist()
+    plain = {"token_type_ids": [0] * sequence, "attention_mask": [1] * sequence}
+    words = [*SPECIAL, *(f"w{n}" for n in range(job["vocab_size"] - len(SPECIAL)))]
+    pieces = WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]")
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    roles: dict[str, Any] = dict(zip(names, SPECIAL, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(pieces), **roles)
+    config = BertConfig(
+        vocab_size=job["vocab_size"],
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=max(1, width // 64),
+        intermediate_size=4 * width,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        max_position_embeddings=max(512, sequence),
+    )
+    with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
+        trainer = Trainer(
+            model=BertForMaskedLM(config),
+            args=TrainingArguments(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=rows // parts,
+                gradient_accumulation_steps=parts,
+                bf16=bf16,
+                torch_compile=fast,
+                torch_compile_backend=job["backend"] if fast else None,
+                use_cpu=clock.device.type == "cpu",
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=[{"input_ids": block, **plain} for block in blocks],
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASK_RATE),
+            callbacks=[Ticking()],
+        )
+        loss = trainer.train().training_loss
+    how = ["bf16" if bf16 else "fp32", *(["compiled"] if fast else [])]
+    how += [f"batch in {parts} parts"] if parts > 1 else []
+    return _result(clock, loss, how)
+
+
+def with_stackbert(
+    job: dict[str, Any], depth: int, width: int, sequence: int, rows: int, parts: int
+) -> dict[str, Any]:
+    """StackBERT's batches and steps, autotuned as for a long run."""
+    from stackbert.batches.batches import training_plan
+    from stackbert.machine import working_precision
+    from stackbert.pretraining.autotune import autotune
+    from stackbert.pretraining.synthetic import SyntheticCorpus
+    from stackbert.pretraining.trainer import Trainer, recipe_model
+    from stackbert.recipes import parse_recipe
+
+    steps = job["warmup"] + job["steps"]
+    compile = {"stackbert-eager": False, "stackbert-compiled": True}.get(job["setup"], "auto")
+    raw = {
+        "name": "throughput",
+        "model": {
+            "hidden_size": width,
+            "num_attention_heads": max(1, width // 64),
+            "intermediate_size": 4 * width,
+            "max_position_embeddings": max(512, sequence),
+        },
+        "objective": {"mask_rate": MASK_RATE},
+        "stages": [{"depth": depth, "steps": steps}],
+        "batch": {"sequences": rows, "sequence_length": sequence},
+        # What TrainingArguments sets by default.
+        "optimizer": {"lr": 5e-5, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0},
+        "compile": compile,
+    }
+    recipe, corpus = parse_recipe(raw, "throughput.py"), SyntheticCorpus(job["vocab_size"])
+    clock, plan = Clock(job), training_plan(recipe, corpus)
+    tuned = autotune(recipe, corpus.vocabulary, plan, device=clock.device, seconds=1e6)
+    recipe = tuned.recipe
+    trainer = Trainer(
+        recipe_model(recipe, corpus.vocabulary, depth),
+        recipe.optimizer,
+        device=clock.device,
+        precision=working_precision(recipe),
+        micro_batch=recipe.stage(0).micro_batch,
+        seed=0,
+        compile=recipe.compile is True,
+    )
+    batches = map(plan.batch, range(steps))
+    for number, batch in enumerate(list(batches) if clock.device.type == "cuda" else batches):
+        result = trainer.step(number, batch, 1.0 - number / steps)
+        clock.tick()
+    how = [recipe.precision, "compiled" if recipe.compile else "not compiled"]
+    how.append(f"{trainer.rows_at_once(rows, sequence)} rows at once")
+    mfu = trainer.flops(batch) / statistics.median(clock.seconds) / tuned.matrix_rate
+    return _result(clock, result.losses.masked_lm, how, mfu)
+
+
+def _result(clock: Clock, loss: float, how: list[str], mfu: float = np.nan) -> dict[str, Any]:
+    return {
+        "seconds": clock.seconds,
+        "first_step": clock.first_step,
+        "loss": loss,
+        "how": ", ".join(how),
+        "mfu": mfu,
+    }
 
 
 if __name__ == "__main__":

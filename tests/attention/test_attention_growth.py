@@ -7,12 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from stackbert.attention.growth import find_runs, grown_again, outcomes, sources_of
+from stackbert.attention.growth import find_runs, grown_again, outcomes
 from stackbert.attention.measure import measure_attention
 from stackbert.attention.statements import growth_groups, statements
 from stackbert.attention.subject import load_encoder
 from stackbert.errors import UserError
-from stackbert.growth.operators import get_operator
 from stackbert.pretraining.record import read_run
 from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
@@ -125,20 +124,6 @@ def test_maps_of_the_shortest_example_are_kept_at_every_moment(found):
     # The first stage knows of no operator.
     start = [found.arrays[f"growth_{growth}_shallow"] for growth in (0, 2, 4)]
     assert all(np.array_equal(start[0], each) for each in start[1:])
-
-
-@pytest.mark.parametrize(
-    ("operator", "sources", "fresh"),
-    [
-        ("stack", [0, 1, 0, 1, 0, 1], []),
-        ("interleave", [0, 0, 0, 1, 1, 1], []),
-        ("identity", [0, 1, 0, 1, 0, 1], [2, 3, 4, 5]),
-    ],
-)
-def test_sources_follow_the_operator(operator, sources, fresh):
-    found, is_fresh = sources_of(get_operator(operator).depth_map(2, 6), 2)
-    assert found == sources
-    assert np.flatnonzero(is_fresh).tolist() == fresh
 
 
 def test_heads_are_kept_regained_or_changed():

@@ -175,6 +175,7 @@ def test_users_mistakes_are_sentences(make_model, save, tokenizer, sentences, tm
         ("The list of sentences is empty", {"model": folder, "text": []}),
         ("none is not a folder", {"model": tmp_path / "none"}),
         ("none.txt", {"model": folder, "text": tmp_path / "none.txt"}),
+        ("seed -1 is not between", {"model": folder, "seed": -1}),
         ("0 sentences are too few", {"model": folder, "text": folder, "sentences": 0}),
     ):
         with pytest.raises(UserError, match=says):

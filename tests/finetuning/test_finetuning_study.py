@@ -6,7 +6,7 @@ import signal
 
 import pandas as pd
 import pytest
-from finetuning_helpers import BRIEF, FAST, Heard, rte, save
+from finetuning_helpers import BRIEF, Heard, rte, save
 
 import stackbert as sb
 from stackbert.errors import Interrupted
@@ -29,7 +29,7 @@ def study(models, glue, tmp_path_factory):
     """Two models and a control on all of GLUE that is there, two seeds each."""
     heard, out = Heard(), tmp_path_factory.mktemp("study") / "out"
     call = {"task": "glue", "data": glue, "out": out, "seeds": 2, "control": True}
-    call["settings"] = [*FAST, "rte.max_steps=2", "sst-2.epochs=4"]
+    call["settings"] = BRIEF
     return finetune(models[:2], progress=heard, **call), heard, call
 
 
@@ -50,7 +50,7 @@ def test_every_model_runs_on_every_task_whose_data_is_there(study):
     assert list(result.table()["model"][:3]) == ["one", "two", "untrained"]
 
 
-def test_scores_and_predictions_are_of_the_split_they_name(study, glue):
+def test_predictions_are_of_the_split_that_is_scored(study, glue):
     result, _, call = study
     rows = predictions(call["out"], result, 0, 0)
     assert {row["split"] for row in rows} == {"dev"}
@@ -153,7 +153,7 @@ def test_a_run_that_diverges_counts_as_guessing(models, glue, tmp_path):
 def test_groups_are_paired_member_by_member_and_each_has_its_own_control(models, glue, tmp_path):
     more = save(tmp_path / "four", tiny_encoder(seed=7))
     groups = {"scratch": models[:2], "stack": [models[2], more]}
-    call = {"task": "sst-2", "data": glue, "seeds": 2, "settings": [*FAST, "max_steps=4"]}
+    call = {"task": "sst-2", "data": glue, "seeds": 2, "settings": BRIEF}
     result = finetune(groups=groups, out=tmp_path / "out", control=True, **call)
     means = result.scores.groupby(["model", "member"])["score"].mean().unstack() * 100
     table = result.table().set_index("model")

@@ -1,21 +1,13 @@
-"""What growth promises of single models, and the refusals."""
-
-import re
+"""What growth promises of single models."""
 
 import pytest
 import torch
 from tiny_models import build
 from transformers import (
-    AlbertConfig,
-    AlbertModel,
     BertConfig,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
-    MptConfig,
-    MptModel,
-    T5Config,
-    T5Model,
 )
 
 from stackbert.errors import UserError
@@ -67,7 +59,11 @@ def test_fresh_layers_are_a_pure_function_of_the_seed(kind, name):
     one = grow(model, 4, name, seed=5)
     assert torch.equal(torch.get_rng_state(), before), "the global random state moved"
     torch.manual_seed(12)
-    assert states_equal(one, grow(model, 4, name, seed=5))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert states_equal(one, grow(model, 4, name, seed=5))
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert not states_equal(one, grow(model, 4, name, seed=6))
     # Other trained weights in another dtype: the same fresh layers, rounded.
     again = grow_with_origins(model.bfloat16(), 4, name, seed=5)
@@ -267,79 +263,9 @@ def test_models_without_a_head_and_with_other_names_grow():
     assert depth_key(distil.config) == "n_layers"
     assert len(grow(distil, 6, "interleave").transformer.layer) == 6
     assert len(grow(distil, 3, "identity").transformer.layer) == 3
+    # A list inside a layer (experts, heads) may be as long as the model is deep.
+    distil.transformer.layer[0].experts = torch.nn.ModuleList([torch.nn.Linear(2, 2)] * 2)
+    assert find_layers(distil)[0] == "transformer.layer"
     resized = build("bert", 2)
     resized.resize_token_embeddings(150)
     assert grow(resized, 4).bert.embeddings.word_embeddings.weight.shape == (150, 32)
-
-
-def test_what_cannot_be_grown_is_refused_with_a_sentence():
-    albert = AlbertModel(AlbertConfig(num_hidden_layers=1, embedding_size=16, **TINY))
-    with pytest.raises(UserError, match=r"each with weights of its own\. In AlbertModel"):
-        grow(albert, 2)
-    t5 = T5Model(T5Config(d_model=16, d_ff=16, d_kv=8, num_heads=2, num_layers=2, vocab_size=128))
-    with pytest.raises(UserError, match="encoder-decoder or composite"):
-        grow(t5, 4)
-    with pytest.raises(UserError, match=r"not a Linear\. Pass the model"):
-        grow(torch.nn.Linear(2, 2), 4)
-    two = BertConfig(num_hidden_layers=2, **TINY)
-    with torch.device("meta"):
-        hollow = BertModel(two)
-    with pytest.raises(UserError, match="on the meta device"):
-        grow(hollow, 4)
-    codes = BertModel(two)
-    weight = codes.encoder.layer[1].output.dense.weight.detach()
-    for dtype in (torch.int8, torch.float8_e4m3fn):
-        coded = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
-        codes.encoder.layer[1].output.dense.weight = coded
-        with pytest.raises(
-            UserError, match=r"layer\.1\.output\.dense\.weight.* is quantised, torch"
-        ):
-            grow(codes, 4)
-    shared = BertModel(two)
-    shared.encoder.layer[1] = shared.encoder.layer[0]
-    with pytest.raises(UserError, match="share weights"):
-        grow(shared, 4)
-    for name in OPERATORS:
-        for depth in (2, 1, 0, -1):
-            with pytest.raises(UserError, match=f"cannot grow 2 layers to {depth}"):
-                grow(build("bert", 2), depth, name)
-
-
-def test_fresh_layers_of_unknown_layout_or_initialisation_are_refused():
-    mpt = MptModel(MptConfig(d_model=32, n_heads=2, n_layers=2, vocab_size=128, max_seq_len=32))
-    decoder = BertConfig(num_hidden_layers=2, is_decoder=True, add_cross_attention=True, **TINY)
-    for model in (mpt, BertModel(decoder)):
-        for name in ("identity", "identity-noise"):
-            with pytest.raises(UserError, match="no output projections known by name"):
-                grow(model, 4, name)
-        assert len(find_layers(grow(model, 4, "stack"))[1]) == 4
-
-    class Forgetful(BertModel):
-        def _init_weights(self, module):
-            if not isinstance(module, torch.nn.LayerNorm):
-                super()._init_weights(module)
-
-    model = Forgetful(BertConfig(num_hidden_layers=2, **TINY))
-    with pytest.raises(UserError, match=r"does not initialise 'encoder\.layer\.2\..*LayerNorm"):
-        grow(model, 4, "random")
-    assert grow(model, 4, "stack").config.num_hidden_layers == 4
-
-
-def test_tensors_without_a_place_are_named_and_never_passed_over():
-    def refused(change, name):
-        model = build("bert", 2)
-        change(model)
-        with pytest.raises(UserError, match=f"do not fit a deeper one: .*{re.escape(name)}"):
-            grow(model, 4)
-
-    def other_positions(model):
-        model.bert.embeddings.position_embeddings = torch.nn.Embedding(65, 32)
-
-    def without_norm(model):
-        model.cls.predictions.transform.LayerNorm = torch.nn.Identity()
-
-    extra = torch.nn.Parameter(torch.ones(3))
-    refused(lambda m: m.bert.register_parameter("mine", extra), "bert.mine")
-    refused(lambda m: m.bert.encoder.layer[1].register_buffer("scale", extra.data), "layer.3.scale")
-    refused(without_norm, "transform.LayerNorm.weight")
-    refused(other_positions, "position_embeddings.weight")

@@ -4,6 +4,7 @@
 between single heads.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,8 @@ def measure_attention(
             long sentences, the tokenizers differ, or a run is not finished or never grew.
     """
     say = (progress or Progress()).say
+    if not 0 <= seed < 2**63:
+        raise UserError(f"The seed {seed} is not between 0 and 2**63 - 1.")
     if out is not None:  # said before the long work
         with writing(f"making {out}"):
             Path(out).mkdir(parents=True, exist_ok=True)
@@ -178,7 +181,8 @@ def measure_attention(
     if compare is not None:
         second = open_subject(compare, None if isinstance(compare, str | Path) else known)
     max_length = longest_sentence(encoder, known, max_length)
-    for other in (second, *map(open_subject, list(runs.values())[1:])):
+    # One run's model after the other is loaded, only to see how long its sentences may be.
+    for other in itertools.chain([second], map(open_subject, list(runs.values())[1:])):
         if other:
             check_same_tokenizer(known, other.tokenizer)
             max_length = longest_sentence(other.model, known, max_length)

@@ -13,6 +13,19 @@ _AS_UNTRAINED = 0.02
 """A model that differs less from an untrained one has not learned where to look. Then all of its
 layers are alike, which says nothing."""
 
+_COLUMNS = {
+    f"within_{LOCAL_WINDOW}": f"within {LOCAL_WINDOW}",
+    "itself": "itself",
+    "previous": "previous",
+    "following": "next",
+    "first": "[CLS]",
+    "sep": "[SEP]",
+    "entropy": "entropy",
+    "distance": "distance",
+}
+LAYER_FORMATS = dict.fromkeys(_COLUMNS.values(), "{:.3f}")
+"""How to write the numbers of `layer_table`."""
+
 
 def statements(result: AttentionResult) -> list[str]:
     """The three claims of Gong et al. (2019), section 3, on this model and text.
@@ -151,27 +164,17 @@ def _range(rows: pd.DataFrame, name: str, form: str) -> str:
 
 def layer_table(result: AttentionResult) -> pd.DataFrame:
     """Means over the heads of each layer, then of all, of a uniform head and an untrained model."""
-    columns = {
-        f"within_{LOCAL_WINDOW}": f"within {LOCAL_WINDOW}",
-        "itself": "itself",
-        "previous": "previous",
-        "following": "next",
-        "first": "[CLS]",
-        "sep": "[SEP]",
-        "entropy": "entropy",
-        "distance": "distance",
-    }
 
     def row(label: str, heads: pd.DataFrame) -> dict[str, object]:
         counts = {name: int((heads["class"] == name).sum()) for name in CLASSES}
         classes = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        return {"layer": label, **heads[list(columns)].mean(), "heads": classes}
+        return {"layer": label, **heads[list(_COLUMNS)].mean(), "heads": classes}
 
     heads, fresh = result.heads_of("measured"), result.about("untrained")
     rows = [row(str(layer), of) for layer, of in heads.groupby("layer")]
     rows += [
         row("all", heads),
-        {"layer": "uniform", **result.about("measured")[list(columns)], "heads": ""},
+        {"layer": "uniform", **result.about("measured")[list(_COLUMNS)], "heads": ""},
         row(f"untrained ({fresh['sentences']})", result.heads_of("untrained")),
     ]
-    return pd.DataFrame(rows).round(3).rename(columns=columns)
+    return pd.DataFrame(rows).rename(columns=_COLUMNS)

@@ -196,7 +196,7 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(_answer(sys.argv[1], json.loads(sys.argv[2]))))
+        sys.stdout.write(json.dumps(_answer(sys.argv[1], json.loads(sys.argv[2]))))
     except StackBertError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(str(error))
         sys.exit(error.exit_code)

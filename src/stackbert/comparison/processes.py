@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from stackbert.errors import Interrupted, RunError, UserError
@@ -32,7 +32,7 @@ def threads_each(jobs: int) -> int:
 
 def train_all(
     runs: Sequence[Path], corpus: Path, *, jobs: int, threads: int
-) -> Iterator[tuple[Path, float, str]]:
+) -> Generator[tuple[Path, float, str], None, None]:
     """Train runs, `jobs` at a time. A run that fails does not stop the others.
 
     Args:

@@ -70,12 +70,14 @@ class Comparison(Record):
 
     @property
     def tried(self) -> pd.DataFrame:
-        """The learning rates that scratch tried: learning_rate, loss (NaN if it did not finish)."""
+        """The learning rates that scratch tried, if several: learning_rate, loss (NaN if it did
+        not finish)."""
         rows = self.evaluations[self.evaluations["variant"] == SCRATCH]
         rows = rows[(rows["fraction"] == 1.0) & (rows["seed"] == self.request.recipe.seed)]
         last = rows.groupby("learning_rate")["loss"].last().astype(float)
-        rates = pd.Index(self.request.learning_rates, name="learning_rate")
-        return last.reindex(rates).reset_index()
+        rates = self.request.learning_rates
+        tried = last.reindex(rates if len(rates) > 1 else [])
+        return tried.rename_axis("learning_rate").reset_index()
 
     @property
     def learning_rate(self) -> float:
@@ -103,7 +105,8 @@ class Comparison(Record):
         """The learning curves as a report draws them: group (variant), run, detail (seed and
         share), main (whether the run stands for its variant: its first seed, at the whole budget
         or else at the largest share), depth, seconds, flops, tokens, steps, loss."""
-        rows, main = self.results, {}
+        rows = self.results
+        main: dict[str, list[object]] = {}
         runs = rows[_RUN[:3]].drop_duplicates().itertuples(index=False, name=None)
         for name, *run in sorted(runs, key=lambda run: (run[1] != 1.0, -run[1], run[2])):
             main.setdefault(name, run)

@@ -34,7 +34,7 @@ def verdict(
             tokens, loss, masked_lm.
         budget: of each run at a share of 1.
         entropy: unigram entropy of the validation text, in nats.
-        tried: learning_rate (a factor) and loss of scratch; NaN if it did not finish.
+        tried: learning_rate (a factor) and loss of scratch, if it tried several.
         missing: why runs have not finished, one sentence each.
         recipe: that all vary.
         variants: name → its recipe; the first after scratch makes the headline.
@@ -157,7 +157,7 @@ def _one_seed(table: pd.DataFrame) -> list[str]:
 
 
 def _rate_at_edge(tried: pd.DataFrame) -> list[str]:
-    if len(tried) < 2 or tried["loss"].isna().all():
+    if tried["loss"].isna().all():
         return []
     best = tried["loss"].idxmin()
     if best not in (tried.index[0], tried.index[-1]):

@@ -192,8 +192,7 @@ def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None 
         if not split.startswith("test"):  # labels of test splits are not even looked at
             wanted["label"] = task.label
         columns = {n: _column(frame, names, where) for n, names in wanted.items() if any(names)}
-        with reading(where):
-            cells = frame[list(columns.values())].map(_plain).set_axis(list(columns), axis=1)
+        cells = _texts(frame, list(columns.values()), where).set_axis(list(columns), axis=1)
         is_wrong = pd.Series(False, index=cells.index)
         for name in cells.columns.intersection(["text", "text_pair"]):
             is_wrong |= cells[name].str.strip() == ""
@@ -226,21 +225,28 @@ def _column(frame: pd.DataFrame, names: Sequence[str | None], where: str) -> str
     return found[0]
 
 
-def _plain(value: Any) -> str:  # noqa: ANN401 (any cell)
-    """A cell as text; a missing one is empty."""
-    if isinstance(value, str):
-        # Halves of a character, which no tokenizer takes, are replaced.
-        return value.encode("utf-8", "replace").decode()
-    if value is None or value != value:
-        return ""
-    return json.dumps(value.item() if hasattr(value, "item") else value)
+def _texts(frame: pd.DataFrame, columns: Sequence[str], where: str) -> pd.DataFrame:
+    """Cells as text; a missing one is empty."""
+
+    def plain(value: Any) -> str:  # noqa: ANN401 (any cell)
+        if isinstance(value, str):
+            # Halves of a character, which no tokenizer takes, are replaced.
+            return value.encode("utf-8", "replace").decode()
+        if value is None or value != value:
+            return ""
+        return json.dumps(value.item() if hasattr(value, "item") else value)
+
+    with reading(where):
+        return frame[list(columns)].map(plain)
 
 
 def _numbers(task: Task, labels: "pd.Series[str]") -> "pd.Series[float]":
     """Labels as numbers; NaN where there is no such class or number."""
     if task.labels:
-        numbers = {str(number): number for number in range(len(task.labels))}
-        return labels.map(numbers | {label: number for number, label in enumerate(task.labels)})
+        numbers = {label: number for number, label in enumerate(task.labels)}
+        if task.name in TASKS:  # data sets of the hub have GLUE's classes as numbers
+            numbers |= {str(number): number for number in numbers.values()}
+        return labels.map(numbers)
     low, high = (0.0, 5.0) if task.name == "sts-b" else (-np.finfo(float).max, np.finfo(float).max)
     found = pd.to_numeric(labels, errors="coerce")
     return found.where(found.between(low, high))
@@ -287,49 +293,59 @@ def own_data(
         UserError: a column or label is wrong, or "auto" cannot tell classes from numbers.
     """
     where, train = raw["train"]
-    texts = train[_column(train, (label,), where)].map(_plain).str.strip()
-    texts = texts[texts != ""]  # a row without a label is refused below
-    values, numbers = sorted(set(texts)), pd.to_numeric(texts, errors="coerce")
-    if kind == "auto":
-        is_whole = bool((numbers % 1 == 0).all())
-        if is_whole and len(values) > _MOST_CLASSES:
-            raise UserError(
-                f"{where}: the column '{label}' holds {len(values)} different whole numbers. Are "
-                "they classes or quantities? Say --kind classification or --kind regression."
-            )
-        kind = "classification" if is_whole or numbers.isna().any() else "regression"
-        taken = f"{len(values)} classes" if kind == "classification" else "numbers"
-        notes = [*notes, f"{where}: the column '{label}' is taken for {taken}."]
+    labels = _texts(train, [_column(train, (label,), where)], where).iloc[:, 0].str.strip()
+    kind, classes = _kind_of(labels[labels != ""], kind, f"{where}: the column '{label}'")
     is_class = kind == "classification"
-    if is_class and (len(values) < 2 or len(values) == len(texts) > 2):
-        raise UserError(
-            f"{where}: the column '{label}' holds {len(values)} different labels in {len(texts)} "
-            "rows, so these are not classes. Name another column, or say --kind regression."
-        )
+    taken = f"{len(classes)} classes" if is_class else "numbers"
+    notes = [*notes, f"{where}: the column '{label}' is taken for {taken}."]
+    if "dev" not in raw:
+        columns = [_column(train, (name,), where) for name in (text, second) if name]
+        is_dev = _chosen_for_dev(_texts(train, columns, where))
+        if is_dev.all():
+            raise UserError(
+                f"{where} has too few different texts for a dev split. Give a dev table."
+            )
+        raw = {**raw, "train": (where, train[~is_dev]), "dev": (where, train[is_dev])}
+        count = f"{is_dev.sum():,} of the {len(train):,} rows of {where} are set aside for dev"
+        notes = [*notes, f"There is no dev table: {count}, chosen by a hash of their text."]
     task = Task(
         name=f"own-{name}" if name in TASKS else name,
         title=name,
         kind="classes" if is_class else "number",
         metrics=("accuracy", "f1_macro") if is_class else ("pearson", "spearman"),
-        labels=tuple(values if numbers.isna().any() else sorted(values, key=float)) * is_class,
+        labels=classes if is_class else (),
         text=(text,),
         pair=(second,) if second else (),
         label=(label,),
     )
-    if "dev" in raw:
-        return _task_data(task, raw, notes, key)
-    whole = _task_data(task, {**raw, "dev": raw["train"]}, notes, key)
-    rows = whole.splits["train"]
-    pairs = zip(rows["text"], rows.get("text_pair", [""] * len(rows)), strict=True)
-    hashes = pd.Series([hashlib.sha256(json.dumps(pair).encode()).hexdigest() for pair in pairs])
-    counts = hashes.value_counts().sort_index()
-    is_dev = hashes.isin(counts.index[counts.cumsum() - counts < _DEV_SHARE * len(rows)])
-    if is_dev.all():
-        raise UserError(f"{where} has too few different texts for a dev split. Give a dev table.")
-    note = (
-        f"There is no dev table: {is_dev.sum():,} of the {len(rows):,} rows of {where} are set "
-        "aside as the dev split, chosen by a hash of their text."
-    )
-    sides = {"train": rows[~is_dev], "dev": rows[is_dev]}
-    splits = {split: side.reset_index(drop=True) for split, side in sides.items()}
-    return TaskData(task, {**whole.splits, **splits}, (*whole.notes, note))
+    return _task_data(task, raw, notes, key)
+
+
+def _kind_of(
+    labels: "pd.Series[str]", kind: LabelKind, where: str
+) -> tuple[LabelKind, tuple[str, ...]]:
+    """What labels are, and the classes: numbers by size, words by the alphabet."""
+    numbers, classes = pd.to_numeric(labels, errors="coerce"), sorted(set(labels))
+    if kind == "auto":
+        is_whole = bool((numbers % 1 == 0).all())
+        if is_whole and len(classes) > _MOST_CLASSES:
+            raise UserError(
+                f"{where} holds {len(classes)} different whole numbers. Are they classes or "
+                "quantities? Say --kind classification or --kind regression."
+            )
+        kind = "classification" if is_whole or numbers.isna().any() else "regression"
+    if kind == "classification" and (len(classes) < 2 or len(classes) == len(labels) > 2):
+        raise UserError(
+            f"{where} holds {len(classes)} different labels in {len(labels)} rows, so these are "
+            "not classes. Name another column, or say --kind regression."
+        )
+    return kind, tuple(classes if numbers.isna().any() else sorted(classes, key=float))
+
+
+def _chosen_for_dev(texts: pd.DataFrame) -> "pd.Series[bool]":
+    """A tenth of the rows, those whose texts have the lowest hashes."""
+    pairs = ((*pair, "")[:2] for pair in texts.itertuples(index=False))
+    hashes = [hashlib.sha256(json.dumps(pair).encode()).hexdigest() for pair in pairs]
+    hashed = pd.Series(hashes, index=texts.index)
+    counts = hashed.value_counts().sort_index()
+    return hashed.isin(counts.index[counts.cumsum() - counts < _DEV_SHARE * len(hashed)])

@@ -85,6 +85,10 @@ class FinetuneResult(Record):
         """Scores with their noise, and differences to a model; see `verdict.score_table`."""
         return verdict.score_table(self, headline=headline, base=base)
 
+    def summary(self) -> pd.DataFrame:
+        """The table with its intervals as text, narrow enough for a terminal."""
+        return verdict.summary(self)
+
     def verdict(self) -> list[str]:
         """What can be said, in sentences."""
         return verdict.sentences(self)
@@ -187,113 +191,127 @@ def finetune(
         head_class(model, work.task)
     names = [work.task.name for work in works]
     chosen = {name: settings_for(name, settings, names) for name in names}
+    number = {w.task.name: seeds or default_seeds(len(w.splits["train"])) for w in works}
     folder = Path(out)
     with (
         writing(f"fine-tuning into {folder}"),
         locked(folder, f"{folder} is in use"),
         StopRequest() as stop,
     ):
-        result = _begin(folder, found, works, chosen, seeds)
-        lacking = {*result.missing, *missing} - result.tasks.keys()
-        result = result.model_copy(update={"missing": tuple(sorted(lacking))})
+        there = _record_in(folder)
+        tasks = _joined_tasks(folder, there, works, chosen, number)
+        change = {"tasks": tasks, "models": _joined_models(folder, there.models, found)}
+        lacking = tuple(sorted({*there.missing, *missing} - tasks.keys()))
+        result = there.model_copy(update={**change, "missing": lacking})
         result.write(folder / FINETUNE)
-        return _run_all(
-            folder, result, found, works, seeds, bool(test), progress or Progress(), stop
-        )
+        todo = [
+            (work, model, seed)
+            for work, model in itertools.product(works, found)
+            for seed in range(number[work.task.name])
+        ]
+        return _run_all(folder, result, todo, bool(test), progress or Progress(), stop)
 
 
-def _begin(
+def _record_in(folder: Path) -> FinetuneResult:
+    if (folder / FINETUNE).is_file():
+        return read_finetune(folder)
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
+        raise UserError(f"{folder} holds {', '.join(foreign[:3])}. Choose a new folder for --out.")
+    return FinetuneResult(machine=describe(pick_device()))
+
+
+def _joined_tasks(
     folder: Path,
-    models: Sequence[Model],
+    there: FinetuneResult,
     works: Sequence[TaskData],
     chosen: Mapping[str, Settings],
-    seeds: int | None,
-) -> FinetuneResult:
-    """The folder's record with the models, tasks and seeds that this call adds.
+    seeds: Mapping[str, int],
+) -> dict[str, TaskRecord]:
+    """The folder's tasks with those of this call.
 
     Raises:
-        UserError: the folder holds something else, or other models, settings or data.
+        UserError: a task has other settings or rows in the folder.
     """
-    device = pick_device()
-    record = FinetuneResult(machine=describe(device))
-    if (folder / FINETUNE).is_file():
-        record = read_finetune(folder)
-    elif foreign := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
-        raise UserError(f"{folder} holds {', '.join(foreign[:3])}. Choose a new folder for --out.")
+    tasks = dict(there.tasks)
     # Measured once for a folder, as the answer differs from day to day.
-    earlier = [task.settings.precision for task in record.tasks.values()]
-    precision = earlier[0] if earlier else fastest_precision(device)
-    tasks = dict(record.tasks)
+    precisions = [task.settings.precision for task in there.tasks.values()]
     for work in works:
         name, settings = work.task.name, chosen[work.task.name]
         if settings.precision == "auto":
-            settings = settings.model_copy(update={"precision": precision})
-        known = tasks.get(name)
+            precisions = precisions or [fastest_precision(pick_device())]
+            settings = settings.model_copy(update={"precision": precisions[0]})
         tasks[name] = TaskRecord(
             title=work.task.title,
             metrics=work.task.metrics,
             settings=settings,
             sizes={split: len(frame) for split, frame in work.splits.items()},
             fingerprints=work.fingerprints,
-            seeds=max(_seeds(work, seeds), known.seeds if known else 0),
-            notes=tuple(dict.fromkeys((*work.notes, *(known.notes if known else ())))),
+            seeds=seeds[name],
+            notes=work.notes,
         )
-        if known:
+        if known := there.tasks.get(name):
             changed = [f"{n}={old}" for n, old in known.settings if getattr(settings, n) != old]
-            same = known.fingerprints.items() & work.fingerprints.items()
-            if changed or len(same) < len(known.fingerprints.keys() & work.splits.keys()):
-                what = ", ".join(changed) or "other rows"
+            old, new = known.fingerprints, work.fingerprints
+            changed += [f"other rows of {s}" for s in new if old.get(s, new[s]) != new[s]]
+            if changed:
                 raise UserError(
-                    f"{folder} holds results of {known.title} with {what}. Models, tasks and seeds "
-                    "can be added; for anything else choose a new folder."
+                    f"{folder} holds results of {known.title} with {', '.join(changed)}. Models, "
+                    "tasks and seeds can be added; for anything else choose a new folder."
                 )
-    everyone = {model.label: model for model in record.models}
+            more = {"seeds": max(known.seeds, seeds[name])}
+            notes = tuple(dict.fromkeys((*work.notes, *known.notes)))
+            tasks[name] = tasks[name].model_copy(update={**more, "notes": notes})
+    return tasks
+
+
+def _joined_models(
+    folder: Path, there: Sequence[Model], models: Sequence[Model]
+) -> tuple[Model, ...]:
+    """The folder's models and those of this call; the control last, checkpoints by run and step.
+
+    Raises:
+        UserError: a name stands for another model in the folder.
+    """
+    found = {model.label: model for model in there}
     for model in models:
-        if everyone.get(model.label, model).fingerprint != model.fingerprint:
+        if found.get(model.label, model).fingerprint != model.fingerprint:
             raise UserError(
                 f"{folder} holds results of another model called '{model.label}'. Choose another "
                 "folder, or another name (--group NAME=…)."
             )
-        everyone[model.label] = model  # it may have been moved
-    runs = list(dict.fromkeys(model.run for model in everyone.values()))
+        found[model.label] = model  # it may have been moved
+    runs = list(dict.fromkeys(model.run for model in found.values()))
     if None in runs and len(runs) > 1:
         raise UserError(f"{folder} holds either models or checkpoints of runs. Choose another one.")
-    order = sorted(everyone.values(), key=lambda m: (m.untrained, runs.index(m.run), m.step or 0))
-    return record.model_copy(update={"models": tuple(order), "tasks": tasks})
-
-
-def _seeds(work: TaskData, seeds: int | None) -> int:
-    return seeds or default_seeds(len(work.splits["train"]))
+    order = sorted(found.values(), key=lambda m: (m.untrained, runs.index(m.run), m.step or 0))
+    return tuple(order)
 
 
 def _run_all(
     folder: Path,
     result: FinetuneResult,
-    models: Sequence[Model],
-    works: Sequence[TaskData],
-    seeds: int | None,
+    runs: Sequence[tuple[TaskData, Model, int]],
     test: bool,
     hears: Progress,
     stop: StopRequest,
 ) -> FinetuneResult:
     """Every run that is not there yet, one after the other."""
-    runs = result.runs
-    done = {run[:4] for run in runs[runs["diverged"] | (runs["tested"] >= test)].itertuples(False)}
+    there = result.runs
+    there = there[there["diverged"] | (there["tested"] >= test)]
+    done = set(there[_RUN].itertuples(index=False, name=None))
     todo = [
-        (work, model, seed)
-        for work, model in itertools.product(works, models)
-        for seed in range(_seeds(work, seeds))
-        if (work.task.name, model.name, model.member, seed) not in done
+        run for run in runs if (run[0].task.name, run[1].name, run[1].member, run[2]) not in done
     ]
-    settings = {work.task.name: result.tasks[work.task.name].settings for work in works}
-    rows = [rows_of(len(work.splits["train"]), settings[work.task.name]) for work, _, _ in todo]
+    settings = {name: task.settings for name, task in result.tasks.items()}
+    rows = [rows_of(len(work.splits["train"]), settings[work.task.name]) for work, *_ in todo]
     if todo:
         hears.say(f"{counted(len(todo), 'run')} to make.")
-    encoded: dict[str, Encoded] = {}
+    encoded: dict[tuple[str, str], dict[str, Encoded]] = {}
     for place, (work, model, seed) in enumerate(todo):
         name = f"{work.task.title}, {model.label}, seed {seed}"
-        if place and (work, model) != todo[place - 1][:2]:
-            encoded = {}  # a model's runs on a task share its rows
+        # A model's runs on a task come one after the other and share its rows.
+        of_model = (work.task.name, model.label)
+        encoded = {of_model: encoded.get(of_model, {})}
 
         def on_step(done: int, steps: int, loss: float, at: int = place, name: str = name) -> None:
             if stop.signal is not None:
@@ -305,14 +323,16 @@ def _run_all(
             part = sum(rows[:at]) + rows[at] * done // steps
             hears.step(part, sum(rows), f"rows, {name}{shown}")
 
-        tests = [split for split in work.splits if split.startswith("test") and test]
         run = finetune_once(
             model,
             work,
             settings[work.task.name],
             seed,
-            splits=[*work.scored, *tests],
-            encoded=encoded,
+            splits=[
+                *work.scored,
+                *(split for split in work.splits if test and split[:4] == "test"),
+            ],
+            encoded=encoded[of_model],
             on_step=on_step,
         )
         result = _with_run(folder, result, work, model, seed, run, test)

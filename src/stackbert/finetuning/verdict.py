@@ -82,6 +82,39 @@ def score_table(
     return pd.DataFrame(rows)
 
 
+def summary(result: "FinetuneResult") -> pd.DataFrame:
+    """The score table with its intervals as text, narrow enough for a terminal."""
+    rows = []
+    for row in score_table(result).to_dict("records"):
+        short = {name: row[name] for name in ("task", "metric", "model")}
+        mean, half = f"{row['mean']:.1f}", row["high"] - row["mean"]
+        short["mean ± 95 %"] = mean if math.isnan(half) else f"{mean} ± {half:.1f}"
+        short |= {"runs": row["runs"] or "", "failed": row["failed"] or ""}
+        short["guess"] = "" if math.isnan(row["guess"]) else f"{row['guess']:.1f}"
+        if isinstance(row.get("outcome"), str):
+            short |= {"difference": _difference(row), "outcome": row["outcome"]}
+        if "step" in row:
+            short |= {"step": row["step"], "time": format_duration(row["seconds"])}
+        rows.append(short)
+    return pd.DataFrame(rows).fillna("")
+
+
+def _difference(row: dict[str, Any], *, long: bool = False) -> str:
+    shown = _signed(row["difference"]) + (" points" if long else "")
+    between = f"{_signed(row['difference_low'])} to {_signed(row['difference_high'])}"
+    if row["pairs"] < 2:
+        return shown
+    if long:
+        between = f"95 % interval {between}, {row['pairs']:.0f} pairs"
+    return f"{shown} ({between})"
+
+
+def _signed(value: float) -> str:
+    """A difference in points: "+1.3", "−0.4", "0.0"."""
+    shown = f"{value:+.1f}".replace("-", "−")
+    return shown[1:] if shown[1:] == "0.0" else shown
+
+
 def _interval(values: "pd.Series[float]") -> tuple[float, float, float]:
     """Mean and bounds of its 95 % interval; the bounds of one value are NaN."""
     mean, number = float(values.mean()), int(values.count())
@@ -162,22 +195,12 @@ def _compared(table: pd.DataFrame, name: str, base: str) -> list[str]:
     if counts.sum() > 1:
         shown = ", ".join(f"{outcome} on {count}" for outcome, count in counts.items())
         lines.append(f"{name} against {base}, {counts.sum()} measures: {shown}.")
-    for row in rows.itertuples():
-        what = f"{row.task} ({row.metric})" if row.runs else row.task
-        found = f"{signed(row.difference)} points"
-        if row.pairs > 1:
-            between = f"{signed(row.difference_low)} to {signed(row.difference_high)}"
-            found += f" (95 % interval {between}, {row.pairs:.0f} pairs)"
-        lines.append(f"{what}: {how[row.outcome]}, {found}.")
+    for row in rows.to_dict("records"):
+        what = f"{row['task']} ({row['metric']})" if row["runs"] else row["task"]
+        lines.append(f"{what}: {how[row['outcome']]}, {_difference(row, long=True)}.")
     if counts.sum() > 4:
         lines.append("One interval in twenty leaves out zero by chance alone.")
     return lines
-
-
-def signed(value: float) -> str:
-    """A difference in points: "+1.3", "−0.4", "0.0"."""
-    shown = f"{value:+.1f}".replace("-", "−")
-    return shown[1:] if shown[1:] == "0.0" else shown
 
 
 def _beyond_control(table: pd.DataFrame, names: Sequence[str], control: str) -> list[str]:

@@ -220,6 +220,11 @@ def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedCon
     Raises:
         UserError: a field names layers by number, or the entry of a fresh layer is unknown.
     """
+    if getattr(config, "is_heterogeneous", False):
+        raise UserError(
+            f"'{config.model_type}' gives single layers a config of their own (per_layer_config); "
+            "growth does not know what the new layers should get."
+        )
     key, target = depth_key(config), len(depth_map)
     depth = getattr(config, key)
     lists = {
@@ -256,11 +261,6 @@ def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedCon
                 f"The config's '{name}' names layers by number ({list(old)}), and after growth "
                 "these numbers would mean other layers. This config cannot be grown."
             )
-    if getattr(config, "is_heterogeneous", False):
-        raise UserError(
-            f"'{config.model_type}' gives single layers a config of their own (per_layer_config); "
-            "growth does not know what the new layers should get."
-        )
     return grown
 
 
@@ -423,9 +423,6 @@ def _fill(
     for name, buffer in new.named_buffers():
         if name not in state:  # computed by the constructor, which knows each layer's place
             buffer.data = fitted(name, buffer, buffer.dtype)
-    # What save_pretrained leaves out of the file because its twin is in there.
-    tied = new.all_tied_weights_keys.items()
-    new.all_tied_weights_keys = {a: b for a, b in tied if state.get(a) is state.get(b)}
 
 
 def _set_modes(new: PreTrainedModel, old: PreTrainedModel) -> None:

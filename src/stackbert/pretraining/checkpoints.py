@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from stackbert.errors import UserError
 from stackbert.files import Record, new_folder, reading, sha256, writing
-from stackbert.model_files import open_model, save_model
+from stackbert.model_files import save_model
+from stackbert.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,14 +111,14 @@ class Checkpoints:
 
     Args:
         folder: of the checkpoints.
+        recipe: how many to keep; those at the end of a stage in any case.
         tokenizer: folder, copied into each.
-        sequence_length: tokens of the run's longest row.
     """
 
-    def __init__(self, folder: Path, tokenizer: Path, sequence_length: int) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, tokenizer: Path) -> None:
         self.folder = folder
+        self._recipe = recipe
         self._tokenizer = tokenizer
-        self._sequence_length = sequence_length
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._running: Future[None] | None = None
 
@@ -160,23 +161,15 @@ class Checkpoints:
             )
         return None
 
-    def load(
-        self, step: int, model_class: type["PreTrainedModel"]
-    ) -> tuple["PreTrainedModel", dict[str, Tensor]]:
-        """Model (fp32) and optimizer state, named "parameter|tensor", of a checkpoint.
+    def load(self, step: int) -> dict[str, Tensor]:
+        """A checkpoint's weights by parameter name, its optimizer's tensors by "parameter|tensor".
 
         Raises:
-            UserError: a file cannot be opened, or a tensor is missing, unknown or misshapen.
+            UserError: a file cannot be opened.
         """
         folder = self.folder / checkpoint_name(step)
-        model = open_model(folder, model_class)
-        with reading(folder / OPTIMIZER):
-            tensors = load_file(folder / OPTIMIZER)
-        held = {name.rpartition("|")[0] for name in tensors}
-        missing = sorted({name for name, _ in model.named_parameters()} - held)
-        if missing:
-            raise UserError(f"{folder / OPTIMIZER} has no state of {', '.join(missing[:3])}.")
-        return model, tensors
+        with reading(folder):
+            return load_file(folder / "model.safetensors") | load_file(folder / OPTIMIZER)
 
     def save(
         self,
@@ -184,43 +177,35 @@ class Checkpoints:
         model: "PreTrainedModel",
         weights: dict[str, Tensor],
         optimizer_state: dict[str, Tensor],
-        *,
-        keep: int,
-        always: set[int],
     ) -> None:
-        """Start to write one checkpoint, and remove old ones after it.
+        """Write one checkpoint, and remove old ones after it.
 
         Args:
             state: the counters; checksums are added.
             model: whose config is saved.
             weights: a snapshot of its state_dict.
             optimizer_state: a snapshot of the optimizer's tensors, named "parameter|tensor".
-            keep: newest checkpoints that are kept.
-            always: steps whose checkpoints are kept in any case.
         """
+        place = self.folder / checkpoint_name(state.counters.step)
+        longest = self._recipe.longest_sequence
+        with writing(f"saving {place}"), new_folder(place) as folder:
+            save_model(
+                model, folder, tokenizer=self._tokenizer, sequence_length=longest, weights=weights
+            )
+            save_file(optimizer_state, folder / OPTIMIZER)
+            (folder / OPTIMIZER).chmod((folder / "config.json").stat().st_mode)
+            files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+            sums = {path.name: sha256(path) for path in files}
+            state.model_copy(update={"sha256": sums}).write(folder / STATE)
+        for path in self.paths()[: -self._recipe.checkpoint.keep]:
+            if int(path.name.removeprefix("step-")) not in self._recipe.boundaries:
+                # Renamed first: a kill in the middle must not leave half a checkpoint.
+                shutil.rmtree(path.rename(path.with_name(path.name + ".partial")))
 
-        def write() -> None:
-            path = self.folder / checkpoint_name(state.counters.step)
-            with writing(f"saving {path}"), new_folder(path) as folder:
-                save_model(
-                    model,
-                    folder,
-                    tokenizer=self._tokenizer,
-                    sequence_length=self._sequence_length,
-                    weights=weights,
-                )
-                save_file(optimizer_state, folder / OPTIMIZER)
-                (folder / OPTIMIZER).chmod((folder / "config.json").stat().st_mode)
-                files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-                sums = {path.name: sha256(path) for path in files}
-                state.model_copy(update={"sha256": sums}).write(folder / STATE)
-            for path in self.paths()[:-keep]:
-                if int(path.name.removeprefix("step-")) not in always:
-                    # Renamed first: a kill in the middle must not leave half a checkpoint.
-                    shutil.rmtree(path.rename(path.with_name(path.name + ".partial")))
-
+    def save_on_thread(self, *arguments: Any) -> None:  # noqa: ANN401 (those of `save`)
+        """`save` while the caller goes on; its error comes out at the next call of a method."""
         self.wait()
-        self._running = self._thread.submit(write)
+        self._running = self._thread.submit(self.save, *arguments)
 
     def poll(self) -> None:
         """Raise what the writing thread raised, if it has ended; does not wait."""
@@ -228,7 +213,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written, and raise what its writing raised."""
+        """Wait for the checkpoint that is being written, and raise what that raised."""
         if self._running is not None:
             running, self._running = self._running, None
             running.result()

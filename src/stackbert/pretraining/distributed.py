@@ -5,14 +5,13 @@ multiplies its loss by their number. Plain values travel as JSON: nothing is pic
 """
 
 import contextlib
-import datetime
 import functools
-import inspect
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,17 +33,12 @@ from stackbert.recipe import Engine
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_START_TIMEOUT = datetime.timedelta(minutes=10)
-"""For the other processes to start, and for their gradients."""
-_WORD_TIMEOUT = datetime.timedelta(hours=2)
-"""For rank 0's word. What it does alone, such as measuring micro-batches, takes minutes; a process
-that died is noticed at once."""
+# What gloo and NCCL say when a peer is gone; gloo has no exception of its own for it.
 _LOST = re.compile(
     r"connection (closed|reset|refused|was)|connectFullMesh|broken pipe|timed out|timeout|"
     r"remote process|unhandled system error|communicator was aborted|socket",
     re.IGNORECASE,
 )
-"""What gloo and NCCL say when a peer has gone; gloo has no exception of its own for it."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +87,7 @@ class World:
             raise OtherRankError(first % 256)
 
     def broadcast_object(self, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (JSON values)
-        """What `make` returns on rank 0, on every rank; the other ranks do not call it.
-
-        Args:
-            make: returns a value that JSON can hold.
+        """What `make` returns on rank 0 (a value that JSON holds), on every rank.
 
         Raises:
             StackBertError: `make` raised it; the other ranks raise `OtherRankError`.
@@ -113,7 +104,7 @@ class World:
         return json.loads(bytes(text.tolist()))[0]
 
     def broadcast(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors, in host memory, that `make` returns on rank 0, on every rank by name."""
+        """The tensors, in host memory, that `make` returns on rank 0, by name on every rank."""
         tensors: dict[str, Tensor] = {}
 
         def layout() -> dict[str, tuple[list[int], str]]:
@@ -137,10 +128,6 @@ def is_main_process() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
-class LostRankError(RunError):
-    """Another process is gone, and the run cannot continue without it."""
-
-
 @contextlib.contextmanager
 def init_distributed() -> Iterator[World]:
     """Within this block the processes that `torchrun` started form a `World`.
@@ -149,27 +136,27 @@ def init_distributed() -> Iterator[World]:
 
     Raises:
         UserError: torchrun's environment is incomplete.
-        LostRankError: another process died.
+        RunError: another process died.
         OtherRankError: the run failed or was stopped, and rank 0 says how.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size, rank, ours = int(os.environ.get("WORLD_SIZE", "1")), 0, not dist.is_initialized()
     if size == 1:
         yield SINGLE
         return
-    ours = not dist.is_initialized()
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing and ours:
         raise UserError(
             f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set. Start the processes with "
             "torchrun, or unset WORLD_SIZE."
         )
-    rank = 0
     try:
         if ours:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=_START_TIMEOUT)
+            dist.init_process_group(backend, timeout=timedelta(minutes=10))
         rank = dist.get_rank()
-        yield World(rank, size, dist.new_group(backend="gloo", timeout=_WORD_TIMEOUT))
+        # What rank 0 does alone, such as measuring micro-batches, takes minutes. A process that
+        # died is noticed at once.
+        yield World(rank, size, dist.new_group(backend="gloo", timeout=timedelta(hours=2)))
     except (RunError, Interrupted) as error:
         # Every rank raises these at the same step; rank 0 says it.
         if rank == 0:
@@ -178,7 +165,7 @@ def init_distributed() -> Iterator[World]:
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
-        raise LostRankError(
+        raise RunError(
             "Another process of the run was lost (killed, out of memory, or its machine is gone), "
             "so the run was stopped. The last checkpoint is kept; start all processes again with "
             "the same command to resume."
@@ -222,8 +209,8 @@ class ParallelModel:
     Args:
         model: on its device. With "fsdp" and several processes its parameters become DTensors, of
             which each process holds a shard.
-        world: the processes.
-        engine: "ddp" or "fsdp"; a single process needs neither.
+        world: the processes; a single one needs no engine.
+        engine: "ddp" or "fsdp".
     """
 
     def __init__(self, model: "PreTrainedModel", world: World, engine: Engine) -> None:
@@ -237,18 +224,10 @@ class ParallelModel:
                 fully_shard(layer, mesh=mesh)
             fully_shard(self._losses, mesh=mesh)
         elif self._is_copied:
-            # Only gradients are exchanged: the models have no buffers that change, and every
-            # parameter has a gradient in every step. torch 2.13 renamed the switch.
-            known = inspect.signature(DistributedDataParallel).parameters
-            new = "forward_sync_buffers" in known
-            off: Any = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-            self._losses = DistributedDataParallel(
-                self._losses, gradient_as_bucket_view=True, **off
-            )
+            self._losses = DistributedDataParallel(self._losses, gradient_as_bucket_view=True)
 
     def __call__(self, batch: Batch, kernels: Kernels = EAGER) -> Tensor:
-        """(2,): masked-LM and next-sentence loss of some rows, summed; without pairs the second
-        is 0."""
+        """(2,): masked-LM and next-sentence loss of some rows, summed; 0 without pairs."""
         if self.is_sharded and supports_masked_forward(self.model):
             # FSDP gathers a layer in hooks around its forward pass.
             layer, last_layer = _in_forward(kernels.layer), _in_forward(kernels.last_layer)

@@ -17,19 +17,16 @@ from stackbert.pretraining.record import read_run
 
 LEDGER = "metrics.jsonl"
 WORK = (
-    "training",
-    "input",
-    "compilation",
-    "evaluation",
-    "checkpoint",
-    "growth",
-    "start-up",
-    "tuning",
+    *("training", "input", "compilation", "evaluation"),
+    *("checkpoint", "growth", "start-up", "tuning"),
 )
 """The kinds of work timed apart. Together they are the wall time of a run from when its folder is
 opened to its last checkpoint. Input is waiting for batches; a step that compiles counts as
 compilation as a whole; start-up is what comes before the first step or evaluation in every process
 of the run, without tuning."""
+_COLUMNS = ("kind", "step", "depth", "tokens", "flops", "seconds", "loss", "loss_after", "wall")
+"""Columns that a table of the ledger has whatever was written so far."""
+_TEXTS = ["kind", "operator", "optimizer_state", "wall", "rows"]
 
 
 class Ledger:
@@ -55,11 +52,7 @@ class Ledger:
         self._file.truncate(keep_bytes)
 
     def write(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 (JSON values)
-        """Append one line. A number that is not finite becomes null, so the file stays JSON.
-
-        Raises:
-            RunError: the run directory was removed or renamed.
-        """
+        """Append one line. A number that is not finite becomes null, so the file stays JSON."""
         self.check_place()
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -74,12 +67,14 @@ class Ledger:
         Raises:
             RunError: it is not. The system would let us write into a removed file for days.
         """
-        try:
+        with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
                 return
-        except FileNotFoundError:
-            pass
-        raise vanished(self.path.parent)
+        raise RunError(
+            f"{self.path.parent} was removed, renamed or replaced while it was being trained, so "
+            "the run was stopped. If it has another name now, give --out that name, or put it "
+            "back, and run the same command again to resume from its last checkpoint."
+        )
 
     @property
     def size(self) -> int:
@@ -88,6 +83,7 @@ class Ledger:
 
     def sync(self) -> None:
         """Bring every line to the disk."""
+        self.check_place()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -95,20 +91,8 @@ class Ledger:
         self._file.close()
 
 
-def vanished(run: Path) -> RunError:
-    """The error for a run directory that is not at its place any more."""
-    return RunError(
-        f"{run} was removed, renamed or replaced while it was being trained, so the run was "
-        "stopped. If it has another name now, give --out that name, or put it back, and run the "
-        "same command again to resume from its last checkpoint."
-    )
-
-
 def read_ledger(run: str | Path) -> pd.DataFrame:
     """A run's ledger, one row a line; what a line does not have is NaN.
-
-    Args:
-        run: the run directory.
 
     Returns:
         Column `kind` is step, evaluation, growth, time, end or skipped. A last line that a crash
@@ -120,28 +104,22 @@ def read_ledger(run: str | Path) -> pd.DataFrame:
     path = Path(run) / LEDGER
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {LEDGER}.")
-    *lines, last = path.read_bytes().split(b"\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         with reading(path, f"Line {number} is damaged."):
             row = json.loads(line)
             rows.append({"kind": row["kind"], **row})
-    with contextlib.suppress(ValueError):  # killed between a line and its end
-        rows += [json.loads(last)]
-    table = pd.DataFrame(rows, columns=None if rows else ["kind", "step"])
+    table = pd.DataFrame(
+        rows, columns=list(dict.fromkeys([*_COLUMNS, *(k for r in rows for k in r)]))
+    )
     with reading(path):
-        for name in table.columns.difference(
-            ["kind", "operator", "optimizer_state", "wall", "rows"]
-        ):
+        for name in table.columns.difference(_TEXTS):
             table[name] = pd.to_numeric(table[name])
     return table
 
 
 def stage_table(run: str | Path) -> pd.DataFrame:
     """What each stage that has ended cost and brought, one row a stage.
-
-    Args:
-        run: the run directory.
 
     Returns:
         depth, steps, tokens, flops, seconds (of training alone), mfu (share of the measured matrix
@@ -152,40 +130,28 @@ def stage_table(run: str | Path) -> pd.DataFrame:
         UserError: not a run directory, a damaged ledger, or no stage has ended yet.
     """
     record, ledger = read_run(run), read_ledger(run)
-    rows = []
+    rate = record.matrix_rate * int(record.machine.get("processes", 1))
     with reading(Path(run) / LEDGER):
-        at = (
-            ledger[ledger.kind == "evaluation"]
-            .drop_duplicates("step", keep="last")
-            .set_index("step")
+        evaluations = ledger[ledger.kind == "evaluation"].drop_duplicates("step", keep="last")
+        ends = evaluations.set_index("step").reindex(record.recipe.boundaries).dropna(how="all")
+        spent = ends[["tokens", "flops", "seconds"]].diff()[1:]
+        stages = record.recipe.stages[: len(spent)]
+        grown = ledger[ledger.kind == "growth"].set_index("step").loss_after
+        table = pd.DataFrame(
+            {
+                "depth": [stage.depth for stage in stages],
+                "steps": [stage.steps for stage in stages],
+                "tokens": spent.tokens.astype(int).array,
+                "flops": spent.flops.array,
+                "seconds": spent.seconds.array,
+                "mfu": (spent.flops / spent.seconds / rate).array,
+                "loss_grown": grown.reindex(ends.index[:-1]).array,
+                "loss": ends.loss[1:].array,
+            }
         )
-        grown = ledger[ledger.kind == "growth"].set_index("step")
-        for stage, first, end in zip(
-            record.recipe.stages,
-            record.recipe.boundaries,
-            record.recipe.boundaries[1:],
-            strict=False,
-        ):
-            if first not in at.index or end not in at.index:
-                break
-            tokens, flops, seconds = (
-                at.loc[end, name] - at.loc[first, name] for name in ("tokens", "flops", "seconds")
-            )
-            rows.append(
-                {
-                    "depth": stage.depth,
-                    "steps": stage.steps,
-                    "tokens": int(tokens),
-                    "flops": int(flops),
-                    "seconds": float(seconds),
-                    "mfu": float(flops / seconds / record.total_matrix_rate),
-                    "loss_grown": grown.loss_after.get(first, math.nan),
-                    "loss": at.loc[end, "loss"],
-                }
-            )
-    if not rows:
+    if table.empty:
         raise UserError(f"{run} has no finished stage yet.")
-    return pd.DataFrame(rows)
+    return table
 
 
 class Stopwatch:

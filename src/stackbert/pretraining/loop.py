@@ -289,7 +289,7 @@ def _standing(run: Run) -> dict[str, Any]:
 
 def _save(run: Run) -> None:
     _read_losses(run)
-    recipe, trainer = run.recipe, run.trainer
+    trainer = run.trainer
     if not trainer.finite:  # a checkpoint must be worth resuming from
         raise _not_finite(run, "model", run.counters.step, run.stage)
     with run.watch.measuring("checkpoint"):
@@ -309,10 +309,7 @@ def _save(run: Run) -> None:
             seconds=dict(run.watch.seconds),
             ledger_bytes=run.ledger.size,
         )
-        always = set(recipe.boundaries[1:])
-        run.checkpoints.save(
-            state, trainer.model, weights, tensors, keep=recipe.checkpoint.keep, always=always
-        )
+        run.checkpoints.save_on_thread(state, trainer.model, weights, tensors)
 
 
 def _not_finite(run: Run, what: str, step: int, stage: int, where: str = "") -> RunError:

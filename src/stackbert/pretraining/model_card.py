@@ -78,9 +78,8 @@ def _training(recipe: Recipe, stages: pd.DataFrame | None) -> str:
     lines.append("|---|---|---|---|---|---|")
     for s in stages.itertuples():
         grown = "" if pd.isna(s.loss_grown) else f"{s.loss_grown:.3f}"
-        lines.append(
-            f"| {s.depth} | {s.steps:,} | {s.tokens:,} | {s.seconds:,.0f} | {grown} | {s.loss:.3f} |"
-        )
+        cells = (s.depth, f"{s.steps:,}", f"{s.tokens:,}", f"{s.seconds:,.0f}", grown)
+        lines.append(" | ".join(("", *map(str, cells), f"{s.loss:.3f}", "")).strip())
     pairs = ", plus next sentence" if recipe.objective.next_sentence else ""
     return "\n".join(lines) + (
         f"\n\nFinal validation loss: {stages.loss.iloc[-1]:.3f} nats (masked LM at a mask rate of "

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stackbert.errors import RunError
 from stackbert.growth.grow import find_layers
 from stackbert.pretraining.distributed import distribute_tensor, full_tensor
 from stackbert.recipe import OptimizerSpec
@@ -169,11 +168,7 @@ class Optimizers:
         }
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over state by name, copied to the parameters' device; others start anew.
-
-        Raises:
-            RunError: a name that the model does not have, or a tensor of another shape.
-        """
+        """Take over state by name, copied to the parameters' device; others start anew."""
         owners = {
             parameter: optimizer
             for optimizer, _ in self._all
@@ -181,18 +176,10 @@ class Optimizers:
             for parameter in group["params"]
         }
         for name, tensors in state.items():
-            parameter = self._parameters.get(name)
-            if parameter is None:
-                raise RunError(f"The optimizer's state names {name}, which the model lacks.")
-            for key, tensor in tensors.items():
-                if tensor.ndim and tensor.shape != parameter.shape:
-                    raise RunError(
-                        f"The optimizer's {key} of {name} has the shape {tuple(tensor.shape)}, the "
-                        f"parameter {tuple(parameter.shape)}."
-                    )
-            # A clone, so that its memory is aligned as a fresh tensor's is: some CPU kernels round
+            parameter = self._parameters[name]
+            # Copied, so that its memory is aligned as a fresh tensor's is: some CPU kernels round
             # differently otherwise, and a resumed run would differ in the last bit.
             owners[parameter].state[parameter] = {
-                key: distribute_tensor(tensor.to(parameter.device, copy=True).clone(), parameter)
+                key: distribute_tensor(tensor.to(parameter.device, copy=True), parameter)
                 for key, tensor in tensors.items()
             }

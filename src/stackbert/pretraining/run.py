@@ -14,7 +14,7 @@ from torch import Tensor
 from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
-from stackbert.files import locked, new_folder, writing
+from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import (
     describe,
     explaining_out_of_memory,
@@ -152,8 +152,8 @@ def pretrain(
         parse_duration(budget)
     for name in set(track) - set(TRACKERS):
         raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
-    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=opened.fingerprint)
+    corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=corpus.fingerprint)
     folder = Path(out)
     keep_memory()
     with (
@@ -165,52 +165,37 @@ def pretrain(
     ):
         world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
         progress = (progress or Progress()) if world.is_main else Progress()
-        _train_and_export(folder, asked, opened, resume, track, progress, world)
-        told = world.broadcast_object(lambda: _result(folder))
-    return RunResult(
-        folder, folder / MODEL, pd.DataFrame(told["stages"]), told["loss"], told["wall"]
-    )
-
-
-def _train_and_export(
-    folder: Path,
-    asked: Request,
-    corpus: Corpus,
-    resume: str,
-    track: Sequence[str],
-    progress: Progress,
-    world: World,
-) -> None:
-    device = pick_device()
-    watch = Stopwatch(lambda: synchronise(device))
-    with watch.measuring("start-up"):
-        found = world.broadcast_object(lambda: _find(folder, asked, resume, world))
-        if world.broadcast_object(lambda: (folder / MODEL).exists()):
-            progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
-            return
-        fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
-        world.all_pass(lambda: _check_corpus(corpus, fingerprint))
-        if found is None:
-            with watch.measuring("tuning"):
-                record = _tune(asked, corpus, device, progress, world)
-            if world.is_main:
-                write_run(folder, record)
-        else:
-            record = RunRecord.model_validate(found)
-    with progress, StopRequest() as stop:
+        device = pick_device()
+        watch = Stopwatch(lambda: synchronise(device))
         with watch.measuring("start-up"):
-            run = _open(folder, record, corpus, device, track, progress, watch, world)
-        try:
-            train(run, stop)
-        except (OSError, UserError):
-            if run.ledger is not None:
-                run.ledger.check_place()  # a folder that is gone explains either
-            raise
-        finally:
-            run.close()
-    weights = run.trainer.full_weights()
-    if world.is_main:
-        _export(run, weights, record, corpus)
+            found = world.broadcast_object(lambda: _find(folder, asked, resume, world))
+            if world.broadcast_object(lambda: (folder / MODEL).exists()):
+                progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
+                return _result(folder, world)
+            fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
+            world.all_pass(lambda: _check_corpus(corpus, fingerprint))
+            if found is None:
+                with watch.measuring("tuning"):
+                    record = _tune(asked, corpus, device, progress, world)
+                if world.is_main:
+                    write_run(folder, record)
+            else:
+                record = RunRecord.model_validate(found)
+        with progress, StopRequest() as stop:
+            with watch.measuring("start-up"):
+                run = _open(folder, record, corpus, device, track, progress, watch, world)
+            try:
+                train(run, stop)
+            except (OSError, UserError):
+                if run.ledger is not None:
+                    run.ledger.check_place()  # a folder that is gone explains either
+                raise
+            finally:
+                run.close()
+        weights = run.trainer.full_weights()
+        if world.is_main:
+            _export(run, weights, record, corpus)
+        return _result(folder, world)
 
 
 def _find(folder: Path, asked: Request, resume: str, world: World) -> dict[str, Any] | None:
@@ -316,9 +301,7 @@ def _open(
     Only rank 0 looks into the run directory, which may be on its machine alone.
     """
     recipe = record.recipe
-    checkpoints = Checkpoints(
-        folder / CHECKPOINTS, corpus.tokenizer_folder, recipe.longest_sequence
-    )
+    checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, corpus.tokenizer_folder)
 
     def newest() -> dict[str, Any] | None:
         state = checkpoints.newest(progress.say)
@@ -373,27 +356,28 @@ def _load(
     checkpoints: Checkpoints, step: int, recipe: Recipe, world: World
 ) -> "tuple[PreTrainedModel, NamedState]":
     """Model and optimizer state of a checkpoint, which rank 0 reads and sends to the others."""
+    folder = checkpoints.folder / checkpoint_name(step)
+    config = world.broadcast_object(lambda: read_config(folder))
+    tensors = world.broadcast(lambda: checkpoints.load(step))
     kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
-    config = world.broadcast_object(lambda: read_config(checkpoints.folder / checkpoint_name(step)))
-    models: list[PreTrainedModel] = []
-
-    def load() -> dict[str, Tensor]:
-        model, optimizer_state = checkpoints.load(step, kind)
-        models.append(model)
-        return {name: p.data for name, p in model.named_parameters()} | optimizer_state
-
-    tensors = world.broadcast(load)
-    if not world.is_main:
-        models.append(kind(kind.config_class.from_dict(config)))
-        for name, parameter in models[0].named_parameters():
-            parameter.data = tensors[name]
-    models[0].train()
-    optimizer_state = NamedState()
+    config_class: Any = kind.config_class
+    with reading(folder / "config.json"):
+        model = kind(config_class.from_dict(config))
+    parameters, state = dict(model.named_parameters()), NamedState()
     for flat, tensor in tensors.items():
-        name, bar, key = flat.rpartition("|")
+        name, bar, key = flat.rpartition("|") if "|" in flat else (flat, "", "")
+        if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
+            raise UserError(f"{folder} does not fit its config.json: {flat} has no place in it.")
         if bar:
-            optimizer_state.setdefault(name, {})[key] = tensor
-    return models[0], optimizer_state
+            state.setdefault(name, {})[key] = tensor
+    missing = [n for n in parameters if n not in tensors or n not in state]
+    if missing:
+        raise UserError(f"{folder} lacks {missing[0]}, in its weights or its optimizer's state.")
+    for name, parameter in parameters.items():
+        # Copied into fresh memory: loaded tensors look into a mapped file at any offset, and some
+        # CPU kernels round differently there.
+        parameter.data.copy_(tensors[name])
+    return model.train(), state
 
 
 def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Corpus) -> None:
@@ -413,13 +397,16 @@ def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Cor
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    try:
-        stages, ledger = stage_table(folder), read_ledger(folder)
-    except UserError as error:
-        raise UserError(f"{error} The model is whole all the same: {folder / MODEL}.") from error
-    return {
-        "stages": stages.to_dict("list"),
-        "loss": float(ledger.loss[ledger.kind == "evaluation"].iloc[-1]),
-        "wall": ledger.wall.dropna().iloc[-1],
-    }
+def _result(folder: Path, world: World) -> RunResult:
+    def read() -> dict[str, Any]:
+        try:
+            stages, ledger = stage_table(folder), read_ledger(folder)
+        except UserError as error:
+            raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
+        loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
+        wall = ledger.wall.dropna().iloc[-1]
+        return {"stages": stages.to_dict("list"), "loss": loss, "wall": wall}
+
+    told = world.broadcast_object(read)
+    stages = pd.DataFrame(told["stages"])
+    return RunResult(folder, folder / MODEL, stages, told["loss"], told["wall"])

@@ -32,17 +32,16 @@ def open_trackers(
     Raises:
         UserError: the package of a tracker is not installed.
     """
-    trackers = []
-    for name in names:
-        try:
-            trackers.append(
-                _tensorboard(run, first) if name == "tensorboard" else _wandb(run, config)
-            )
-        except ImportError as error:
-            raise UserError(
-                f"--track {name} needs the package {name}: pip install 'stackbert[{name}]'."
-            ) from error
-    return trackers
+    try:
+        return [
+            _tensorboard(run, first) if name == "tensorboard" else _wandb(run, config)
+            for name in names
+        ]
+    except ImportError as error:
+        name = "wandb" if "wandb" in str(error) else "tensorboard"
+        raise UserError(
+            f"--track {name} needs the package {name}: pip install 'stackbert[{name}]'."
+        ) from error
 
 
 def _tensorboard(run: Path, first: int) -> Tracker:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from stackbert.batches.batches import IGNORED, Batch
 from stackbert.batches.randomness import derive_key
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
 
 POSITIONS_AT_ONCE = {"cpu": 8192, "cuda": 16384}
 """Positions of a micro-batch that was not measured, and of evaluations. At 24 × 1024 in bf16
-autocast that is some 16 GB of activations on a GPU (40 bytes a position, layer and unit of
-width)."""
+autocast that is some 16 GB of activations on a GPU (40 bytes a position, layer and unit)."""
 _COMPILED_SHAPES = 64
-"""torch.compile's limit of graphs a function; after 8, the default, it silently stops compiling. A
-run has one for each distinct shape of a micro-batch."""
+"""torch.compile's limit of graphs a function, one for each shape of a micro-batch. After 8, the
+default, it silently stops compiling."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ class Trainer:
         micro_batch: rows of a forward pass; "auto" takes as many as usually run at full speed.
         seed: of dropout and growth.
         state: the optimizer's, of a run that resumes.
-        compile: torch.compile the kernels of `encoder.compiled`. Model types that take their own
-            forward pass are not compiled.
+        compile: compile the kernels of types that have them; others run their own forward pass.
         check_finite: look at every step before it changes the weights. On a CPU that is always
             done; on a GPU it waits for the device.
         world: the processes that train together; each does the rows that it is given.
@@ -144,8 +143,10 @@ class Trainer:
     @property
     def finite(self) -> bool:
         """Whether all weights of all processes are finite; a collective call."""
-        held = [_local(p).isfinite().all() for p in self.model.parameters()]
-        return self._world.all_reduce_max(not torch.stack(held).all()) == 0
+        # FSDP leaves some parameters unsharded between two passes.
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters()]
+        held = torch.stack([part.isfinite().all() for part in local])
+        return self._world.all_reduce_max(int(not held.all())) == 0
 
     @property
     def idle(self) -> bool:
@@ -158,6 +159,8 @@ class Trainer:
 
     def will_compile(self, batch: Batch) -> bool:
         """Whether the next step on such a batch compiles first, as its shape is new."""
+        if self.depth == 1 and self.device.type == "cpu":  # where the last layer is not compiled
+            return False
         return self._compile and self._shape(batch) not in self._compiled
 
     def _shape(self, batch: Batch) -> tuple[int, ...]:
@@ -180,27 +183,25 @@ class Trainer:
             Losses and gradient norm. If they are not finite, the weights were left as they were
             (on a CPU or with `check_finite`) or are not worth keeping.
         """
-        rows, length = batch.input_ids_BS.shape
         seed = derive_key(self._seed, "dropout", number)
         # Rank 0 drops the units that a run in one process drops, the other ranks others.
         torch.manual_seed(derive_key(seed, "rank", self._world.rank) if self._world.rank else seed)
         batch = batch.to(self.device)
-        all_rows = rows * self._world.size
-        all_masked = batch.columns_BK.numel() * self._world.size
-        size = self.rows_at_once(rows, length)
+        rows = len(batch) * self._world.size
+        masked = batch.columns_BK.numel() * self._world.size
+        size = self.rows_at_once(*batch.input_ids_BS.shape)
         sums = torch.zeros(2, device=self.device)
-        for start in range(0, rows, size):
-            end = min(start + size, rows)
-            sums += self.backward(batch.rows(start, end), all_masked, all_rows, last=end == rows)
+        for start in range(0, len(batch), size):
+            last = start + size >= len(batch)
+            sums += self.backward(batch.rows(start, start + size), masked, rows, last=last)
         sums = self._world.all_reduce(sums)
         if self._compile:
             self._compiled.add(self._shape(batch))
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.model.parameters() if p.grad is not None]
         )
-        pairs = batch.is_random_B is not None
         sums = torch.cat([sums, full_tensor(norm)[None]])
-        result = StepResult(sums, all_masked, all_rows if pairs else None)
+        result = StepResult(sums, masked, None if batch.is_random_B is None else rows)
         if self._check_finite and not result.finite:
             self.optimizers.zero_grad()
         else:
@@ -225,9 +226,9 @@ class Trainer:
         Returns:
             (2,): the two losses, summed over these rows.
         """
-        kernels = compiled(self.device.type) if self._compile else EAGER
-        limit: Any = contextlib.nullcontext()
+        kernels, limit = EAGER, contextlib.nullcontext()
         if self._compile:
+            kernels = compiled(self.device.type)
             limit = torch._dynamo.config.patch(recompile_limit=_COMPILED_SHAPES)
         with self._parallel.gradient_sync(last):
             with limit, self._autocast():
@@ -244,13 +245,10 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
-        """Losses on a validation batch, of which each process does its share.
+        """Losses on a validation batch (all rows, on every process, which does its share of them).
 
         Never compiled, as it is seldom and of another shape; nor in the micro-batches that were
         measured for training, whose rows may be shorter.
-
-        Args:
-            batch: all rows, on every process.
         """
         rows, length = batch.input_ids_BS.shape
         size = rows_at_once("auto", rows, length, self.device)
@@ -267,14 +265,13 @@ class Trainer:
 
     @torch.no_grad()
     def blame(self, batch: Batch) -> str:
-        """Which rows of a step have a loss that alone is not finite; a collective call.
+        """Which rows have a loss that alone is not finite ("row 3 of the step"); a collective call.
 
         Args:
             batch: of a step that left the weights as they were.
 
         Returns:
-            "row 3 of the step"; empty where nothing can be told: the weights are not finite
-            either, or each process holds a shard of them.
+            Empty where nothing can be told: the weights are not finite either, or are sharded.
         """
         if self.is_sharded or not self.finite:
             return ""
@@ -322,8 +319,8 @@ class Trainer:
     def flops(self, batch: Batch) -> int:
         """FLOPs of this process in a step on `batch`, its share of the rows."""
         rows, length = batch.input_ids_BS.shape
-        shape = (rows, length, batch.columns_BK.numel())
-        if shape not in self._flops:
+        shape = rows, length, batch.columns_BK.numel()
+        if shape not in self._flops:  # counting takes a millisecond, a small step ten
             self._flops[shape] = training_flops(
                 self.model, rows=rows, sequence_length=length, masked=shape[2]
             )
@@ -351,7 +348,3 @@ def recipe_model(
         next_sentence=recipe.objective.next_sentence,
         seed=seed,
     )
-
-
-def _local(parameter: Tensor) -> Tensor:
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter

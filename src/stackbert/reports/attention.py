@@ -18,7 +18,7 @@ from stackbert.attention.measures import (
     WINDOWS,
     paper_share,
 )
-from stackbert.attention.statements import growth_groups, layer_table, statements
+from stackbert.attention.statements import LAYER_FORMATS, growth_groups, layer_table, statements
 from stackbert.reports.charts import GREY, PALETTE, specification
 from stackbert.reports.heatmaps import (
     default_heads,
@@ -77,7 +77,7 @@ def attention_page(folder: Path) -> Page:
             "Means over heads and queries. Shares of a query's attention; entropy in nats; "
             "distance in positions. The untrained model has the same config and read the number "
             "of sentences in brackets.",
-            dict.fromkeys(layer_table(result).columns[1:-1], "{:.3f}"),
+            LAYER_FORMATS,
         ),
     ]
     facts = {

@@ -59,8 +59,8 @@ def report_page(folders: Sequence[Path]) -> Page:
         held = [name for name in kinds if (folder / name).is_file()]
         if not held:
             raise UserError(
-                f"{folder} is not the folder of a run, a comparison, a measurement of attention or "
-                f"a fine-tuning: it has none of {', '.join(kinds)}."
+                f"{folder} does not hold a run, a comparison, a measurement of attention or a "
+                f"fine-tuning: it has none of {', '.join(kinds)}."
             )
         for name in held:
             kinds[name].append(folder)
@@ -78,8 +78,8 @@ def report_page(folders: Sequence[Path]) -> Page:
     if not pages:
         raise UserError("Name at least one folder to report.")
     first, *rest = pages
-    parts = first.parts + tuple(part for page in rest for part in page.parts)
-    return Page(first.title, first.verdict, parts, first.facts)
+    parts = [*first.parts, *(part for other in rest for part in other.parts)]
+    return Page(first.title, first.verdict, tuple(parts), first.facts)
 
 
 def _page(name: str, folders: list[Path]) -> Page:
