@@ -1,0 +1,211 @@
+"""Which checkpoints are kept; a damaged one is passed over; they are written while a run trains."""
+
+import json
+import random
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stackbert.errors import RunError, StackBertError, UserError
+from stackbert.files import sha256
+from stackbert.pretraining import checkpoints as checkpoints_module
+from stackbert.pretraining.checkpoints import (
+    OPTIMIZER,
+    STATE,
+    Checkpoints,
+    read_checkpoint,
+    snapshot,
+)
+from stackbert.pretraining.ledger import read_ledger
+from stackbert.pretraining.run import pretrain
+from stackbert.pretraining.trainer import recipe_model
+from tiny_runs import At, Crash, checkpoints, content, outcome, tiny_recipe
+
+RECIPE = tiny_recipe(checkpoint={"every_steps": 1, "every_minutes": None, "keep": 9})
+WEIGHTS = "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "every_minutes", "keep", "left"),
+    [
+        (2, None, 1, [4, 8]),
+        (3, None, 2, [4, 6, 8]),
+        (1, None, 3, [4, 6, 7, 8]),
+        (None, 1e-9, 9, list(range(1, 9))),
+    ],
+)
+def test_the_newest_and_each_stages_last_are_kept(
+    every_steps, every_minutes, keep, left, tiny_corpus, tmp_path
+) -> None:
+    spec = {"every_steps": every_steps, "every_minutes": every_minutes, "keep": keep}
+    pretrain(tiny_recipe(checkpoint=spec), corpus=tiny_corpus, out=tmp_path)
+    assert list(checkpoints(tmp_path)) == left
+    for step, folder in checkpoints(tmp_path).items():
+        state = read_checkpoint(folder)
+        assert (state.counters.step, state.counters.tokens) == (step, step * 64)
+        assert state.depth == (1 if step <= 4 else 2), "before the growth that is due"
+
+
+@pytest.fixture(scope="module")
+def crashed(tiny_corpus, tmp_path_factory) -> Path:
+    """A run that broke off at step 7, with checkpoints after each before; never changed."""
+    run = tmp_path_factory.mktemp("crashed") / "run"
+    with pytest.raises(Crash):
+        pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=At(7))
+    return run
+
+
+@pytest.fixture
+def run(crashed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(crashed, tmp_path / "run")
+
+
+def flip_bit(path: Path) -> None:
+    data, draw = bytearray(path.read_bytes()), random.Random(1)
+    data[draw.randrange(len(data))] ^= 1
+    path.write_bytes(data)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"}")
+
+
+def newest(run: Path, corpus) -> tuple[int, list[str]]:
+    said: list[str] = []
+    state = Checkpoints(run / "checkpoints", corpus.tokenizer_folder, 16).newest(said.append)
+    assert state is not None
+    return state.counters.step, said
+
+
+@pytest.mark.parametrize("damage", [flip_bit, cut_off, append, Path.unlink])
+def test_any_damaged_file_is_found_and_named(damage: Callable, run: Path, tiny_corpus) -> None:
+    last = max(checkpoints(run))
+    names = (WEIGHTS, OPTIMIZER, "config.json", "tokenizer.json", STATE)
+    for step, name in zip(range(last, 0, -1), names, strict=False):
+        path = checkpoints(run)[step] / name
+        damage(path)
+        found, (said,) = newest(run, tiny_corpus)
+        assert found == step - 1
+        assert str(path.parent) in said
+        assert name in said
+        assert path.parent.with_name(path.parent.name + ".damaged").is_dir()
+
+
+def test_a_run_resumes_from_the_one_before_a_damaged_one_with_the_same_bits(
+    run: Path, tiny_corpus, finished
+) -> None:
+    flip_bit(checkpoints(run)[6] / WEIGHTS)
+    (checkpoints(run)[5] / OPTIMIZER).unlink()
+    # Left by a kill while an old one was removed, and one of another step under a wrong name.
+    shutil.copytree(checkpoints(run)[1], run / "checkpoints" / "step-00000001.partial")
+    shutil.copytree(checkpoints(run)[1], run / "checkpoints" / "step-00000099")
+    heard = At()
+    pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=heard)
+    passed = [text for text in heard.said if "damaged checkpoint was passed over" in text]
+    assert [f"step-{step:08d}" in text for step, text in zip((99, 6, 5), passed, strict=True)]
+    assert any(text.startswith("resuming at step 4 of 8") for text in heard.said)
+    assert outcome(run) == outcome(finished(RECIPE))
+    assert read_checkpoint(checkpoints(run)[6]), "its place was free for a good one"
+    assert not list(run.rglob("*.partial"))
+
+
+def test_if_all_are_damaged_it_says_so_and_changes_nothing(run: Path, tiny_corpus) -> None:
+    for path in checkpoints(run).values():
+        flip_bit(path / WEIGHTS)
+    before = content(run)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"Every checkpoint in .* is damaged") as refused:
+            pretrain(RECIPE, corpus=tiny_corpus, out=run)
+        assert str(refused.value).count("differs from its checksum") == len(checkpoints(run))
+        assert content(run) == before
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+MOMENTUM = f"{QUERY}|momentum_buffer"
+
+
+def drop(tensors: dict[str, torch.Tensor], name: str) -> None:
+    del tensors[name]
+
+
+def rename(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name.replace("layer.1", "layer.7")] = tensors.pop(name)
+
+
+def reshape(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name] = tensors[name][:1].clone()
+
+
+@pytest.mark.parametrize("change", [drop, rename, reshape])
+@pytest.mark.parametrize(("file", "name"), [(WEIGHTS, QUERY), (OPTIMIZER, MOMENTUM)])
+def test_wrong_tensors_under_right_checksums_are_refused_by_name(
+    file, name, change, run: Path, tiny_corpus
+) -> None:
+    """What no crash makes, but a hand: state lands by name, or not at all."""
+    path = checkpoints(run)[6] / file
+    tensors = load_file(path)
+    change(tensors, name)
+    save_file(tensors, path, {"format": "pt"})
+    state = json.loads((path.parent / STATE).read_text())
+    state["sha256"][file] = sha256(path)
+    (path.parent / STATE).write_text(json.dumps(state))
+    with pytest.raises(StackBertError, match=r"layer\.[17]\.attention\.self\.query"):
+        pretrain(RECIPE, corpus=tiny_corpus, out=run)
+
+
+def test_training_continues_while_a_checkpoint_is_written_of_the_model_as_it_was(
+    tiny_corpus, finished, tmp_path, monkeypatch
+) -> None:
+    true, later = checkpoints_module.save_model, threading.Event()
+
+    def slow(model: Any, folder: Path, **options: Any) -> None:
+        if folder.name == "step-00000003.partial":
+            assert later.wait(60), "the run waits for its checkpoint"
+        true(model, folder, **options)
+
+    monkeypatch.setattr(checkpoints_module, "save_model", slow)
+    recipe = tiny_recipe(checkpoint={"every_steps": 3, "every_minutes": None, "keep": 9})
+    pretrain(recipe, corpus=tiny_corpus, out=tmp_path, progress=At(4, later.set))
+    for step in (3, 6):
+        for name in (WEIGHTS, OPTIMIZER):
+            expected = checkpoints(finished(RECIPE))[step] / name
+            assert sha256(checkpoints(tmp_path)[step] / name) == sha256(expected)
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_before_the_next(
+    tiny_corpus, tmp_path, monkeypatch
+) -> None:
+    true = checkpoints_module.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if "step-00000003" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        true(tensors, path)
+
+    monkeypatch.setattr(checkpoints_module, "save_file", full)
+    with pytest.raises(RunError, match="The disk is full while saving .*step-00000003"):
+        pretrain(tiny_recipe(checkpoint__every_steps=3), corpus=tiny_corpus, out=tmp_path)
+    assert not checkpoints(tmp_path)
+    assert 3 <= read_ledger(tmp_path).step.max() <= 4, "step 4's waits for the one before it"
+
+
+def test_a_snapshot_is_apart_from_the_model_and_keeps_its_ties(tiny_corpus) -> None:
+    model = recipe_model(RECIPE, tiny_corpus.vocabulary, 1)
+    names = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
+    copies = snapshot(model.state_dict())
+    assert copies.keys() == model.state_dict().keys()
+    assert copies[names[0]].data_ptr() == copies[names[1]].data_ptr()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert not any(torch.equal(copies[name], model.state_dict()[name]) for name in names)
