@@ -45,14 +45,8 @@ def recipe_at(name: str, depths: list[int], overrides: list[str]) -> Recipe:
 def watch(command: list[str], run: Path, *, until_first_step: bool = False) -> dict[str, float]:
     """Train, and look at the run's ledger now and then.
 
-    Args:
-        command: without --out.
-        run: the run directory.
-        until_first_step: stop the training once a step is in the ledger.
-
-    Returns:
-        Seconds since the process was started: "called" (when the run directory appeared), "step"
-        (the ledger's first line about steps), "end" (its last line), "wall".
+    Returns seconds since the process was started: "called" (when the run directory appeared),
+    "step" (the ledger's first line about steps), "end" (its last line), "wall".
     """
     log, ledger = run.with_name(run.name + ".log"), run / LEDGER
     seen: dict[str, float] = {}
@@ -93,18 +87,6 @@ def time_table(watched: dict[str, float], ledger: pd.DataFrame) -> pd.DataFrame:
     kinds["wall time"] = watched["wall"]
     table = pd.DataFrame({"": list(kinds), "seconds": list(kinds.values())})
     return table.assign(share=table.seconds / watched["wall"])
-
-
-def growth_table(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Seconds of each growth."""
-    rows = ledger[ledger.kind == "growth"]
-    depths = rows[["source_depth", "target_depth"]].astype(int)
-    return pd.DataFrame(
-        {
-            "growth": [f"{a} → {b}" for a, b in depths.itertuples(index=False)],
-            "seconds": rows.growth_seconds.diff().fillna(rows.growth_seconds),
-        }
-    )
 
 
 def main() -> None:
@@ -160,7 +142,7 @@ def main() -> None:
             given.out,
             given.name or f"overhead-{'smoke' if given.smoke else Path(given.recipe).stem}",
             "Time outside training",
-            {"Where the time goes": time_table(watched, ledger), "Growth": growth_table(ledger)},
+            {"Where the time goes": time_table(watched, ledger)},
             notes=notes,
             seconds=time.monotonic() - begun,
             formats={"seconds": "{:,.2f}", "share": "{:.2%}"},

@@ -31,7 +31,6 @@ import reporting
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import TOKENIZER
 from stackbert.corpus.text import open_files
-from stackbert.progress import Progress
 from stackbert.recipe import Stage
 
 WAYS = ("build", "given", "encode")
@@ -74,26 +73,12 @@ def batch_rates(shapes: Sequence[tuple[int, int]], rounds: int, tokens: int) -> 
     )
 
 
-class Phases(Progress):
-    """When each phase of a build began."""
-
-    def __init__(self) -> None:
-        self.begun: dict[str, float] = {}
-
-    def say(self, text: str) -> None:
-        """A phase begins."""
-        self.begun[text.removesuffix(" …")] = time.perf_counter()
-
-
 def build(folder: Path, text: list[str], vocab_size: int | None, tokenizer: Path | None) -> Any:  # noqa: ANN401
-    """Build a corpus: tokens, documents, seconds in all and of each phase."""
-    phases, start, cpu = Phases(), time.perf_counter(), time.process_time()
+    """Build a corpus: seconds, tokens, documents."""
+    start, cpu = time.perf_counter(), time.process_time()
     size = None if tokenizer else vocab_size
-    corpus = build_corpus(
-        folder, text=text, tokenizer=tokenizer, vocab_size=size, validation=0.05, progress=phases
-    )
+    corpus = build_corpus(folder, text=text, tokenizer=tokenizer, vocab_size=size, validation=0.05)
     end, cpu = time.perf_counter(), time.process_time() - cpu
-    edges = [*phases.begun.values(), end]
     sides = (corpus.manifest.train, corpus.manifest.validation)
     documents = sum(side.documents for side in sides)
     return {
@@ -102,7 +87,6 @@ def build(folder: Path, text: list[str], vocab_size: int | None, tokenizer: Path
         "tokens": sum(side.tokens for side in sides) - documents,  # without the separators
         "documents": documents,
         "bytes": sum(source.bytes for source in corpus.manifest.sources),
-        "phases": dict(zip(phases.begun, pd.Series(edges).diff().iloc[1:], strict=True)),
     }
 
 
@@ -216,14 +200,12 @@ def main() -> None:
     if given.text:
         frame = builds(given.text, given.vocab_size, given.rounds, given.threads)
         tables["A corpus: median (range) over the rounds"] = build_table(frame)
-        phases = pd.DataFrame(frame[frame.way == "build"].phases.tolist())
-        median = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.median().items())
         counts = frame.groupby("way", sort=False)[["documents", "tokens"]].max()
         counted = "; ".join(
             f"{row.Index} {row.documents:,} documents, {row.tokens:,} tokens"
             for row in counts.itertuples()
         )
-        notes = [f"Phases of build: {median}.", f"{given.threads} threads; {counted}."]
+        notes = [f"{given.threads} threads; {counted}."]
     shapes = [tuple(map(int, shape.split("x"))) for shape in given.shapes.split(",")]
     tables["Batches on one core: median (range) over the rounds"] = batch_rates(
         shapes, given.rounds, given.tokens

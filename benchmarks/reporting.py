@@ -35,17 +35,14 @@ def write_report(
 ) -> str:
     """Write NAME.json and NAME.md into `folder`; return the Markdown.
 
-    Args:
-        folder: made if need be.
-        name: of the two files.
-        title: of the report.
-        tables: headings and their tables; the index is left out.
-        notes: sentences that a reader of the tables must know.
-        seconds: wall time of the benchmark.
-        formats: how to show a column's values, as in `stackbert.tables.table_text`.
-        smoke: these are tiny shapes, and the figures say nothing.
+    `tables` are headings and their tables, `formats` how to show a column's values, `notes` what a
+    reader must know; `smoke` says that the shapes are tiny.
     """
-    facts = {"command": _command(), "date": _now(), "seconds": round(seconds), **_machine()}
+    # The command as typed, without the folders of anybody's disk.
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    facts = {"command": command, "date": date, "seconds": round(seconds), **_machine()}
     lines = [f"# {title}", "", *(["**Tiny shapes: these figures say nothing.**", ""] * smoke)]
     lines += [f"    {facts['command']}", ""]
     lines += [", ".join(f"{k} {v}" for k, v in facts.items() if k != "command" and v) + ".", ""]
@@ -79,16 +76,6 @@ def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
 
 def _row(cells: Any) -> str:  # noqa: ANN401 (any texts)
     return f"| {' | '.join(cells)} |"
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
-
-
-def _command() -> str:
-    """The command as typed, without the folders of anybody's disk."""
-    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def _machine() -> dict[str, Any]:

@@ -20,7 +20,6 @@ these depths, and a straight line drawn through them.
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -38,9 +37,6 @@ MASK_RATE = 0.15
 SHAPE = ["depth", "width", "sequence"]
 
 
-# --- The parent: processes in turn ----------------------------------------------------------------
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -56,7 +52,7 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--steps", type=int, default=10, help="timed in each process")
     add("--warmup", type=int, default=4, help="steps before them")
-    add("--within", type=float, default=1e9, metavar="SECONDS", help="then stop, and say so")
+    add("--within", type=float, default=1e6, metavar="SECONDS", help="then stop, and say so")
     add("--out", type=Path, default=reporting.RESULTS, help="folder of the report")
     add("--name", help="of the report")
     add("--smoke", action="store_true", help="tiny shapes on the CPU, to see that it runs")
@@ -76,7 +72,6 @@ def main() -> None:
     if given.child:
         child(given.child)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # and end the child
     import torch
 
     gpu = torch.cuda.is_available() and not given.smoke
@@ -110,13 +105,13 @@ def main() -> None:
                     missing.append(f"round {turn + 1}, {setup}: {error}.")
     if not rows:
         sys.exit("Nothing was measured: " + " ".join(missing))
-    frame = pd.DataFrame(rows)
-    failed = frame[frame.error.notna()] if "error" in frame else frame.iloc[:0]
+    frame = pd.DataFrame([row for row in rows if "error" not in row])
     missing += [
-        f"{row.setup} at {row.depth} × {row.width}, sequence {row.sequence}: {row.error}."
-        for row in failed.itertuples()
+        f"{row['setup']} at {row['depth']} × {row['width']}, sequence {row['sequence']}: "
+        f"{row['error']}."
+        for row in rows
+        if "error" in row
     ]
-    frame = frame.drop(failed.index)
     tables = {"Steps": summary(frame, job["tokens"])}
     if given.depths:
         tables["A line through the depths"] = lines(frame)
@@ -128,9 +123,7 @@ def main() -> None:
             tables,
             notes=[*NOTES, *missing],
             seconds=time.monotonic() - begun,
-            formats={"tokens/s": "{:,.0f}", "MFU": "{:.0%}", "first step, s": "{:.1f}"}
-            | {"peak memory, GB": "{:.2f}", "ms a layer": "{:.1f}", "intercept, ms": "{:.1f}"}
-            | {"largest deviation": "{:.1%}"},
+            formats=FORMATS,
             smoke=given.smoke,
         )
     )
@@ -145,39 +138,34 @@ NOTES = (
     "Peak memory: of the GPU, or of the whole process with Python's libraries.",
     "First step: autotuning and compilation included.",
 )
+FORMATS = {
+    "tokens/s": "{:,.0f}",
+    "MFU": "{:.0%}",
+    "peak memory, GB": "{:.2f}",
+    "first step, s": "{:.1f}",
+    "ms a layer": "{:.1f}",
+    "intercept, ms": "{:.1f}",
+    "largest deviation": "{:.1%}",
+}
 
 
 def run(job: dict[str, Any], folder: Path, left: float) -> tuple[list[dict[str, Any]], str]:
     """A process that measures all shapes of a setup: its results, and why others are missing."""
-    path, results, log = folder / "job.json", folder / "results.jsonl", folder / "log.txt"
+    path, results = folder / "job.json", folder / "results.jsonl"
     path.write_text(json.dumps(job | {"results": str(results)}), encoding="utf-8")
-    results.write_bytes(b"")
-    if left <= 0:
-        return [], "no time left"
-    environment = os.environ.copy()
-    if job["device"] == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    else:  # transformers' Trainer would share the batch among all GPUs
-        visible = environment.get("CUDA_VISIBLE_DEVICES", "0")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, __file__, "--child", str(path)],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # with what torch.compile starts, it is ended as one
+    results.write_text("")
+    # transformers' Trainer would share the batch among all GPUs that it sees.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible if job["device"] == "cuda" else ""}
+    command, error = [sys.executable, __file__, "--child", str(path)], ""
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=max(left, 0.0)
         )
-        try:
-            code: int | None = process.wait(timeout=left)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    error = "" if code == 0 else "no time left" if code is None else f"exit code {code} {said}"
+        if done.returncode:
+            error = f"exit code {done.returncode}: {' '.join(done.stderr.splitlines()[-1:])}"
+    except subprocess.TimeoutExpired:
+        error = "no time left"
     whole = results.read_text(encoding="utf-8").rpartition("\n")[0]
     return [json.loads(line) for line in whole.splitlines()], error
 
@@ -203,7 +191,7 @@ def summary(frame: pd.DataFrame, tokens: int) -> pd.DataFrame:
                 "ms a step": reporting.spread(milliseconds, "{:,.1f}"),
                 "tokens/s": 1000 * tokens / milliseconds.median(),
                 "its time ÷ StackBERT's": ratio,
-                "MFU": (group.flops / group["median"] / group.matrix_rate).median(),
+                "MFU": group.mfu.median(),
                 "peak memory, GB": group.peak_memory.max() / 1e9,
                 "first step, s": group.first_step.median(),
             }
@@ -222,9 +210,6 @@ def lines(frame: pd.DataFrame) -> pd.DataFrame:
         shape = {"width": width, "sequence": sequence, "ms a layer": slope}
         rows.append(shape | {"intercept, ms": intercept, "largest deviation": off})
     return pd.DataFrame(rows)
-
-
-# --- A child: one setup at every shape ------------------------------------------------------------
 
 
 class Clock:
@@ -416,24 +401,17 @@ def with_stackbert(
         clock.tick()
     how = [recipe.precision, "compiled" if recipe.compile else "not compiled"]
     how.append(f"{trainer.rows_at_once(rows, sequence)} rows at once")
-    flops, rate = trainer.flops(batch), tuned.matrix_rate
-    return _result(clock, result.losses.masked_lm, how, flops=flops, matrix_rate=rate)
+    mfu = trainer.flops(batch) / statistics.median(clock.seconds) / tuned.matrix_rate
+    return _result(clock, result.losses.masked_lm, how, mfu)
 
 
-def _result(
-    clock: Clock,
-    loss: float,
-    how: list[str],
-    flops: float = float("nan"),
-    matrix_rate: float = float("nan"),
-) -> dict[str, Any]:
+def _result(clock: Clock, loss: float, how: list[str], mfu: float = np.nan) -> dict[str, Any]:
     return {
         "seconds": clock.seconds,
         "first_step": clock.first_step,
         "loss": loss,
         "how": ", ".join(how),
-        "flops": flops,
-        "matrix_rate": matrix_rate,
+        "mfu": mfu,
     }
 
 

@@ -50,16 +50,6 @@ LONGEST_TURN = 5.0
 """Seconds of matrix products in a step of every stage, of which at least seven turns are timed; a
 real step takes two or three times as long. Beyond, fewer rows are timed and scaled up."""
 
-SUMS = [
-    *("steps", "tokens", "flops", "training_seconds", "evaluations", "evaluation_seconds"),
-    *("seconds", "cost"),
-]
-COLUMNS = [
-    *("depth", "parameters", "steps", "tokens", "flops", "micro_batch", "memory", "step_seconds"),
-    *("waiting_seconds", "training_seconds", "evaluations", "evaluation_seconds"),
-    *("seconds", "cost"),
-]
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -70,10 +60,10 @@ class Plan:
     """As it would run: over its final steps; measured here, also autotuned."""
     table: pd.DataFrame
     """Rows "stage 1" …, "stacked" (all of them together) and "scratch" (the last stage for as many
-    steps). Columns: depth, parameters, steps, tokens, flops (of training),
-    micro_batch (rows), memory (bytes at the peak), step_seconds, waiting_seconds (of a step, for
-    other devices), training_seconds, evaluations, evaluation_seconds (of all of them), seconds (of
-    both), cost (USD on all devices; NaN without a price)."""
+    steps). Columns: depth, parameters, steps, tokens, flops (of training), micro_batch (rows),
+    memory (bytes at the peak), step_seconds, waiting_seconds (of a step, for other devices),
+    training_seconds, evaluations, evaluation_seconds (of all of them), seconds (of both), cost (USD
+    on all devices; NaN without a price)."""
     sentences: tuple[str, ...]
     """What it comes to, what was assumed, what does not fit."""
 
@@ -194,7 +184,8 @@ def plan(
     table = _table(recipe, stages, timing, None if price is None else devices * price)
 
     name = machine.name if devices == 1 else f"{devices:,} × {machine.name}"
-    how = "measured here" if mfu is None else f"at an assumed MFU of {mfu:g}"
+    how = "compiled, measured here" if recipe.compile is True else "measured here"
+    how = how if mfu is None else f"at an assumed MFU of {mfu:g}"
     title = f"Plan of {recipe.name} on {name}, {precision}, {how}"
     sentences = _sentences(table, rate, precision, mfu, price, devices)
     sentences.append(
@@ -397,17 +388,23 @@ def _table(
     alone = recipe.stages[-1].model_copy(update={"steps": recipe.total_steps})
     scratch = recipe.model_copy(update={"stages": (alone,)})
     table = pd.concat([stages, stages.tail(1)], ignore_index=True)
-    table["steps"] = [stage.steps for stage in (*recipe.stages, alone)]
-    table["tokens"] = table.steps * table.rows * table.sequence_length
-    table["flops"] = table.steps * table.step_flops
-    table["step_seconds"] = [*timing.step, timing.step[-1]]
-    table["training_seconds"] = table.steps * table.step_seconds
-    table["evaluations"] = [*evaluations_by_stage(recipe), *evaluations_by_stage(scratch)]
-    table["evaluation_seconds"] = table.evaluations * [*timing.evaluation, timing.evaluation[-1]]
+    steps = pd.Series([stage.steps for stage in (*recipe.stages, alone)], dtype=object)
+    evaluations = [*evaluations_by_stage(recipe), *evaluations_by_stage(scratch)]
+    sums = {
+        "steps": steps,
+        "tokens": steps * table.rows * table.sequence_length,
+        "flops": steps * table.step_flops,
+        "training_seconds": steps * [*timing.step, timing.step[-1]],
+        "evaluations": evaluations,
+        "evaluation_seconds": evaluations * pd.Series([*timing.evaluation, timing.evaluation[-1]]),
+    }
+    table = table[["depth", "parameters", "micro_batch", "memory", "waiting_seconds"]].assign(
+        step_seconds=[*timing.step, timing.step[-1]], **sums
+    )
+    stacked = table[[*sums]].iloc[:-1].sum().to_frame().T.assign(memory=stages.memory.max())
+    table = pd.concat([table.iloc[:-1], stacked, table.iloc[-1:]])
     table["seconds"] = table.training_seconds + table.evaluation_seconds
     table["cost"] = table.seconds * (math.nan if hourly_price is None else hourly_price / 3600.0)
-    sums = table[SUMS].iloc[:-1].sum(skipna=False).to_frame().T.assign(memory=stages.memory.max())
-    table = pd.concat([table.iloc[:-1], sums, table.iloc[-1:]])[COLUMNS]
     return table.set_axis([*(f"stage {i + 1}" for i in stages.index), "stacked", "scratch"])
 
 

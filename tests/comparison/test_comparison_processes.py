@@ -41,6 +41,7 @@ def test_a_comparison_measures_trains_and_equals_one_without(
 
     monkeypatch.setattr(calibration, "_ask", ask)  # starting a process takes seconds
     monkeypatch.setattr(calibration, "ROUNDS", 1)
+    monkeypatch.setattr(calibration, "PATIENCE", 0.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     options = {"variants": ["stack"], "seeds": 1, "budget": "12steps", "jobs": 2}
     folder = tmp_path / "comparison"

@@ -10,6 +10,8 @@ from transformers import (
     AlbertModel,
     BertConfig,
     BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MptConfig,
     MptModel,
     T5Config,
@@ -46,6 +48,14 @@ def test_what_cannot_be_grown_is_refused_with_a_sentence():
             UserError, match=r"layer\.1\.output\.dense\.weight.* is quantised, torch"
         ):
             grow(codes, 4)
+    quantised = BertModel(two)
+    quantised.hf_quantizer = object()  # as transformers marks one
+    with pytest.raises(UserError, match="is quantised"):
+        grow(quantised, 4)
+    single = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **TINY))
+    single.config.per_layer_config = {1: {"intermediate_size": 24}}
+    with pytest.raises(UserError, match="gives single layers a config of their own"):
+        grow(single, 4)
     shared = BertModel(two)
     shared.encoder.layer[1] = shared.encoder.layer[0]
     with pytest.raises(UserError, match="share weights"):

@@ -14,7 +14,7 @@ from stackbert.comparison.results import COMPARISON, RUNS, Comparison, Request, 
 from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants, validated
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
-from stackbert.files import LOCK, locked, write_text, writing
+from stackbert.files import locked, write_text, writing
 from stackbert.pretraining.record import CHECKPOINTS
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
@@ -39,15 +39,11 @@ def compare(
     keep_checkpoints: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Train every variant of a recipe on the same budget and report what came of it.
+    """Train every variant of a recipe on the same budget; docs/comparison.md has the rules.
 
     Every variant sees the same rows and masks in the same order, starts from the same seeds, and
-    decays its learning rate to the end of its whole schedule within its own budget. A budget in
-    seconds is spent by a table of seconds per step measured here once, so that no variant gains
-    by running in a quiet minute. docs/comparison.md has the rules and their reasons.
-
-    Called again with the same `out`, it resumes; more variants, seeds and fractions may be asked
-    for then, and finished runs are kept.
+    decays its learning rate within its own budget. Called again with the same `out`, it resumes:
+    finished runs are kept, and more variants, seeds and fractions may be asked for.
 
     Args:
         recipe: stages of rising depth; `scratch` is made from them.
@@ -58,8 +54,8 @@ def compare(
         budget: of each run: "30m" of training, "2000steps", "4e15flops". By default the time that
             scratch takes for the recipe's steps.
         steps: first scale the recipe to this many steps.
-        fractions: shares of the budget that each variant but scratch is run at; from several
-            follows the share at which it equals scratch's loss.
+        fractions: shares of the budget that each variant but scratch is run at; several give the
+            share at which it has scratch's loss.
         learning_rates: factors of the recipe's rates; of several, scratch tries each with one seed
             and all variants take its best.
         jobs: runs side by side; the cores are divided.
@@ -123,7 +119,7 @@ def _started(
     before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
     if before:
         _check_same(folder, before, request, asked)
-    elif foreign := [path.name for path in folder.iterdir() if path.name not in (LOCK, RUNS)]:
+    elif foreign := [path.name for path in folder.glob("[!.]*") if path.name != RUNS]:
         raise UserError(
             f"{folder} is not empty and not a comparison (it holds {', '.join(foreign[:3])}). "
             "Choose a new folder for --out."
@@ -189,7 +185,6 @@ def _train(
         Interrupted: asked to stop.
         RunError: a run refused its input, or all failed.
     """
-
     folders = comparison.folders(folder)
 
     def collect() -> Comparison:

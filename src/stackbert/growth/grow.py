@@ -220,6 +220,11 @@ def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedCon
     Raises:
         UserError: a field names layers by number, or the entry of a fresh layer is unknown.
     """
+    if getattr(config, "is_heterogeneous", False):
+        raise UserError(
+            f"'{config.model_type}' gives single layers a config of their own (per_layer_config); "
+            "growth does not know what the new layers should get."
+        )
     key, target = depth_key(config), len(depth_map)
     depth = getattr(config, key)
     lists = {
@@ -256,11 +261,6 @@ def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedCon
                 f"The config's '{name}' names layers by number ({list(old)}), and after growth "
                 "these numbers would mean other layers. This config cannot be grown."
             )
-    if getattr(config, "is_heterogeneous", False):
-        raise UserError(
-            f"'{config.model_type}' gives single layers a config of their own (per_layer_config); "
-            "growth does not know what the new layers should get."
-        )
     return grown
 
 

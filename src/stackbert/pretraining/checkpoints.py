@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -178,7 +178,7 @@ class Checkpoints:
         weights: dict[str, Tensor],
         optimizer_state: dict[str, Tensor],
     ) -> None:
-        """Start to write one checkpoint, and remove old ones after it.
+        """Write one checkpoint, and remove old ones after it.
 
         Args:
             state: the counters; checksums are added.
@@ -186,20 +186,8 @@ class Checkpoints:
             weights: a snapshot of its state_dict.
             optimizer_state: a snapshot of the optimizer's tensors, named "parameter|tensor".
         """
-        self.wait()
-        self._running = self._thread.submit(self._save, state, model, weights, optimizer_state)
-
-    def _save(
-        self,
-        state: CheckpointState,
-        model: "PreTrainedModel",
-        weights: dict[str, Tensor],
-        optimizer_state: dict[str, Tensor],
-    ) -> None:
-        place, longest = (
-            self.folder / checkpoint_name(state.counters.step),
-            self._recipe.longest_sequence,
-        )
+        place = self.folder / checkpoint_name(state.counters.step)
+        longest = self._recipe.longest_sequence
         with writing(f"saving {place}"), new_folder(place) as folder:
             save_model(
                 model, folder, tokenizer=self._tokenizer, sequence_length=longest, weights=weights
@@ -214,13 +202,18 @@ class Checkpoints:
                 # Renamed first: a kill in the middle must not leave half a checkpoint.
                 shutil.rmtree(path.rename(path.with_name(path.name + ".partial")))
 
+    def save_on_thread(self, *arguments: Any) -> None:  # noqa: ANN401 (those of `save`)
+        """`save` while the caller goes on; its error comes out at the next call of a method."""
+        self.wait()
+        self._running = self._thread.submit(self.save, *arguments)
+
     def poll(self) -> None:
         """Raise what the writing thread raised, if it has ended; does not wait."""
         if self._running is not None and self._running.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written, and raise what its writing raised."""
+        """Wait for the checkpoint that is being written, and raise what that raised."""
         if self._running is not None:
             running, self._running = self._running, None
             running.result()

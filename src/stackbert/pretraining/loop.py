@@ -309,7 +309,7 @@ def _save(run: Run) -> None:
             seconds=dict(run.watch.seconds),
             ledger_bytes=run.ledger.size,
         )
-        run.checkpoints.save(state, trainer.model, weights, tensors)
+        run.checkpoints.save_on_thread(state, trainer.model, weights, tensors)
 
 
 def _not_finite(run: Run, what: str, step: int, stage: int, where: str = "") -> RunError:

@@ -16,11 +16,7 @@ def model_card(
 ) -> str:
     """How to use the model, how it was trained, and on what.
 
-    Args:
-        recipe: as run.
-        manifest: of the corpus.
-        stages: of the run, as `stage_table` gives them; None if its ledger is damaged.
-        machine: versions and hardware.
+    `stages` is the run's `stage_table`, None if its ledger is damaged.
     """
     tags = ["stackbert", "progressive-stacking", recipe.model.type]
     header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)

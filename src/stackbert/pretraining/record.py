@@ -35,7 +35,7 @@ class Request(BaseModel):
 class RunRecord(Record):
     """The content of run.json, written once, before the first step."""
 
-    what: ClassVar[str] = "a run"
+    what: ClassVar[str] = "a run directory"
     request: Request
     recipe: Recipe
     """As run: nothing in it is left open."""
@@ -57,10 +57,7 @@ def read_run(folder: str | Path) -> RunRecord:
     Raises:
         UserError: the folder holds no run, or run.json is damaged.
     """
-    folder = Path(folder)
-    if not is_run(folder):
-        raise UserError(f"{folder} is not a run directory: it has no {RUN}.")
-    return RunRecord.read(folder / RUN)
+    return RunRecord.read(Path(folder) / RUN)
 
 
 def write_run(folder: Path, record: RunRecord) -> None:

@@ -119,7 +119,8 @@ def validation_points(ledger: pd.DataFrame) -> pd.DataFrame:
     rows = ledger[ledger.kind.isin(("evaluation", "growth"))].copy()
     grown = rows.kind == "growth"
     rows.loc[grown, "loss"] = rows[grown].get("loss_after")
-    rows[["tokens", "flops"]] = rows[["tokens", "flops"]].ffill()
+    rows.loc[grown, "seconds"] = None  # a growth stands exactly above the evaluation before it
+    rows[["seconds", "tokens", "flops"]] = rows[["seconds", "tokens", "flops"]].ffill()
     rows = rows.rename(columns={"step": "steps"})
     return rows.loc[rows.loss.notna(), ["seconds", "flops", "tokens", "steps", "loss"]]
 
