@@ -61,7 +61,7 @@ Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
 
 {train.documents:,} documents ({train.words:,} words, {train.tokens:,} tokens) for training,
 {held_out.documents:,} held out; {manifest.duplicate_documents:,} exact duplicates dropped.
-Vocabulary: {manifest.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
+Vocabulary: {manifest.vocabulary.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
 
 {sources}
 
