@@ -27,7 +27,6 @@ from stackbert.corpus.store import (
     Source,
     fingerprint,
     open_corpus,
-    token_type,
 )
 from stackbert.corpus.text import DataSet, Text, open_files
 from stackbert.corpus.tokenizer import (
@@ -103,9 +102,12 @@ def build_corpus(
     out = Path(out).expanduser()
     with writing(f"building the corpus {out}"), new_folder(out) as folder:
         texts = open_files(text, field) if dataset is None else [DataSet(dataset, field)]
-        read = partial(_read, texts, validation, progress or Progress())
+        progress = progress or Progress()
+        read = partial(_read, texts, validation, progress)
         if tokenizer is None:
-            chosen = learn_tokenizer(_sample(read), vocab_size, lowercase=lowercase)
+            sample = _sample(read)
+            progress.say("learning the vocabulary …")
+            chosen = learn_tokenizer(sample, vocab_size, lowercase=lowercase)
         else:
             chosen = load_tokenizer(tokenizer)
         vocabulary = chosen.save(folder / TOKENIZER)
@@ -192,17 +194,14 @@ def _tokenise(
 def _seen(path: Path) -> Iterator[Callable[[bytes], bool]]:
     """A test whether a digest is new, over a table on the disk: memory may not hold them all."""
     table = sqlite3.connect(path, isolation_level=None)
-
-    def is_new(digest: bytes) -> bool:
-        return table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount > 0
-
     try:
         # It never outlives the build, so nothing needs to be safe; 64 MiB of it stay in memory.
-        for setting in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
-            table.execute(f"PRAGMA {setting}")
-        table.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-        table.execute("BEGIN")
-        yield is_new
+        table.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;"
+            "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID; BEGIN;"
+        )
+        insert = "INSERT OR IGNORE INTO seen VALUES (?)"
+        yield lambda digest: table.execute(insert, (digest,)).rowcount > 0
     except sqlite3.OperationalError as error:
         raise OSError(errno.ENOSPC, str(error), str(path)) from error
     finally:
@@ -256,7 +255,7 @@ class SideWriter:
         # Text of control characters alone gives no token: such a sentence or document is dropped.
         ends = ends[np.diff(ends, prepend=-self._open) > 0]
         starts = bounds[:-1][lengths > 0]
-        stream = np.insert(ids.astype(token_type(self._vocabulary)), ends, self._vocabulary.sep)
+        stream = np.insert(ids.astype(self._vocabulary.dtype), ends, self._vocabulary.sep)
         self._append(TOKENS, stream)
         starts += self._tokens + np.searchsorted(ends, starts, side="right")  # the separators
         self._append(SENTENCES, starts)

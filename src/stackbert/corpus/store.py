@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.errors import UserError
@@ -31,11 +30,8 @@ TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 Offsets = npt.NDArray[np.int64]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Part):
+@dataclass(frozen=True)
+class Source:
     """One file or data set that the text came from."""
 
     name: str
@@ -46,7 +42,8 @@ class Source(_Part):
     """Documents found in it, empty ones and duplicates included."""
 
 
-class Side(_Part):
+@dataclass(frozen=True)
+class Side:
     """What is trained on, or what is held out."""
 
     tokens: int
@@ -86,11 +83,6 @@ def fingerprint(folder: Path, vocabulary: Vocabulary) -> str:
     ]
     parts = [f"{path.relative_to(folder)} {sha256(path)}" for path in files]
     return hashlib.sha256("\n".join([*parts, str(vocabulary)]).encode()).hexdigest()
-
-
-def token_type(vocabulary: Vocabulary) -> str:
-    """What ids are stored as."""
-    return "uint16" if vocabulary.size <= 1 << 16 else "uint32"
 
 
 class TokenStream:
@@ -186,6 +178,6 @@ def open_corpus(folder: str | Path) -> Corpus:
     """
     folder = Path(folder).expanduser()
     manifest = Manifest.read(folder / MANIFEST)
-    dtype = token_type(manifest.vocabulary)
-    sides = (TokenStream(folder / side, dtype) for side in ("train", "validation"))
-    return Corpus(folder, manifest, manifest.vocabulary, *sides)
+    words = manifest.vocabulary
+    sides = (TokenStream(folder / side, words.dtype) for side in ("train", "validation"))
+    return Corpus(folder, manifest, words, *sides)

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stackbert.errors import UserError
 from stackbert.files import reading
@@ -70,7 +70,7 @@ class Text:
                 read = self._paragraphs if kind == ".txt" else self._objects
                 yield from read(self._lines(raw, stream))
 
-    def _lines(self, raw: io.FileIO, stream: io.BufferedReader) -> Iterator[tuple[str, bytes]]:
+    def _lines(self, raw: io.FileIO, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
         number = 0
         while line := stream.readline(MAX_DOCUMENT_BYTES + 3):  # "\r\n", and one to see it go on
             number += 1

@@ -1,13 +1,13 @@
 """The tokenizer of a corpus: learning a WordPiece one from a sample, or taking an existing one."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from stackbert.errors import UserError
 from stackbert.files import reading
@@ -48,6 +48,11 @@ class Vocabulary:
     special: tuple[int, ...]
     """Every special id, ascending: never masked, never a replacement."""
 
+    @property
+    def dtype(self) -> str:
+        """What ids are stored as."""
+        return "uint16" if self.size <= 1 << 16 else "uint32"
+
 
 @dataclass(frozen=True)
 class CorpusTokenizer:
@@ -64,7 +69,7 @@ class CorpusTokenizer:
         """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens.
 
         Raises:
-            UserError: transformers cannot open it, or finds no pad, mask, cls or bos token.
+            UserError: transformers cannot open it.
         """
         from transformers import AutoTokenizer
 
@@ -76,14 +81,11 @@ class CorpusTokenizer:
                 folder, local_files_only=True, trust_remote_code=False
             )
         cls = opened.bos_token_id if opened.cls_token_id is None else opened.cls_token_id
-        ids = {"pad": opened.pad_token_id, "cls": cls, "mask": opened.mask_token_id}
-        missing = [name for name, value in ids.items() if value is None]
-        if missing:
-            raise UserError(f"transformers finds no {', '.join(missing)} token in the tokenizer.")
-        special = sorted({*opened.all_special_ids, *ids.values(), self.separator})
+        pad, mask, sep = opened.pad_token_id, opened.mask_token_id, self.separator
+        special = sorted({*opened.all_special_ids, pad, cls, sep, mask})
         size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         rows = -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
-        return Vocabulary(rows, size, sep=self.separator, special=tuple(special), **ids)
+        return Vocabulary(rows, size, pad, cls, sep, mask, tuple(special))
 
 
 def _plain_json(value: dict[str, Any]) -> bytes:
@@ -159,7 +161,9 @@ def learn_tokenizer(
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
     )
-    learner.train_from_iterator(_lines(sample.texts()), trainer)
+    # Lines in short pieces, as the trainer holds hundreds of them at once.
+    lines = (re.findall(".{1,65536}", text) for text in sample.texts())
+    learner.train_from_iterator(lines, trainer)
     vocabulary: dict[str, int] = learner.get_vocab()
     size = len(vocabulary)
     if vocab_size is not None and size != vocab_size:
@@ -194,36 +198,23 @@ def learn_tokenizer(
     return CorpusTokenizer(tokenizer, separator, files)
 
 
-def _lines(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in short pieces, as the trainer holds hundreds of them at once."""
-    for text in texts:
-        yield [
-            line[start : start + 65_536]
-            for line in text.split("\n")
-            for start in range(0, len(line), 65_536)
-        ]
-
-
 def _alphabet(texts: Iterable[str], normalizer: Any, most: int) -> list[str]:  # noqa: ANN401
     """The frequent characters that make up 99.99 % of the text, at most `most` of them.
 
     The rest, a foreign name here and there, becomes [UNK]; without a limit it would take up
     thousands of entries.
     """
-    codes = np.zeros(0x110000, np.int64)
+    raw: Counter[str] = Counter()
     for text in texts:
-        found, times = np.unique(
-            np.frombuffer(text.encode("utf-32-le"), np.uint32), return_counts=True
-        )
-        codes[found] += times
-    counts: dict[str, int] = {}
-    for code in np.flatnonzero(codes).tolist():
-        for character in normalizer.normalize_str(chr(code)):
-            if not character.isspace():
-                counts[character] = counts.get(character, 0) + int(codes[code])
+        raw.update(text)
+    counts: Counter[str] = Counter()
+    for character, times in raw.items():
+        for normal in normalizer.normalize_str(character):
+            if not normal.isspace():
+                counts[normal] += times
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
     running = accumulate(counts[character] for character in ranked)
-    enough = sum(1 for total in running if total < _COVERAGE * sum(counts.values())) + 1
+    enough = sum(1 for total in running if total < _COVERAGE * counts.total()) + 1
     return sorted(ranked[: min(enough, most)])
 
 
@@ -241,7 +232,7 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     with reading(main, "A fast tokenizer's save_pretrained writes a tokenizer.json."):
         files = {"tokenizer.json": main.read_bytes()}
         tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-        _try_out(tokenizer)
+        tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂")  # parts may not fit each other
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if path.is_dir():
         files |= {name: (path / name).read_bytes() for name in _COPIED if (path / name).is_file()}
@@ -271,16 +262,6 @@ def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401
     text = token.get("content") if isinstance(token, dict) else token  # with or without settings
     found: int | None = tokenizer.token_to_id(text) if isinstance(text, str) else None
     return found
-
-
-def _try_out(tokenizer: Any) -> None:  # noqa: ANN401
-    """Encode a little: parts of a tokenizer that do not fit each other show only then."""
-    try:
-        tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂")
-    except BaseException as error:
-        if type(error).__name__ == "PanicException":  # of the Rust code, and not an `Exception`
-            raise ValueError(str(error)) from error
-        raise
 
 
 def _json_object(path: Path) -> dict[str, Any]:
