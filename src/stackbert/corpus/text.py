@@ -54,7 +54,8 @@ class Text:
         self.position = self.found = 0
         with reading(self.name, "If it is damaged, fetch it again or leave it out."):
             for place, text in self._records():
-                self._check_length(len(text), place)
+                if len(text) > MAX_DOCUMENT_BYTES:
+                    raise self._too_long(place)
                 self.found += 1
                 yield text
 
@@ -68,45 +69,49 @@ class Text:
                 new = _STREAMS.get(compression)
                 stream = io.BufferedReader(_Decompressed(raw, new) if new else raw, _READ)
                 read = self._paragraphs if kind == ".txt" else self._objects
-                yield from read(self._lines(raw, stream))
+                for number, text in read(self._lines(stream)):
+                    self.position = raw.tell()
+                    yield f"line {number}", text
 
-    def _lines(self, raw: io.FileIO, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    def _lines(self, stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         number = 0
         while line := stream.readline(MAX_DOCUMENT_BYTES + 3):  # "\r\n", and one to see it go on
             number += 1
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             line = line.removesuffix(b"\n").removesuffix(b"\r")
-            self._check_length(len(line), f"line {number}")
-            self.position = raw.tell()
-            yield f"line {number}", line
+            if len(line) > MAX_DOCUMENT_BYTES:
+                raise self._too_long(f"line {number}")
+            yield number, line
 
-    def _paragraphs(self, lines: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, str]]:
+    def _paragraphs(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
         """Documents of lines, with blank lines between them."""
-        document, first = bytearray(), ""  # not a list of lines, which may be of two bytes each
-        for place, line in chain(lines, [("", b"")]):
+        document, first = bytearray(), 0  # not a list of lines, which may be of two bytes each
+        for number, line in chain(lines, [(0, b"")]):
             if line.strip():
-                first = first or place
+                first = first or number
                 document += line + b"\n"
-                self._check_length(len(document) - 1, first)
+                if len(document) > MAX_DOCUMENT_BYTES + 1:
+                    raise self._too_long(f"line {first}")
             elif document:
                 hint = "Convert it ('iconv -f UTF-16 -t UTF-8'), or leave it out if it is not text."
                 document.pop()  # the last line's end
-                with reading(f"{self.name}, the document from {first} on,", hint):
+                with reading(f"{self.name}, the document from line {first} on,", hint):
                     text = document.decode()
                 yield first, text
-                document, first = bytearray(), ""
+                document, first = bytearray(), 0
 
-    def _objects(self, lines: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, str]]:
+    def _objects(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
         """Documents of JSON objects, one a line."""
-        for place, line in lines:
+        for number, line in lines:
             if not line.strip():
                 continue
+            place = f"line {number}"
             with reading(f"{self.name}, {place},", "Each line must be one JSON object in UTF-8."):
                 record = json.loads(line.decode())
             text = self._string(record, place)
             # Half of an emoji, cut by whoever wrote the file: not worth refusing a corpus for.
-            yield place, _SURROGATE.sub("\ufffd", text) if b"\\u" in line else text
+            yield number, _SURROGATE.sub("\ufffd", text) if b"\\u" in line else text
 
     def _rows(self, raw: io.FileIO) -> Iterator[tuple[str, str]]:
         """Documents of a parquet column, row by row."""
@@ -135,13 +140,11 @@ class Text:
             )
         return text
 
-    def _check_length(self, length: int, place: str) -> None:
-        if length > MAX_DOCUMENT_BYTES:
-            raise UserError(
-                f"{self.name}, {place}: the document that starts here is longer than "
-                f"{MAX_DOCUMENT_BYTES:,} bytes. Split it; in .txt files a blank line separates "
-                "documents."
-            )
+    def _too_long(self, place: str) -> UserError:
+        return UserError(
+            f"{self.name}, {place}: the document that starts here is longer than "
+            f"{MAX_DOCUMENT_BYTES:,} bytes. Split it; a blank line in .txt does that."
+        )
 
 
 class DataSet(Text):
