@@ -1,6 +1,7 @@
-"""A small real corpus and a command line for tests that want them; hypothesis without a clock."""
+"""Corpora, finished runs and a command line that tests share; hypothesis without a clock."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,8 @@ from hypothesis import settings
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import Corpus
 from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.pretraining.run import pretrain
+from stackbert.recipe import Recipe
 
 # Shared machines are slow now and then; a test must not fail for it.
 settings.register_profile("stackbert", deadline=None, max_examples=50)
@@ -34,6 +37,42 @@ def factbook_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="session")
 def factbook_vocabulary(factbook_corpus: Corpus) -> Vocabulary:
     return factbook_corpus.vocabulary
+
+
+TOPICS = ("river", "harbour", "mountain", "library", "railway", "market", "garden", "bridge")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """80 documents of made-up facts: 128 word pieces, some 2,000 tokens."""
+    documents = [
+        f"The {topic} of town {n} was opened in {1800 + n}. People came from {n} villages to see "
+        f"it. A second {topic} followed {n} years later, larger and more expensive."
+        for n, topic in enumerate(TOPICS * 10)
+    ]
+    folder: Path = tmp_path_factory.mktemp("tiny")
+    (folder / "all.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    return build_corpus(
+        folder / "corpus", text=[folder / "all.txt"], vocab_size=128, validation=0.2
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Recipe], Path]:
+    """An undisturbed run of a recipe, made when it is first asked for; only to be read."""
+    runs: dict[str, Path] = {}
+
+    def run(recipe: Recipe) -> Path:
+        key = recipe.to_yaml()
+        if key not in runs:
+            folder = tmp_path_factory.mktemp("finished") / "run"
+            pretrain(recipe, corpus=tiny_corpus, out=folder)
+            runs[key] = folder
+        return runs[key]
+
+    return run
 
 
 @pytest.fixture

@@ -50,8 +50,11 @@ def tuned(recipe: Recipe, seconds: float | None = None) -> Tuned:
     return autotune(recipe, CORPUS.vocabulary, plan, device=CPU, seconds=seconds)
 
 
-def test_a_short_run_measures_neither_micro_batches_nor_compilation(monkeypatch) -> None:
+def test_a_short_run_and_what_the_recipe_says_are_not_measured(monkeypatch) -> None:
     monkeypatch.setattr(tuning, "_pass_seconds", None)
+    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
+    said = tiny(batch__micro_batch=2, compile=True)
+    assert tuned(said, seconds=1e9).recipe == said
     recipe = tuned(tiny(batch__micro_batch="auto", compile="auto", precision="auto")).recipe
     assert recipe.compile is False
     assert recipe.batch.micro_batch == "auto"
@@ -65,13 +68,6 @@ def test_a_long_run_measures_each_depth_and_leaves_nothing_open() -> None:
     assert all(size and 8 % size == 0 for size in sizes)
     assert found.notes[0] == f"micro-batch at depth 1: {sizes[0]} rows"
     assert tuned(found.recipe, seconds=TUNE_FROM).recipe == found.recipe
-
-
-def test_what_the_recipe_says_is_not_measured(monkeypatch) -> None:
-    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
-    monkeypatch.setattr(tuning, "_pass_seconds", None)
-    said = tiny(batch__micro_batch=2, compile=True)
-    assert tuned(said, seconds=1e9).recipe == said
 
 
 @pytest.mark.parametrize(("compiled", "chosen"), [(0.7, True), (0.99, False), (1.5, False)])
@@ -123,17 +119,6 @@ def test_a_micro_batch_that_does_not_fit_into_memory_ends_the_search(monkeypatch
     recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 1}])
     assert tuned(recipe, seconds=TUNE_FROM).recipe.stages[0].micro_batch == 16
     assert tried == [8, 16, 32]
-
-
-def test_the_estimate_is_flops_over_half_the_matrix_rate() -> None:
-    def estimated(recipe: Recipe, rate: float) -> float:
-        plan = training_plan(recipe, CORPUS)
-        return tuning._estimated_seconds(recipe, CORPUS.vocabulary, plan, rate)
-
-    once = estimated(tiny(), 1e9)
-    stages = [{"depth": d, "steps": 12} for d in (1, 2, 4)]
-    assert estimated(tiny(stages=stages), 1e9) == pytest.approx(2 * once)
-    assert estimated(tiny(), 2e9) == pytest.approx(once / 2)
 
 
 def timing_of(recipe: Recipe, **options: object) -> Timing:

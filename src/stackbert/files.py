@@ -51,13 +51,13 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except StackBertError:
+    except (StackBertError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except MemoryError as error:
-        raise UserError(f"{path} does not fit into memory. {hint}") from error
-    except Exception as error:  # every parser has its own exceptions
+    except BaseException as error:  # each parser has its own; a panic in Rust is no Exception
         if isinstance(error, FileNotFoundError) and error.filename:
             raise UserError(f"{error.filename} does not exist. {hint}") from error
+        if isinstance(error, MemoryError):
+            raise UserError(f"{path} does not fit into memory. {hint}") from error
         raise UserError(f"{path} cannot be read: {reason(error)}. {hint}") from error
 
 

@@ -76,6 +76,9 @@ def test_a_difference_is_paired_by_seed():
         "CoLA (Matthews): b is better than a, +1.1 points (95 % interval +0.9 to +1.3, 3 pairs)."
     )
     assert sentence in result.verdict()
+    short = result.summary().loc[1]
+    assert list(short[["model", "mean ± 95 %", "guess"]]) == ["b", "87.1 ± 10.1", "0.0"]
+    assert list(short[["difference", "from", "to"]]) == ["+1.1", "+0.9", "+1.3"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Attention, fine-tuning and comparisons give what they gave before they were rebuilt."""
 
 import dataclasses
+import gc
+import os
+from collections.abc import Iterator
 from itertools import product, starmap
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from inputs import DATA, summary
 
 import stackbert as sb
 from stackbert.attention.measures import PROFILE, WINDOWS
-from stackbert.comparison import reference, standings, statistics, variants
+from stackbert.comparison import reference, standings, statistics, variants, verdict
 from stackbert.finetuning import sentences, squad, study
 from stackbert.finetuning.models import Model
 from stackbert.finetuning.tasks import Settings
@@ -76,6 +79,15 @@ def test_attention_follows_growth_in_the_same_way(make_run, place: Path) -> None
         assert found == growth["outcome"] or not SAME_MACHINE
 
 
+@pytest.fixture
+def quick_collection() -> Iterator[None]:
+    """Each Trainer collects garbage, which takes half a second where torch is loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("quick_collection")
 def test_fine_tuning_scores_the_same(place: Path) -> None:
     files, expected = inputs.write_study(place / "study"), HERE["finetuning"]
     result = sb.finetune(
@@ -225,3 +237,17 @@ def test_planted_losses_give_the_same_standings(name: str) -> None:
         for found, old in ((row.share, speed["by_seed"]), (row.crossing, speed["crossing"])):
             plain = None if found is None else dataclasses.asdict(found)
             agree(plain, old.get(str(row.seed)), 1e-12, name)
+    if len(table):
+        gap = verdict.plateau_gap(results, case.get("entropy", 6.0))
+        assert (gap < verdict.PLATEAU) == expected["on_plateau"]
+
+
+@pytest.mark.skipif(
+    "STACKBERT_GOLDEN" not in os.environ, reason="takes minutes: STACKBERT_GOLDEN=1"
+)
+def test_a_comparison_makes_the_same_runs(corpora, place: Path) -> None:
+    recipe, arguments = recipe_of(inputs.COMPARED), DATA["comparison"]["real"]
+    result = sb.compare(recipe, corpus=corpora["main"], out=place / "comparison", **arguments)
+    for (variant, share, seed), rows in result.results.groupby(["variant", "fraction", "seed"]):
+        expected = HERE["comparison"][f"{variant} {share:g} {seed}"]
+        agree_here(rows[["step", "loss"]].to_numpy().tolist(), expected, 1e-3)

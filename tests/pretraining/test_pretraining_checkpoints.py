@@ -1,239 +1,197 @@
-"""Which checkpoints are kept, and what a full or read-only disk does to them."""
+"""Which checkpoints are kept; a damaged one is passed over; they are written while a run trains."""
 
-import errno
-import os
+import json
+import random
 import shutil
-import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pretraining_helpers import At, Crash, checkpoints, crash, tiny_recipe, untimed_ledger, weights
+import torch
+from safetensors.torch import load_file, save_file
 
-import stackbert as sb
-from stackbert import files
-from stackbert.pretraining.checkpoints import CheckpointStore, read_state
+from stackbert.errors import RunError, StackBertError, UserError
+from stackbert.files import sha256
+from stackbert.pretraining import checkpoints as checkpoints_module
+from stackbert.pretraining.checkpoints import (
+    OPTIMIZER,
+    STATE,
+    Checkpoints,
+    read_checkpoint,
+)
+from stackbert.pretraining.ledger import read_ledger
+from stackbert.pretraining.run import pretrain
+from tiny_runs import At, Crash, checkpoints, content, outcome, tiny_recipe
+
+RECIPE = tiny_recipe(checkpoint={"every_steps": 1, "every_minutes": None, "keep": 9})
+WEIGHTS = "model.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("every", "keep", "left"),
+    ("every_steps", "every_minutes", "keep", "left"),
     [
-        (2, 1, [6, 12, 18]),
-        (2, 2, [6, 12, 16, 18]),
-        (4, 3, [6, 12, 16, 18]),
-        (None, 1, [6, 12, 18]),
-        (1, 4, [6, 12, 15, 16, 17, 18]),
+        (2, None, 1, [4, 8]),
+        (3, None, 2, [4, 6, 8]),
+        (1, None, 3, [4, 6, 7, 8]),
+        (None, 1e-9, 9, list(range(1, 9))),
     ],
 )
-def test_the_newest_and_each_stages_last_are_kept(every, keep, left, corpus, tmp_path) -> None:
-    recipe = tiny_recipe(checkpoint__every_steps=every, checkpoint__keep=keep)
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
+def test_the_newest_and_each_stages_last_are_kept(
+    every_steps, every_minutes, keep, left, tiny_corpus, tmp_path
+) -> None:
+    spec = {"every_steps": every_steps, "every_minutes": every_minutes, "keep": keep}
+    pretrain(tiny_recipe(checkpoint=spec), corpus=tiny_corpus, out=tmp_path)
     assert list(checkpoints(tmp_path)) == left
     for step, folder in checkpoints(tmp_path).items():
-        state = read_state(folder)
-        assert state.step == step
-        assert state.tokens == step * 4 * 16
-        assert state.depth == {0: 1, 1: 2, 2: 4}[min(2, (step - 1) // 6)]
+        state = read_checkpoint(folder)
+        assert (state.counters.step, state.counters.tokens) == (step, step * 64)
+        assert state.depth == (1 if step <= 4 else 2), "before the growth that is due"
 
 
-def test_minutes_between_checkpoints(corpus, tmp_path) -> None:
-    recipe = tiny_recipe(
-        checkpoint__every_steps=None, checkpoint__every_minutes=1e-9, checkpoint__keep=99
-    )
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
-    assert list(checkpoints(tmp_path)) == list(range(1, 19))
-
-
-RECIPE = tiny_recipe(checkpoint__every_steps=1)
-
-
-def assert_resumable(run: Path, after: int, corpus, undisturbed) -> None:
-    """What was saved is whole, nothing half-written is taken for it, and the run ends the same."""
-    assert max(checkpoints(run)) == after
-    for folder in checkpoints(run).values():
-        read_state(folder)
-    assert not list((run / "checkpoints").glob("*.partial"))
-    sb.pretrain(RECIPE, corpus=corpus, out=run)
-    assert weights(run) == weights(undisturbed(RECIPE))
-    assert untimed_ledger(run) == untimed_ledger(undisturbed(RECIPE))
-
-
-@pytest.mark.parametrize(
-    ("where", "number"),
-    [
-        ("config.json", errno.ENOSPC),
-        ("tokenizer.json", errno.ENOSPC),
-        ("state.json", errno.ENOSPC),
-        ("state.json", errno.EDQUOT),
-    ],
-)
-def test_full_disk_while_a_file_is_written_is_a_sentence_and_what_was_saved_stays(
-    where, number, corpus, undisturbed, tmp_path, monkeypatch
-) -> None:
-    """Broken off at the fourth checkpoint, in one of its files."""
-    true_open, true_replace = open, Path.replace
-
-    def full(path: object) -> bool:
-        return "step-00000004" in str(path) and where in str(path)
-
-    def refuse(path: object) -> None:
-        raise OSError(number, os.strerror(number), str(path))
-
-    def opening(path, mode="r", *args, **kwargs):
-        if full(path) and set(mode) & set("wax"):
-            refuse(path)
-        return true_open(path, mode, *args, **kwargs)
-
-    def replacing(self, target):
-        if full(target):
-            refuse(target)
-        return true_replace(self, target)
-
-    monkeypatch.setattr("builtins.open", opening)
-    monkeypatch.setattr("shutil.open", opening, raising=False)
-    monkeypatch.setattr(Path, "replace", replacing)
-    with pytest.raises(sb.RunError, match="The disk is full while training in") as stopped:
-        sb.pretrain(RECIPE, corpus=corpus, out=tmp_path)
-    assert stopped.value.exit_code == 1
-    assert "nothing that was already saved is lost" in str(stopped.value)
-    assert "\n" not in str(stopped.value)
-    monkeypatch.undo()
-    assert_resumable(tmp_path, 3, corpus, undisturbed)
-
-
-def test_full_disk_for_safetensors_is_the_same_sentence(
-    corpus, undisturbed, train_in_child, tmp_path: Path
-) -> None:
-    """A limit on the size of a file, which the weights of two layers go beyond first."""
-    run = tmp_path / "run"
-    # One layer: weights of 110 kB and moments of twice that. Two: 290 kB of moments.
-    child = train_in_child(RECIPE, run, largest_file=250_000)
-    assert child.wait() == 1
-    assert child.output.splitlines()[-1].startswith("stackbert: ")
-    assert "File too large" in child.output
-    assert "Traceback" not in child.output
-    assert_resumable(run, 6, corpus, undisturbed)
-
-
-def test_full_disk_under_the_ledger_is_the_same_sentence(
-    corpus, undisturbed, train_in_child, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    child = train_in_child(tiny_recipe(checkpoint__every_steps=3), run, largest_file=1500)
-    assert child.wait() == 1
-    assert child.output.splitlines()[-1].startswith("stackbert: ")
-    assert "Traceback" not in child.output
-    recipe = tiny_recipe(checkpoint__every_steps=3)
-    sb.pretrain(recipe, corpus=corpus, out=run)
-    assert weights(run) == weights(undisturbed(recipe))
-    assert untimed_ledger(run) == untimed_ledger(undisturbed(recipe))
+@pytest.fixture(scope="module")
+def crashed(tiny_corpus, tmp_path_factory) -> Path:
+    """A run that broke off at step 7, with checkpoints after each before; never changed."""
+    run = tmp_path_factory.mktemp("crashed") / "run"
+    with pytest.raises(Crash):
+        pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=At(7))
+    return run
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for two checkpoints or so."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(place)]
-    if mount is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+def run(crashed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(crashed, tmp_path / "run")
 
 
-def test_a_disk_that_is_really_full(small_disk: Path, corpus, train_in_child) -> None:
-    run = small_disk / "run"
-    child = train_in_child(RECIPE, run)
-    assert child.wait() == 1
-    assert "stackbert: The disk is full while training in" in child.output
-    assert "Traceback" not in child.output
+def flip_bit(path: Path) -> None:
+    data, draw = bytearray(path.read_bytes()), random.Random(1)
+    data[draw.randrange(len(data))] ^= 1
+    path.write_bytes(data)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"}")
+
+
+def newest(run: Path, corpus) -> tuple[int, list[str]]:
+    said: list[str] = []
+    state = Checkpoints(run / "checkpoints", corpus.tokenizer_folder, 16).newest(said.append)
+    assert state is not None
+    return state.counters.step, said
+
+
+@pytest.mark.parametrize("damage", [flip_bit, cut_off, append, Path.unlink])
+def test_any_damaged_file_is_found_and_named(damage: Callable, run: Path, tiny_corpus) -> None:
     last = max(checkpoints(run))
-    assert not list((run / "checkpoints").glob("*.partial"))
-    found, problems = CheckpointStore(run / "checkpoints").newest()
-    assert found is not None
-    assert found[1].step == last
-    assert not problems
-    # With more room the same command goes on.
-    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert train_in_child(RECIPE, run).wait() == 0
+    names = (WEIGHTS, OPTIMIZER, "config.json", "tokenizer.json", STATE)
+    for step, name in zip(range(last, 0, -1), names, strict=False):
+        path = checkpoints(run)[step] / name
+        damage(path)
+        found, (said,) = newest(run, tiny_corpus)
+        assert found == step - 1
+        assert str(path.parent) in said
+        assert name in said
+        assert path.parent.with_name(path.parent.name + ".damaged").is_dir()
 
 
-def test_a_folder_that_may_not_be_written_to_is_a_sentence(corpus, tmp_path, monkeypatch) -> None:
-    for number, message in (
-        (errno.EACCES, "No permission while training in"),
-        (errno.EROFS, "The file system is read-only while training in"),
-    ):
-        run = tmp_path / str(number)
-
-        def refuse(path: Path, *, number: int = number, **_: object) -> None:
-            raise OSError(number, os.strerror(number), str(path))
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "mkdir", refuse)
-            with pytest.raises(sb.UserError, match=message) as refused:
-                sb.pretrain(RECIPE, corpus=corpus, out=run)
-        assert refused.value.exit_code == 2
-        assert str(run) in str(refused.value)
-
-
-def test_a_folder_that_is_really_read_only_is_a_sentence(
-    corpus, tmp_path, request: pytest.FixtureRequest
+def test_a_run_resumes_from_the_one_before_a_damaged_one_with_the_same_bits(
+    run: Path, tiny_corpus, finished
 ) -> None:
-    if os.geteuid():
-        run, message = tmp_path / "run", "No permission while training in"
-        run.mkdir(mode=0o500)
-    else:  # to whom a mode means nothing
-        run, message = request.getfixturevalue("small_disk"), "The file system is read-only while"
-        subprocess.run(["mount", "-o", "remount,ro", str(run)], check=True)
-    with pytest.raises(sb.UserError, match=message):
-        sb.pretrain(RECIPE, corpus=corpus, out=run)
-    assert not list(run.iterdir())
+    flip_bit(checkpoints(run)[6] / WEIGHTS)
+    (checkpoints(run)[5] / OPTIMIZER).unlink()
+    # Left by a kill while an old one was removed, and one of another step under a wrong name.
+    shutil.copytree(checkpoints(run)[1], run / "checkpoints" / "step-00000001.partial")
+    shutil.copytree(checkpoints(run)[1], run / "checkpoints" / "step-00000099")
+    heard = At()
+    pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=heard)
+    passed = [text for text in heard.said if "damaged checkpoint was passed over" in text]
+    assert [f"step-{step:08d}" in text for step, text in zip((99, 6, 5), passed, strict=True)]
+    assert any(text.startswith("resuming at step 4 of 8") for text in heard.said)
+    assert outcome(run) == outcome(finished(RECIPE))
+    assert read_checkpoint(checkpoints(run)[6]), "its place was free for a good one"
+    assert not list(run.rglob("*.partial"))
 
 
-def test_a_run_that_became_read_only_is_a_sentence_and_can_go_on(
-    corpus, undisturbed, tmp_path, monkeypatch
+def test_if_all_are_damaged_it_says_so_and_changes_nothing(run: Path, tiny_corpus) -> None:
+    for path in checkpoints(run).values():
+        flip_bit(path / WEIGHTS)
+    before = content(run)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"Every checkpoint in .* is damaged") as refused:
+            pretrain(RECIPE, corpus=tiny_corpus, out=run)
+        assert str(refused.value).count("differs from its checksum") == len(checkpoints(run))
+        assert content(run) == before
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+MOMENTUM = f"{QUERY}|momentum_buffer"
+
+
+def drop(tensors: dict[str, torch.Tensor], name: str) -> None:
+    del tensors[name]
+
+
+def rename(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name.replace("layer.1", "layer.7")] = tensors.pop(name)
+
+
+def reshape(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name] = tensors[name][:1].clone()
+
+
+@pytest.mark.parametrize("change", [drop, rename, reshape])
+@pytest.mark.parametrize(("file", "name"), [(WEIGHTS, QUERY), (OPTIMIZER, MOMENTUM)])
+def test_wrong_tensors_under_right_checksums_are_refused_by_name(
+    file, name, change, run: Path, tiny_corpus
 ) -> None:
-    with pytest.raises(Crash):
-        sb.pretrain(RECIPE, corpus=corpus, out=tmp_path, reporter=At(5, crash))
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("stackbert.pretraining.checkpoints.folder_made_whole", refuse)
-        with pytest.raises(sb.UserError, match="read-only while training"):
-            sb.pretrain(RECIPE, corpus=corpus, out=tmp_path)
-    assert_resumable(tmp_path, 4, corpus, undisturbed)
-
-
-def test_what_a_killed_process_left_half_done_is_cleared_away(corpus, tmp_path) -> None:
-    with pytest.raises(Crash):
-        sb.pretrain(RECIPE, corpus=corpus, out=tmp_path, reporter=At(3, crash))
-    # One that was being removed: it has no later attempt that would write it anew.
-    half = tmp_path / "checkpoints" / "step-00000001.partial"
-    shutil.copytree(checkpoints(tmp_path)[1], half)
-    (tmp_path / "checkpoints" / ".step-00000001.lock").touch()
-    sb.pretrain(RECIPE, corpus=corpus, out=tmp_path)
-    assert not half.exists()
-    assert not list((tmp_path / "checkpoints").glob(".*"))
+    """What no crash makes, but a hand: state lands by name, or not at all."""
+    path = checkpoints(run)[6] / file
+    tensors = load_file(path)
+    change(tensors, name)
+    save_file(tensors, path, {"format": "pt"})
+    state = json.loads((path.parent / STATE).read_text())
+    state["sha256"][file] = sha256(path)
+    (path.parent / STATE).write_text(json.dumps(state))
+    with pytest.raises(StackBertError, match=r"layer\.[17]\.attention\.self\.query"):
+        pretrain(RECIPE, corpus=tiny_corpus, out=run)
 
 
-def test_a_checkpoint_is_synced_before_it_takes_its_name(corpus, tmp_path, monkeypatch) -> None:
-    events: list[tuple[str, str]] = []
-    true_tree, true_rename = files.sync_tree, Path.rename
+def test_training_continues_while_a_checkpoint_is_written_of_the_model_as_it_was(
+    tiny_corpus, finished, tmp_path, monkeypatch
+) -> None:
+    true, later = checkpoints_module.save_model, threading.Event()
 
-    def tree(folder: Path) -> None:
-        true_tree(folder)
-        events.append(("synced", folder.name))
+    def slow(model: Any, folder: Path, **options: Any) -> None:
+        if folder.name == "step-00000003.partial":
+            assert later.wait(60), "the run waits for its checkpoint"
+        true(model, folder, **options)
 
-    def rename(self: Path, target: Path) -> Path:
-        events.append(("renamed", self.name))
-        return true_rename(self, target)
+    monkeypatch.setattr(checkpoints_module, "save_model", slow)
+    recipe = tiny_recipe(checkpoint={"every_steps": 3, "every_minutes": None, "keep": 9})
+    pretrain(recipe, corpus=tiny_corpus, out=tmp_path, progress=At(4, later.set))
+    for step in (3, 6):
+        for name in (WEIGHTS, OPTIMIZER):
+            expected = checkpoints(finished(RECIPE))[step] / name
+            assert sha256(checkpoints(tmp_path)[step] / name) == sha256(expected)
 
-    monkeypatch.setattr(files, "sync_tree", tree)
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(Crash):
-        sb.pretrain(RECIPE, corpus=corpus, out=tmp_path, reporter=At(2, crash))
-    name = "step-00000001.partial"
-    assert events == [("synced", name), ("renamed", name)]
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_before_the_next(
+    tiny_corpus, tmp_path, monkeypatch
+) -> None:
+    true = checkpoints_module.save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if "step-00000003" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        true(tensors, path)
+
+    monkeypatch.setattr(checkpoints_module, "save_file", full)
+    with pytest.raises(RunError, match=r"The disk is full while saving .*step-00000003"):
+        pretrain(tiny_recipe(checkpoint__every_steps=3), corpus=tiny_corpus, out=tmp_path)
+    assert not checkpoints(tmp_path)
+    assert 3 <= read_ledger(tmp_path).step.max() <= 4, "step 4's waits for the one before it"

@@ -1,141 +1,122 @@
 """Several processes train as one does: the same losses, the same files, and they stop together."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pretraining_helpers import At, checkpoints, interrupt, start_ranks, tiny_recipe
 from safetensors.numpy import load_file
 
-import stackbert as sb
-from stackbert.errors import Interrupted
+from stackbert.corpus.store import Corpus
+from stackbert.errors import Interrupted, UserError
+from stackbert.pretraining.ledger import read_ledger
+from stackbert.pretraining.run import pretrain
+from stackbert.recipe import Recipe
+from tiny_runs import (
+    PAIRS,
+    TOTAL,
+    At,
+    after_step,
+    checkpoints,
+    command_line,
+    interrupt,
+    pretrain_command,
+    send_self,
+    start_ranks,
+    tiny_recipe,
+)
 
-# Adam's first update is the sign of the gradient, so a rate of 5e-3 makes much of a rounding.
-GENTLE = {
-    "optimizer__lr": 5e-4,
-    "optimizer__eps": 1e-4,
-    "batch__micro_batch": 1,
-    "stages": [{"depth": 1, "steps": 25}, {"depth": 2, "steps": 25}],
-}
-PAIRS = {
-    "optimizer__name": "muon",
-    "optimizer__clip_norm": 0.5,
-    "objective__next_sentence": True,
-    "batch__sequence_length": 24,
-}
-RECIPES = {
-    "ddp": tiny_recipe(**GENTLE),
-    "ddp, pairs": tiny_recipe(**GENTLE, **PAIRS),
-    "fsdp, pairs": tiny_recipe(**GENTLE, **PAIRS, engine="fsdp"),
-}
-HELD = {"ddp": "each with a copy of the model", "fsdp": "the model cut into pieces"}
-TOTAL = 50
-
-
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in sb.read_ledger(run) if row["kind"] in ("step", "evaluation")]
-
-
-def ledger_losses(run: Path) -> list[float]:
-    """So far; none before the ledger is there."""
-    return losses(run) if (run / "metrics.jsonl").exists() else []
+RECIPE = tiny_recipe(
+    # Adam's first update is the sign of the gradient: with a small eps it turns a rounding around.
+    optimizer={"name": "muon", "lr": 5e-4, "eps": 1e-4, "clip_norm": 0.5},
+    batch__micro_batch=1,
+    evaluation__sequences=7,  # odd: the ranks' shares of the validation rows differ
+    **PAIRS,
+)
 
 
-def command(recipe: sb.Recipe, corpus: sb.Corpus, folder: Path) -> list[object]:
-    path = folder / "recipe.yaml"
-    path.write_text(recipe.to_yaml(), encoding="utf-8")
-    return ["pretrain", path, "--corpus", corpus.folder, "--out", folder / "run"]
-
-
-def ranks_of(
-    recipe: sb.Recipe, corpus: sb.Corpus, folder: Path, count: int, *more: object
+def run_ranks(
+    recipe: Recipe, corpus: Corpus, folder: Path, prepare: Callable[[], object] = lambda: None
 ) -> tuple[list[int], list[str]]:
-    children = start_ranks([*command(recipe, corpus, folder), *more], folder, count)
-    codes = [child.wait() for child in children]
-    return codes, [child.output for child in children]
+    """Exit code and output of each of two processes; `prepare` is for the second."""
+    command = command_line(*pretrain_command(recipe, corpus, folder))
+    children = start_ranks(folder, command, prepare)
+    return [child.wait() for child in children], [child.output for child in children]
 
 
-@pytest.mark.parametrize(("name", "count"), [("ddp", 4), ("ddp, pairs", 2), ("fsdp, pairs", 2)])
-def test_processes_have_the_losses_of_one(name, count, corpus, undisturbed, tmp_path) -> None:
-    recipe = RECIPES[name]
-    alone = undisturbed(recipe)
-    codes, said = ranks_of(recipe, corpus, tmp_path, count)
-    assert codes == [0] * count, said
-    run = tmp_path / "run"
-    assert f"{count} processes share each step, {HELD[recipe.engine]}" in said[0]
-    assert said[1:] == [""] * (count - 1), "one process speaks"
-    assert losses(run) == pytest.approx(losses(alone), abs=1e-5)
-    first, second = (
-        [row for row in sb.read_ledger(each) if row["kind"] == "step"] for each in (run, alone)
-    )
-    for key in ("step", "tokens", "flops", "depth", "lr"):
-        assert [row[key] for row in first] == [row[key] for row in second]
-    norms = [[row["gradient_norm"] for row in rows] for rows in (first, second)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+def assert_same_run(run: Path, alone: Path) -> None:
+    """Up to rounding: losses and norms, counters to the digit, and all tensors whole."""
+    ours, theirs = (ledger[ledger.kind != "time"] for ledger in map(read_ledger, (run, alone)))
+    for column in ("kind", "step", "depth", "tokens", "flops", "lr", "operator"):
+        same = ours[column].reset_index(drop=True) == theirs[column].reset_index(drop=True)
+        assert (same | theirs[column].isna().to_numpy()).all(), column
+    for column in ("loss", "next_sentence", "loss_before", "loss_after"):
+        expected = pytest.approx(theirs[column].tolist(), abs=1e-5, nan_ok=True)
+        assert ours[column].tolist() == expected, column
+    expected = pytest.approx(theirs.gradient_norm.tolist(), rel=1e-3, nan_ok=True)
+    assert ours.gradient_norm.tolist() == expected
     for file in ("model/model.safetensors", f"checkpoints/step-{TOTAL:08}/optimizer.safetensors"):
-        ours, theirs = load_file(run / file), load_file(alone / file)
-        assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+        shapes = [
+            {name: t.shape for name, t in load_file(each / file).items()} for each in (run, alone)
+        ]
+        assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp, pairs"])
-def test_a_run_goes_on_in_another_number_of_processes(name, corpus, undisturbed, tmp_path) -> None:
-    """From two to one and back to two; a signal that one of them gets stops both."""
-    recipe = RECIPES[name]
+def test_ddp_has_the_losses_of_one_process_through_a_kill_a_signal_and_another_number_of_processes(
+    tiny_corpus, finished, tmp_path
+) -> None:
     run = tmp_path / "run"
-    children = start_ranks(command(recipe, corpus, tmp_path), tmp_path, 2)
-    assert children[0].wait_until(lambda: len(ledger_losses(run)) >= 10)
-    children[1].send(signal.SIGTERM)
-    assert [child.wait() for child in children] == [143, 143], children[0].output
-    assert "everything is saved" in children[0].output
-    assert children[1].output == ""
-    first = max(checkpoints(run))
-    assert first < 30
+    killed = after_step(3, send_self(signal.SIGKILL))
+    codes, said = run_ranks(RECIPE, tiny_corpus, tmp_path, killed)
+    assert codes == [1, -signal.SIGKILL], said
+    assert "stackbert: Another process of the run was lost" in said[0]
+    assert "Traceback" not in said[0]
+
+    stopped = after_step(4, send_self(signal.SIGTERM))
+    codes, said = run_ranks(RECIPE, tiny_corpus, tmp_path, stopped)
+    assert codes == [143, 143], said
+    assert "2 processes share each step, each with a copy of the model" in said[0]
+    assert f"Stopped at step 5 of {TOTAL}; everything is saved" in said[0]
+    assert said[1] == "", "one process speaks"
 
     with pytest.raises(Interrupted):
-        sb.pretrain(recipe, corpus=corpus, out=run, reporter=At(35, interrupt))
-    assert max(checkpoints(run)) == 35
-    codes, said = ranks_of(recipe, corpus, tmp_path, 2)
+        pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=At(6, interrupt))
+    assert max(checkpoints(run)) == 6
+    codes, said = run_ranks(RECIPE, tiny_corpus, tmp_path)
     assert codes == [0, 0], said
-    assert "resuming at step 35" in said[0]
-    assert losses(run) == pytest.approx(losses(undisturbed(recipe)), abs=1e-5)
+    assert "resuming at step 6" in said[0]
+    assert_same_run(run, finished(RECIPE))
 
 
-def test_a_process_that_is_killed_ends_the_others_with_a_sentence(
-    corpus, undisturbed, tmp_path
+def test_fsdp_has_the_losses_of_one_process_and_its_checkpoints_are_whole(
+    tiny_corpus, finished, tmp_path
 ) -> None:
-    recipe = RECIPES["ddp"]
+    recipe = RECIPE.model_copy(update={"engine": "fsdp"})
     run = tmp_path / "run"
-    children = start_ranks(command(recipe, corpus, tmp_path), tmp_path, 2)
-    assert children[0].wait_until(lambda: len(ledger_losses(run)) >= 10)
-    children[1].send(signal.SIGKILL)
-    assert children[0].wait() == 1, children[0].output
-    assert "Another process of the run was lost" in children[0].output
-    assert "Traceback" not in children[0].output
-    sb.pretrain(recipe, corpus=corpus, out=run)
-    assert losses(run) == pytest.approx(losses(undisturbed(recipe)), abs=1e-5)
+    codes, said = run_ranks(recipe, tiny_corpus, tmp_path, after_step(5, send_self(signal.SIGTERM)))
+    assert codes == [143, 143], said
+    assert "each with a shard of the model" in said[0]
+    codes, said = run_ranks(recipe, tiny_corpus, tmp_path)
+    assert codes == [0, 0], said
+    assert_same_run(run, finished(recipe))
 
 
-def test_rows_that_cannot_be_shared_are_refused_before_anything_is_written(
-    corpus, tmp_path
-) -> None:
-    codes, said = ranks_of(RECIPES["ddp"], corpus, tmp_path, 3)
-    assert codes == [2, 2, 2], said
-    assert "4 rows a step (batch.sequences), which 3 processes cannot share" in said[0]
+def test_what_is_wrong_ends_all_processes_and_one_of_them_says_it(tiny_corpus, tmp_path) -> None:
+    odd = tiny_recipe(batch__sequences=3)
+    codes, said = run_ranks(odd, tiny_corpus, tmp_path)
+    assert codes == [2, 2], said
+    assert "Stage 1 has 3 rows a step (batch.sequences), which 2 processes cannot share" in said[0]
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-
-
-def test_what_the_first_process_refuses_ends_all_with_one_sentence(corpus, tmp_path) -> None:
-    (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").write_text("not a run")
-    codes, said = ranks_of(RECIPES["ddp"], corpus, tmp_path, 2)
+    codes, said = run_ranks(RECIPE, tiny_corpus, tmp_path)
     assert codes == [2, 2], said
     assert "it holds letter.txt" in said[0]
-    assert said[1] == ""
+    assert (len(said[0].splitlines()), said[1]) == (1, "")
 
 
-def test_an_incomplete_environment_is_a_sentence(corpus, tmp_path, monkeypatch) -> None:
+def test_an_incomplete_environment_is_a_sentence(tiny_corpus, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(sb.UserError, match="WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT"):
-        sb.pretrain(RECIPES["ddp"], corpus=corpus, out=tmp_path / "run")
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT"):
+        pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "run")

@@ -1,169 +1,175 @@
-"""A run that was stopped and called again is the same run to the last bit."""
+"""A run that was stopped, killed or that crashed, and is resumed, is the same run to the bit."""
 
+import random
 import signal
-from pathlib import Path
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
-from pretraining_helpers import (
-    GROWTHS,
+
+from stackbert.errors import Interrupted
+from stackbert.pretraining import checkpoints as checkpoints_module
+from stackbert.pretraining import record, trainer
+from stackbert.pretraining import run as run_module
+from stackbert.pretraining.run import pretrain
+from stackbert.pretraining.signals import StopRequest
+from tiny_runs import (
+    GROWTH,
+    PAIRS,
     TOTAL,
     At,
+    Child,
     Crash,
-    Listening,
+    after_step,
     checkpoints,
-    crash,
+    command_line,
     interrupt,
+    outcome,
+    pretrain_command,
+    send_self,
     tiny_recipe,
-    untimed_ledger,
-    weights,
 )
 
-import stackbert as sb
-
+# Checkpoints after steps 4, 5 and 8, lines of the ledger after 2, 4, 6 and 8.
+SPARSE = {"checkpoint__every_steps": 5, "log_every": 2}
 VARIANTS = {
-    "adamw, state reset at growth": {},
-    "adamw, state copied": {"growth__optimizer_state": "copy"},
-    "muon, state reset": {"optimizer__name": "muon", "optimizer__clip_norm": 1.0},
-    "muon, state copied": {"optimizer__name": "muon", "growth__optimizer_state": "copy"},
-    "dropout": {
+    "muon": {"optimizer__clip_norm": 1.0},
+    "adamw, state copied at growth": {
+        "optimizer__name": "adamw",
+        "growth__optimizer_state": "copy",
+    },
+    "muon, state copied, pairs": {"growth__optimizer_state": "copy", **PAIRS},
+    "dropout, noise, two micro-batches": {
         "model__hidden_dropout_prob": 0.1,
         "model__attention_probs_dropout_prob": 0.1,
         "batch__micro_batch": 2,
+        "growth__operator": "identity-noise",
+        "seed": 5,
     },
-    "next sentence": {"objective__next_sentence": True, "batch__sequence_length": 24},
-    "fresh layers and noise": {"growth__operator": "identity-noise", "seed": 5},
-    "bert, longer rows at the end": {
+    "bert, longer and more rows, micro-batches of each stage": {
         "model__type": "bert",
         "stages": [
-            {"depth": 1, "steps": 6},
-            {"depth": 2, "steps": 6, "sequences": 6},
-            {"depth": 4, "steps": 6, "sequence_length": 24, "mask_rate": 0.3},
+            {"depth": 1, "steps": 4, "micro_batch": 3},
+            {"depth": 2, "steps": 2, "sequences": 6, "micro_batch": 1},
+            {"depth": 2, "steps": 2, "sequence_length": 24, "mask_rate": 0.3},
         ],
     },
+    "modernbert": {"model__type": "modernbert"},
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_interrupted_run_ends_bit_identical(variant, corpus, undisturbed, tmp_path) -> None:
-    """Stopped in a stage, just at, and just after a growth boundary."""
-    recipe = tiny_recipe(**VARIANTS[variant])
-    for step in (2, GROWTHS[0], GROWTHS[1] + 1):
-        with pytest.raises(sb.Interrupted, match=f"step {step} of {TOTAL}") as stopped:
-            sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(step, interrupt))
-        assert stopped.value.exit_code == 130
-        assert max(checkpoints(tmp_path)) == step
-        assert not (tmp_path / "model").exists()
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
-    assert weights(tmp_path) == weights(undisturbed(recipe))
-    assert untimed_ledger(tmp_path) == untimed_ledger(undisturbed(recipe))
-
-
-@pytest.mark.parametrize("save_every", [2, None])
-def test_crashed_run_ends_bit_identical(save_every, corpus, undisturbed, tmp_path) -> None:
-    """Without a goodbye: the steps since the last checkpoint are done again."""
-    recipe = tiny_recipe(optimizer__name="muon", checkpoint__every_steps=save_every)
-    for step in (1, 5, *GROWTHS, 13, 17, TOTAL):
-        with pytest.raises(Crash):
-            sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(step, crash))
-        assert max(checkpoints(tmp_path), default=0) < step
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
-    assert weights(tmp_path) == weights(undisturbed(recipe))
-    assert untimed_ledger(tmp_path) == untimed_ledger(undisturbed(recipe))
-
-
-def test_stopped_after_every_step_it_ends_bit_identical(corpus, undisturbed, tmp_path) -> None:
-    recipe = tiny_recipe(log_every=4, optimizer__name="muon", growth__optimizer_state="copy")
-
-    class EveryStep(Listening):
-        """Asks to stop as soon as the run is under way."""
-
-        def say(self, text: str) -> None:
-            super().say(text)
-            if text.startswith("resuming") or text.startswith("step 0:"):
-                interrupt()
-
-    for _ in range(TOTAL - 1):
-        with pytest.raises(sb.Interrupted):
-            sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=EveryStep())
-    assert max(checkpoints(tmp_path)) == TOTAL - 1
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=EveryStep())
-    assert weights(tmp_path) == weights(undisturbed(recipe))
-    assert untimed_ledger(tmp_path) == untimed_ledger(undisturbed(recipe))
-
-
-def test_ledger_of_a_resumed_run_has_each_line_once_in_order(corpus, tmp_path) -> None:
-    recipe = tiny_recipe(checkpoint__every_steps=4)
-    for step in (3, 7, 14):
-        with pytest.raises(Crash):
-            sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(step, crash))
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
-    rows = sb.read_ledger(tmp_path)
-    steps = [row["step"] for row in rows if row["kind"] == "step"]
-    assert steps == list(range(1, TOTAL + 1))
-    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [0, 3, 6, 9, 12, 15, 18]
-    assert [row["step"] for row in rows if row["kind"] == "growth"] == list(GROWTHS)
-    seconds = [row["seconds"] for row in rows]
-    assert seconds == sorted(seconds), "the clock of training runs on, and never backwards"
-
-
-def test_training_seconds_carry_over_and_the_work_done_twice_counts_once(corpus, tmp_path) -> None:
-    recipe = tiny_recipe()
+def test_a_resumed_run_ends_with_the_same_bits(variant, tiny_corpus, finished, tmp_path) -> None:
+    """Stopped just before a growth; then broken off after it, in the middle of a ledger's line."""
+    recipe = tiny_recipe(**SPARSE, **VARIANTS[variant])
+    with pytest.raises(Interrupted, match=f"step {GROWTH} of {TOTAL}"):
+        pretrain(recipe, corpus=tiny_corpus, out=tmp_path, progress=At(GROWTH, interrupt))
+    assert max(checkpoints(tmp_path)) == GROWTH
     with pytest.raises(Crash):
-        sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(11, crash))
-    before = [r for r in sb.read_ledger(tmp_path) if r["kind"] == "step" and r["step"] <= 9]
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
-    after = [r for r in sb.read_ledger(tmp_path) if r["kind"] == "step"]
-    assert after[:9] == before
-    assert after[9]["seconds"] > before[-1]["seconds"]
-
-
-def test_a_second_signal_stops_at_once_and_the_run_goes_on_from_the_checkpoint_before(
-    corpus, undisturbed, tmp_path
-) -> None:
-    recipe = tiny_recipe()
-
-    def twice() -> None:
-        interrupt()
-        interrupt()
-
-    # Whoever started the tests in the background has Ctrl-C ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(8, twice))
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert max(checkpoints(tmp_path)) == 6
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
-    assert weights(tmp_path) == weights(undisturbed(recipe))
-
-
-def test_the_callers_random_state_and_signal_handlers_are_put_back(corpus, tmp_path) -> None:
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    sb.pretrain(tiny_recipe(model__hidden_dropout_prob=0.1), corpus=corpus, out=tmp_path)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-def test_a_run_stopped_before_its_last_step_has_no_model_and_a_signal_at_the_last_step_is_late(
-    corpus, undisturbed, tmp_path: Path
-) -> None:
-    recipe = tiny_recipe()
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path, reporter=At(TOTAL, interrupt))
-    assert weights(tmp_path) == weights(undisturbed(recipe))
-
-
-def test_the_export_is_made_again_if_it_was_lost(corpus, tmp_path, monkeypatch) -> None:
-    recipe = tiny_recipe()
-    with monkeypatch.context() as patch:
-        patch.setattr("stackbert.pretraining.run.write_model_card", lambda *_: crash())
-        with pytest.raises(Crash):
-            sb.pretrain(recipe, corpus=corpus, out=tmp_path)
+        pretrain(recipe, corpus=tiny_corpus, out=tmp_path, progress=At(6))
+    assert max(checkpoints(tmp_path)) == 5
     assert not (tmp_path / "model").exists()
-    ledger = untimed_ledger(tmp_path)
-    sb.pretrain(recipe, corpus=corpus, out=tmp_path)
-    assert weights(tmp_path)["exported"] == weights(tmp_path)["model"]
-    assert untimed_ledger(tmp_path) == ledger
+    before = torch.get_rng_state()
+    pretrain(recipe, corpus=tiny_corpus, out=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random state is put back"
+    assert outcome(tmp_path) == outcome(finished(recipe))
+
+
+def test_ctrl_c_sigterm_and_sighup_save_and_exit_with_128_and_their_number(
+    stackbert, tiny_corpus, finished, tmp_path, monkeypatch
+) -> None:
+    recipe, run = tiny_recipe(checkpoint__every_steps=None), tmp_path / "run"
+    command = pretrain_command(recipe, tiny_corpus, tmp_path)
+    for step, number in ((2, signal.SIGINT), (GROWTH, signal.SIGTERM), (7, signal.SIGHUP)):
+        stop = At(step, lambda number=number: signal.raise_signal(number))
+        with monkeypatch.context() as patch:
+            patch.setattr("stackbert.progress.console_progress", lambda stop=stop: stop)
+            done = stackbert(*command)
+        assert done.code == 128 + number
+        assert done.err == (
+            f"stackbert: Stopped at step {step} of {TOTAL}; everything is saved in {run}. Run the "
+            "same command again to resume.\n"
+        )
+        assert max(checkpoints(run)) == step
+    done = stackbert(*command)
+    assert (done.code, "resuming at step 7 of 8" in done.err) == (0, True)
+    assert outcome(run) == outcome(finished(recipe))
+
+
+def test_a_signal_is_noted_and_a_second_one_a_second_later_stops_at_once(monkeypatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # the same request: torchrun sends it twice
+        assert stop.signal == signal.SIGTERM
+        later = time.monotonic() + 1.5
+        monkeypatch.setattr(
+            "stackbert.pretraining.signals.time", SimpleNamespace(monotonic=lambda: later)
+        )
+        with pytest.raises(Interrupted, match="at once") as stopped:
+            signal.raise_signal(signal.SIGINT)
+    assert stopped.value.exit_code == 128 + signal.SIGINT
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def killed_in(module: object, name: str, turn: int = 1) -> Callable[[], None]:
+    """For a child: SIGKILL instead of the call of this number to a function."""
+
+    def prepare() -> None:
+        true, calls = getattr(module, name), iter(range(1, 99))
+
+        def call(*arguments: object, **options: object) -> object:
+            if next(calls) == turn:
+                send_self(signal.SIGKILL)()
+            return true(*arguments, **options)
+
+        setattr(module, name, call)
+
+    return prepare
+
+
+KILLS = {
+    "run.json without recipe.yaml": killed_in(record, "write_text"),
+    "first checkpoint, optimizer missing": killed_in(checkpoints_module, "save_file"),
+    "second checkpoint, all written but its state": killed_in(checkpoints_module, "sha256", 8),
+    "an old checkpoint half removed": killed_in(checkpoints_module.shutil, "rmtree", 2),
+    "before a checkpoint": after_step(GROWTH - 1, send_self(signal.SIGKILL)),
+    "the checkpoint before the growth": killed_in(checkpoints_module, "save_file"),
+    "in the growth": killed_in(trainer, "grow_with_origins"),
+    "after the growth": after_step(GROWTH, send_self(signal.SIGKILL)),
+    "last checkpoint": after_step(TOTAL - 1, send_self(signal.SIGKILL)),
+    "the export": killed_in(run_module, "model_card"),
+}
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tiny_corpus, finished, tmp_path) -> None:
+    recipe = tiny_recipe(checkpoint__every_steps=1)
+    run = tmp_path / "run"
+    command = pretrain_command(recipe, tiny_corpus, tmp_path)
+    for moment, prepare in KILLS.items():
+        child = Child(tmp_path / "said.txt", prepare, command_line(*command))
+        assert child.wait() == -signal.SIGKILL, f"{moment}: {child.output}"
+    last = Child(tmp_path / "said.txt", command_line(*command))
+    assert last.wait() == 0, last.output
+    assert f"resuming at step {TOTAL}" in last.output
+    assert outcome(run) == outcome(finished(recipe))
+    assert not list(run.rglob("*.partial"))
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(
+    tiny_corpus, finished, tmp_path
+) -> None:
+    recipe = tiny_recipe(checkpoint__every_steps=1)
+    run = tmp_path / "run"
+    command = command_line(*pretrain_command(recipe, tiny_corpus, tmp_path))
+    draw = random.Random(time.time_ns())
+    for _ in range(3):
+        child, delay = Child(tmp_path / "said.txt", command), draw.uniform(0.1, 0.6)
+        print(f"kill after {delay:.3f} s")
+        time.sleep(delay)
+        child.kill()
+        child.wait()
+    assert Child(tmp_path / "said.txt", command).wait() == 0
+    assert outcome(run) == outcome(finished(recipe))

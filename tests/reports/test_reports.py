@@ -143,7 +143,7 @@ def test_in_a_browser_a_report_draws_switches_answers_and_asks_for_nothing(visit
     assert visit.requests == [path.as_uri()]
     labels = page.locator(".chart svg text").all_text_contents()
     assert {"2 layers", "8 layers", "validation loss", "seconds of training"} <= set(labels)
-    page.get_by_label("tokens").check()
+    page.get_by_role("radio", name="tokens").check()
     page.wait_for_function(
         "() => [...document.querySelectorAll('.chart svg text')].some("
         "text => text.textContent === 'tokens')"

@@ -85,6 +85,10 @@ class FinetuneResult(Record):
         """Scores with their noise, and differences to a model; see `verdict.score_table`."""
         return verdict.score_table(self, headline=headline, base=base)
 
+    def summary(self) -> pd.DataFrame:
+        """The table with its intervals as text, narrow enough for a terminal."""
+        return verdict.summary(self)
+
     def verdict(self) -> list[str]:
         """What can be said, in sentences."""
         return verdict.sentences(self)

@@ -23,10 +23,6 @@ METRICS = {
     "exact_match": "exact match",
 }
 
-_POINTS = ("mean", "low", "high", "median", "guess", "difference", "difference_low")
-FORMATS = dict.fromkeys((*_POINTS, "difference_high"), "{:.1f}") | {"pairs": "{:.0f}"}
-"""How to print the columns of `score_table`."""
-
 
 class _Measure(NamedTuple):
     """A number that models are judged by, in points of a hundred."""
@@ -84,6 +80,26 @@ def score_table(
                 row |= {"pairs": len(pairs), "outcome": _outcome(low, high, measure.informative)}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def summary(result: "FinetuneResult") -> pd.DataFrame:
+    """The score table as text, with fewer columns, for a terminal."""
+    table = score_table(result)
+    halves = (table["high"] - table["mean"]).map(" ± {:.1f}".format, na_action="ignore")
+    table["mean ± 95 %"] = table["mean"].map("{:.1f}".format) + halves.fillna("")
+    table["guess"] = table["guess"].map("{:.1f}".format, na_action="ignore")
+    differences = ["difference", "difference_low", "difference_high"]
+    for name in table.columns.intersection(differences):
+        table[name] = table[name].map(_signed, na_action="ignore")
+    columns = ["task", "metric", "model", "step", "mean ± 95 %", "runs", "failed", "guess"]
+    table = table[[c for c in (*columns, *differences, "outcome") if c in table]]
+    return table.rename(columns={"difference_low": "from", "difference_high": "to"}).fillna("")
+
+
+def _signed(value: float) -> str:
+    """A difference in points: "+1.3", "−0.4", "0.0"."""
+    shown = f"{value:+.1f}".replace("-", "−")
+    return shown[1:] if shown[1:] == "0.0" else shown
 
 
 def _interval(values: "pd.Series[float]") -> tuple[float, float, float]:
@@ -166,22 +182,16 @@ def _compared(table: pd.DataFrame, name: str, base: str) -> list[str]:
     if counts.sum() > 1:
         shown = ", ".join(f"{outcome} on {count}" for outcome, count in counts.items())
         lines.append(f"{name} against {base}, {counts.sum()} measures: {shown}.")
-    for row in rows.itertuples():
-        what = f"{row.task} ({row.metric})" if row.runs else row.task
-        found = f"{signed(row.difference)} points"
-        if row.pairs > 1:
-            between = f"{signed(row.difference_low)} to {signed(row.difference_high)}"
-            found += f" (95 % interval {between}, {row.pairs:.0f} pairs)"
-        lines.append(f"{what}: {how[row.outcome]}, {found}.")
+    for row in rows.to_dict("records"):
+        what = f"{row['task']} ({row['metric']})" if row["runs"] else row["task"]
+        found = f"{_signed(row['difference'])} points"
+        if row["pairs"] > 1:
+            between = f"{_signed(row['difference_low'])} to {_signed(row['difference_high'])}"
+            found += f" (95 % interval {between}, {row['pairs']:.0f} pairs)"
+        lines.append(f"{what}: {how[row['outcome']]}, {found}.")
     if counts.sum() > 4:
         lines.append("One interval in twenty leaves out zero by chance alone.")
     return lines
-
-
-def signed(value: float) -> str:
-    """A difference in points: "+1.3", "−0.4", "0.0"."""
-    shown = f"{value:+.1f}".replace("-", "−")
-    return shown[1:] if shown[1:] == "0.0" else shown
 
 
 def _beyond_control(table: pd.DataFrame, names: Sequence[str], control: str) -> list[str]:

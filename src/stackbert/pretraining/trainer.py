@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from stackbert.batches.batches import IGNORED, Batch
 from stackbert.batches.randomness import derive_key
@@ -142,7 +143,8 @@ class Trainer:
     @property
     def finite(self) -> bool:
         """Whether all weights of all processes are finite; a collective call."""
-        local = [p.to_local() if self.is_sharded else p for p in self.model.parameters()]
+        # FSDP leaves some parameters unsharded between two passes.
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters()]
         held = torch.stack([part.isfinite().all() for part in local])
         return self._world.all_reduce_max(int(not held.all())) == 0
 

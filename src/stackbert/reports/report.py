@@ -66,8 +66,8 @@ def report_page(folders: Sequence[Path]) -> Page:
             kinds[name].append(folder)
     for name in (COMPARISON, ATTENTION, FINETUNE):
         if len(kinds[name]) > 1:
-            first, second = kinds[name][:2]
-            raise UserError(f"{first} and {second} both hold a {name}; a report shows one.")
+            one, other = kinds[name][:2]
+            raise UserError(f"{one} and {other} both hold a {name}; a report shows one.")
     subjects = [name for name in (RUN, COMPARISON, FINETUNE) if kinds[name]]
     if len(subjects) > 1:
         raise UserError(
@@ -78,7 +78,7 @@ def report_page(folders: Sequence[Path]) -> Page:
     if not pages:
         raise UserError("Name at least one folder to report.")
     first, *rest = pages
-    parts = [*first.parts, *(part for other in rest for part in other.parts)]
+    parts = [*first.parts, *(part for page in rest for part in page.parts)]
     return Page(first.title, first.verdict, tuple(parts), first.facts)
 
 
