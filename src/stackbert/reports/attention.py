@@ -139,10 +139,7 @@ def _likeness(result: AttentionResult) -> list[Chart | Table]:
         if each
     )
     if len(rows):
-        table_note = (
-            f"{note[:-13]} Means over the layers, on up to {SENTENCES} sentences, "
-            f"{result.likeness_queries:,} queries."
-        )
+        table_note = f"{note[:-13]} Means over the layers, on up to {SENTENCES} sentences."
         formats = dict.fromkeys(rows.columns[1:], "{:.3f}")
         parts.append(Table("How alike layers are, on average", rows, table_note, formats))
     return parts
