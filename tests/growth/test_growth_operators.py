@@ -77,8 +77,6 @@ def test_only_identity_claims_to_preserve_the_function():
 def test_an_unknown_operator_is_answered_with_the_list():
     with pytest.raises(UserError, match=r"'stak'.*stack, interleave, identity, identity-noise"):
         get_operator("stak")
-    with pytest.raises(UserError, match="at least 1 layer, not 0"):
-        get_operator("stack").depth_map(0, 3)
 
 
 @pytest.fixture
