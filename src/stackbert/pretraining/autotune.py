@@ -269,7 +269,7 @@ def measure(
         recipe: autotuned.
         batch: (stage index, turn) to a training batch, or this process's share of one.
         validation: all rows of an evaluation.
-        vocabulary: sizes the embedding.
+        vocabulary: of the corpus.
         device: where to measure.
         patience: seconds for further turns of steps, so that a short burst of load does not move
             the median. For one process only: several would not stop at the same turn.
@@ -318,7 +318,7 @@ def scaled_to(recipe: Recipe, timing: Timing, seconds: float) -> Recipe:
     """The recipe over as many steps as fit into `seconds` with their evaluations.
 
     Each stage keeps its share of the steps. Where the recipe leaves the interval of evaluations
-    open and twenty would take more than a tenth of the time, there are fewer.
+    open, they take a tenth of the time at most.
 
     Raises:
         UserError: not even one step a stage fits.
