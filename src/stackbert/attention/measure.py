@@ -1,7 +1,6 @@
-"""The door: measure where a model's heads look, and keep what was found in a folder.
+"""Measure where a model's heads look, and keep what was found in a folder.
 
-`attention.json` holds the tables, `attention.npz` the arrays: maps to be drawn, and the divergences
-between single heads.
+`attention.json` holds the tables, `attention.npz` the maps to be drawn and heads' divergences.
 """
 
 import itertools
@@ -59,12 +58,11 @@ class AttentionResult(Record):
     what: ClassVar[str] = "a measurement of attention"
     version: ClassVar[int] = 4
     text: str
-    """File name of the text, or "given" for a list of sentences."""
+    """File name, or "given" for a list of sentences."""
     seed: int
     max_length: int
     models: Frame
-    """A row a model: its name, type and shape, how much it read, and the `MEASURES` of a head that
-    looks at all tokens alike."""
+    """A row a model: name, type, shape, how much it read, the `MEASURES` of a uniform head."""
     heads: Frame
     """A row for each head of each model: class and `MEASURES`."""
     likeness: Frame
@@ -74,17 +72,16 @@ class AttentionResult(Record):
     shallow_deep: Contrast | None
     """The measured and the second model."""
     growths: Frame
-    """A row for each moment of each growth: means over the heads of the new layers, or over all
-    heads of the shallow model."""
+    """A row a moment: means over the heads of the new layers, or all of the shallow model."""
     growth_heads: Frame
     """A row for each head at each of these moments."""
     examples: tuple[tuple[str, ...], ...]
     """Tokens of the sentences whose maps are kept."""
     arrays_sha256: str = ""
-    """Of `attention.npz`, so that nobody draws the maps of another measurement."""
+    """Of `attention.npz`."""
     arrays: dict[str, npt.NDArray[Any]] = Field(default_factory=dict, exclude=True, repr=False)
-    """`maps_N` (L, H, S, S): the measured model on example N; `growth_G_MOMENT` (L, H, S, S): the
-    model of that moment on the shortest example; `likeness_MODEL` (L, H, L2, H2): single heads."""
+    """`maps_N` (L, H, S, S): the measured model on example N; `growth_G_MOMENT`: the model of that
+    moment on the shortest example; `likeness_MODEL` (L, H, L2, H2): between single heads."""
 
     def about(self, model: str = "measured") -> "pd.Series[Any]":
         """The row of a model."""
@@ -96,7 +93,7 @@ class AttentionResult(Record):
 
     @property
     def shortest(self) -> int:
-        """Number of the shortest example, on which growths are drawn."""
+        """The example on which growths are drawn."""
         return min(range(len(self.examples)), key=lambda number: len(self.examples[number]))
 
     def save(self, folder: str | Path) -> None:
@@ -151,8 +148,8 @@ def measure_attention(
     Args:
         model: a Hugging Face folder, a run directory (its final model, and what each growth did to
             the maps), or a transformers encoder, which is left as it was.
-        text: a file, folder or pattern (as `build_corpus` takes them), of which a random sample of
-            sentences of at least 12 tokens is taken; or a list of sentences, which are all taken.
+        text: a file, folder or pattern, of which a random sample of sentences of at least 12
+            tokens is taken; or a list of sentences, which are all taken.
         out: a folder for the result, which `read_attention` reads.
         tokenizer: the model's; by default the one in its folder.
         sentences: to sample from a text; fewer if it has fewer.
@@ -160,8 +157,8 @@ def measure_attention(
             allows only fewer.
         seed: of the sample, of the rows that likeness compares and of the untrained model.
         compare: a second model with the same tokenizer, shallower or deeper.
-        beside: more run directories with the same tokenizer, if `model` is one. Their growths are
-            measured, too, on the same sentences: other operators, as in the paper's Fig. 4.
+        beside: run directories with the same tokenizer, if `model` is one. Their growths are
+            measured, too: other operators, as in the paper's Fig. 4.
         progress: hears what is being measured.
 
     Raises:

@@ -45,11 +45,10 @@ class Observed:
     """What is kept of a model that read a sample."""
 
     about: dict[str, Any]
-    """Name, type and shape, how much it read, and the `MEASURES` of a uniform head on that."""
+    """A row of `AttentionResult.models`."""
     heads: pd.DataFrame
     rows: Rows
     examples: list[SentenceMaps]
-    """Maps to be drawn."""
 
 
 def open_subject(
