@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ PIECES = [
     *("漢字🙂\u202e\u0301".encode(), b"\\ud800", b"../../etc/passwd", b"%s{0}", bytes(64)),
     *(b"!!python/object/apply:os.system ['id']", b"cos\nsystem\n(S'id'\ntR.", b"</script><b>"),
 ]
+READERS = ("recipe", "set", "text", "tokenizer", "corpus", "run", "resume", "model")
+READERS += ("comparison", "attention", "finetuning", "tables", "sst-2", "squad")
 Json = Any
 VALUES: list[Json] = [
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf")),
@@ -62,21 +64,16 @@ TINY = [
     "model={type: bert, hidden_size: 16, num_attention_heads: 2, intermediate_size: 32}",
     "stages=[{depth: 1, steps: 2}, {depth: 2, steps: 2}]",
     "batch={sequences: 4, sequence_length: 16, micro_batch: 4}",
-    "schedule={warmup_steps: 1}",
-    "evaluation={sequences: 4, every_steps: 2}",
     "checkpoint={every_steps: 1, every_minutes: null, keep: 9}",
-    *("precision=fp32", "compile=false", "log_every=1", "optimizer.name=adamw"),
+    *("evaluation={sequences: 4, every_steps: 2}", "schedule={warmup_steps: 1}", "log_every=1"),
+    *("precision=fp32", "compile=false", "optimizer.name=adamw"),
 ]
-COMPRESS: dict[str, tuple[Callable[..., bytes], Callable[..., bytes]]] = {
-    ".gz": (gzip.compress, gzip.decompress),
-    ".xz": (lzma.compress, lzma.decompress),
-    ".zst": (zstandard.compress, zstandard.decompress),
-}
+COMPRESSION: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".zst": zstandard}
 
 
 def make_material(folder: Path) -> None:
     """One of everything, as small as it can be, in folders named as the readers are."""
-    for name in ("text", "tables", "recipe", "set", "glue/SST-2", "squad"):
+    for name in ("text", "tables", "recipe", "set", "sst-2", "squad"):
         (folder / name).mkdir(parents=True)
     write_factbook(folder / "all.txt")
     articles = [part[:900] for part in (folder / "all.txt").read_text("utf-8").split("\n\n")[:40]]
@@ -85,24 +82,21 @@ def make_material(folder: Path) -> None:
     (text / "a.txt").write_bytes(plain)
     frame.to_json(text / "b.jsonl", orient="records", lines=True)
     frame.to_parquet(text / "c.parquet")
-    for suffix, (compress, _) in COMPRESS.items():
-        (text / f"d.txt{suffix}").write_bytes(compress(plain))
+    for suffix, library in COMPRESSION.items():
+        (text / f"d.txt{suffix}").write_bytes(library.compress(plain))
     corpus, run, recipe = folder / "corpus", folder / "run", sb.load_recipe("demo", TINY)
     sb.build_corpus(corpus, text=text / "a.txt", vocab_size=300, validation=0.2)
     sb.pretrain(recipe, corpus=corpus, out=run)
-    for source, name in (
-        ("corpus/tokenizer", "tokenizer"),
-        ("run", "resume"),
-        ("run/model", "model"),
-    ):
-        shutil.copytree(folder / source, folder / name)
+    shutil.copytree(corpus / "tokenizer", folder / "tokenizer")
+    shutil.copytree(run / "model", folder / "model")
+    shutil.copytree(run, folder / "resume")
     for done in ("model", "checkpoints/step-00000004"):
         shutil.rmtree(folder / "resume" / done)
     shutil.copyfile(run / "recipe.yaml", folder / "recipe" / "recipe.yaml")
     (folder / "set" / "override.txt").write_text("optimizer.betas=[0.9, 0.98]")
     sb.compare(recipe, corpus=corpus, out=folder / "comparison", seeds=1, budget="4steps")
     sb.measure_attention(run, text=text / "a.txt", out=folder / "attention", sentences=8)
-    tables, glue, squad = folder / "tables", folder / "glue" / "SST-2", folder / "squad"
+    tables, glue, squad = folder / "tables", folder / "sst-2", folder / "squad"
     frame.to_csv(tables / "own.csv", index=False)
     frame.to_csv(tables / "own.tsv", index=False, sep="\t")
     frame.to_json(tables / "own.jsonl", orient="records", lines=True)
@@ -127,78 +121,45 @@ def resume(folder: Path, damaged: Path) -> None:
     sb.pretrain(sb.load_recipe("demo", TINY), corpus=folder.parent / "corpus", out=folder)
 
 
-def open_table(path: Path) -> None:
-    """Read one's own table for fine-tuning."""
-    raw, name, notes = read_tables({"train": path, "dev": None, "test": None}, None)
-    own_data(raw, name, notes, text="text", label="label")
-
-
-def open_whole_corpus(folder: Path) -> None:
-    """Open a corpus as a run does."""
-    corpus = sb.open_corpus(folder)
-    corpus.verify()
-    corpus.vocabulary  # noqa: B018 (opened when it is asked for)
-
-
-def grow_and_measure(folder: Path, out: Path) -> None:
-    """Open a model in two ways."""
-    sb.grow_folder(folder, out / "grown", 4)
-    sb.measure_attention(folder, text=["The river runs to the sea."] * 2)
-
-
-def override(path: Path) -> None:
-    """Take what a file holds as the argument of --set."""
-    sb.load_recipe("demo", [path.read_bytes().decode("utf-8", "surrogateescape")])
-
-
-def report(folder: Path, out: Path) -> None:
-    """Read a folder of results and write its page."""
-    sb.report(folder, out / "report.html")
-
-
-Reader = Callable[[Path, Path, Path], Any]
-"""Reads a folder of the material, in which a file is damaged: (folder, file, empty folder)."""
-READERS: dict[str, tuple[str, Reader]] = {  # the files that are damaged, and how they are read
-    "recipe": ("*", lambda folder, file, out: sb.load_recipe(file)),
-    "set": ("*", lambda folder, file, out: override(file)),
-    "text": ("*", lambda folder, file, out: [list(t.documents()) for t in open_files(file)]),
-    "tokenizer": ("*", lambda folder, file, out: load_tokenizer(folder)),
-    "corpus": ("**/*", lambda folder, file, out: open_whole_corpus(folder)),
-    "run": ("*", lambda folder, file, out: report(folder, out)),
-    "resume": ("**/*", lambda folder, file, out: resume(folder, file)),
-    "model": ("*", lambda folder, file, out: grow_and_measure(folder, out)),
-    "comparison": ("*.json", lambda folder, file, out: report(folder, out)),
-    "attention": ("*", lambda folder, file, out: report(folder, out)),
-    "finetuning": ("*.json", lambda folder, file, out: report(folder, out)),
-    "tables": ("*", lambda folder, file, out: open_table(file)),
-    "glue": ("**/*", lambda folder, file, out: official_tasks("sst-2", folder, None)),
-    "squad": ("*", lambda folder, file, out: official_tasks("squad", folder, None)),
-}
+def read(name: str, folder: Path, file: Path, out: Path) -> None:
+    """Read a folder of the material in which a file is damaged; `out` is for what is made."""
+    match name:
+        case "recipe":
+            sb.load_recipe(file)
+        case "set":
+            sb.load_recipe("demo", [file.read_bytes().decode("utf-8", "surrogateescape")])
+        case "text":
+            for text in open_files(file):
+                list(text.documents())
+        case "tokenizer":
+            load_tokenizer(folder)
+        case "corpus":
+            corpus = sb.open_corpus(folder)
+            corpus.verify()
+            corpus.vocabulary  # noqa: B018 (opened when it is asked for)
+        case "resume":
+            resume(folder, file)
+        case "model":
+            sb.grow_folder(folder, out / "grown", 4)
+            sb.measure_attention(folder, text=["The river runs to the sea."] * 2)
+        case "tables":
+            own_data(*read_tables({"train": file}, None), text="text", label="label")
+        case "sst-2" | "squad":
+            official_tasks(name, folder, None)
+        case _:
+            sb.report(folder, out / "report.html")
 
 
 def damage_bytes(data: bytes, draw: random.Random) -> bytes:
-    """One to three of the things that can happen to any file."""
+    """One to three times: flip a bit, or cut, double, exchange or insert a piece."""
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
         b = min(b, a + draw.choice((1, 4, 200, len(data))))
-        match draw.randrange(7):
-            case 0 if data:
-                place = draw.randrange(len(data))
-                data = (
-                    data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :]
-                )
-            case 1:
-                data = data[:a]
-            case 2:
-                data = data[:a] + data[b:]
-            case 3:
-                data = data[:b] + data[a:]
-            case 4:
-                data = data[:a] + draw.randbytes(b - a) + data[b:]
-            case 5:
-                data = data[:a] + draw.choice(PIECES) + data[b:]
-            case _:
-                data = data[:a] + draw.choice(PIECES) + data[a:]
+        if a < b and draw.random() < 0.2:
+            data = data[:a] + bytes([data[a] ^ 1 << draw.randrange(8)]) + data[a + 1 :]
+        else:
+            piece = draw.choice((b"", draw.choice(PIECES), draw.randbytes(b - a), 2 * data[a:b]))
+            data = data[:a] + piece + data[draw.choice((a, b, b, len(data))) :]
     return data
 
 
@@ -224,8 +185,7 @@ def damage_value(value: Json, draw: random.Random) -> Json:
                 container[draw.choice(("x", f"{key}x", ""))] = container.pop(key)
             case 2:
                 other, place = draw.choice(places)
-                if place in other if isinstance(other, dict) else place < len(other):
-                    container[key] = copy.deepcopy(other[place])
+                container[key] = copy.deepcopy(other[place])
             case _:
                 container[key] = copy.deepcopy(draw.choice(VALUES))
     return value
@@ -236,9 +196,9 @@ def damage(name: str, data: bytes, draw: random.Random) -> bytes:
     suffix = Path(name).suffix
     if draw.random() < 0.5:
         return damage_bytes(data, draw)
-    if suffix in COMPRESS:
-        compress, decompress = COMPRESS[suffix]
-        return compress(damage(Path(name).stem, decompress(data), draw))
+    if suffix in COMPRESSION:
+        library = COMPRESSION[suffix]
+        return library.compress(damage(Path(name).stem, library.decompress(data), draw))
     if suffix == ".json":
         return json.dumps(damage_value(json.loads(data), draw)).encode()
     if suffix == ".jsonl":
@@ -261,22 +221,26 @@ def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (s.st_mtime_ns, s.st_size) for path, s in files if path.name != ".lock"}
 
 
-def run_case(name: str, number: int, seed: int, material: Path, kept: Path) -> tuple[str, str]:
-    """(refused, accepted or failed, what was said). Case -1 damages nothing."""
-    draw, (pattern, read) = random.Random(f"{seed} {name} {number}"), READERS[name]
+def run_case(name: str, material: Path, draw: random.Random | None, kept: Path) -> tuple[str, str]:
+    """(refused, accepted or failed, what was said); without `draw` nothing is damaged."""
+    folder, is_writer = material / name, name == "resume"
     with tempfile.TemporaryDirectory(prefix="fuzz-case-") as out:
-        folder, is_writer = material / name, name == "resume"
-        files = sorted(p for p in folder.glob(pattern) if p.is_file() and p.stat().st_size)
-        file, before = draw.choice(files), {path: path.read_bytes() for path in files}
-        if number >= 0:
-            file.write_bytes(damage(file.name, before[file], draw))
-        kept.write_bytes(file.read_bytes())
+        if is_writer:
+            folder = shutil.copytree(folder, material / "resumed")
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+        top = [path for path in files if path.parent == folder]  # what is read, mostly
+        file = files[0]
+        if draw:
+            file = draw.choice(top if top and draw.random() < 0.7 else files)
+        before = file.read_bytes()
+        file.write_bytes(damage(file.name, before, draw) if draw else before)
+        shutil.copyfile(file, kept)
         (found, what), seen = ("accepted", ""), stamps(material)
         ran.clear()
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
             with writing("running the command"):  # as the command line does
-                read(folder, file, Path(out))
+                read(name, folder, file, Path(out))
         except StackBertError as error:
             found, what = "refused", str(error)
         except BaseException:
@@ -284,12 +248,12 @@ def run_case(name: str, number: int, seed: int, material: Path, kept: Path) -> t
         faulthandler.cancel_dump_traceback_later()
         if ran or (stamps(material) != seen and not is_writer):
             found, what = "failed", f"{ran or 'another file was changed'}\n{what}"
-        for path in folder.rglob("*") if is_writer else ():
-            if path.is_file() and path not in before:
-                path.unlink()
-        for path in files if is_writer else [file]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(before[path])
+        if not draw and found == "refused":
+            found = "failed"
+        if is_writer:
+            shutil.rmtree(folder)
+        else:
+            file.write_bytes(before)
         return found, f"{file.relative_to(folder)}: {what}".encode("utf-8", "replace").decode()
 
 
@@ -297,43 +261,38 @@ ran: list[str] = []
 """Forbidden things that the present case did."""
 
 
-def work(name: str, first: int, cases: int, seed: int, material: Path, journal: Path) -> None:
-    """Run the cases first … cases - 1; a line in the journal before and after each."""
+def work(readers: list[str], given: argparse.Namespace) -> None:
+    """Run the cases from `first` on, in turn for each reader; a line in the journal after each."""
     sys.addaudithook(lambda event, _: ran.append(event) if event in FORBIDDEN else None)
-    kept = journal.with_suffix(".case")
-    found, what = run_case(name, -1, seed, material, kept)  # libraries load
-    if found != "accepted" and "subprocess" not in what:
-        sys.exit(f"The reader does not take undamaged files: {what}")
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    with journal.open("w") as file:
-        for number in range(first, cases):
-            print(json.dumps([number]), file=file, flush=True)
-            row = [number, *run_case(name, number, seed, material, kept)]
-            print(json.dumps(row), file=file, flush=True)
-            if row[1] == "failed":
-                shutil.copyfile(kept, journal.parent / f"{name}-{number}")
+    kept = given.journal.with_suffix(".case")
+    with given.journal.open("a") as file:
+        for number in range(given.first, given.cases):
+            name = readers[number % len(readers)]
+            is_first = number < len(readers)  # an undamaged file must be accepted
+            draw = None if is_first else random.Random(f"{given.seed} {name} {number}")
+            found, what = run_case(name, given.work, draw, kept)
+            print(json.dumps([name, found, what]), file=file, flush=True)
+            if found == "failed":
+                shutil.copyfile(kept, kept.with_name(f"{name}-{number}"))
 
 
-def fuzz(name: str, given: argparse.Namespace, material: Path, folder: Path) -> pd.DataFrame:
-    """All cases of a reader, in a process that is started again where a case ends it."""
-    journal, log, found, first = folder / f"{name}.jsonl", folder / f"{name}.log", [], 0
-    command = [sys.executable, __file__, "--cases", str(given.cases), "--seed", str(given.seed)]
-    while first < given.cases:
-        with log.open("wb") as file, tempfile.TemporaryDirectory(prefix="fuzz-") as own:
+def fuzz(readers: list[str], given: argparse.Namespace, material: Path, journal: Path) -> None:
+    """All cases, in a process that is started again where a case ends it."""
+    command = [sys.executable, __file__, *(f"--reader={name}" for name in readers)]
+    command += [f"--cases={given.cases}", f"--seed={given.seed}", f"--journal={journal}"]
+    journal.write_text("")
+    while (first := len(journal.read_text().splitlines())) < given.cases:
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as own:
             copied = shutil.copytree(material, Path(own) / "material")
-            more = ["--reader", name, "--work", copied, "--journal", journal, "--first", str(first)]
-            journal.write_text("")
-            subprocess.run([*command, *more], stdout=file, stderr=file)
-        rows = [json.loads(line) for line in journal.read_text().splitlines()]
-        said = log.read_text("utf-8", "replace")[-3000:]
-        if not rows:
-            sys.exit(f"The fuzzer itself failed: {said}")
-        found += [row for row in rows if len(row) > 1]
-        if len(rows[-1]) == 1:
-            found.append([*rows[-1], "failed", said])
-            shutil.copyfile(journal.with_suffix(".case"), folder / f"{name}-{rows[-1][0]}")
-        first = found[-1][0] + 1
-    return pd.DataFrame(found, columns=["case", "outcome", "what"]).assign(reader=name)
+            more = [f"--first={first}", f"--work={copied}"]
+            ended = subprocess.run([*command, *more], capture_output=True)
+        number = len(journal.read_text().splitlines())
+        if number < given.cases:
+            name, said = readers[number % len(readers)], ended.stderr.decode("utf-8", "replace")
+            shutil.copyfile(journal.with_suffix(".case"), journal.with_name(f"{name}-{number}"))
+            with journal.open("a") as file:
+                print(json.dumps([name, "failed", said[-3000:]]), file=file)
 
 
 def main() -> None:
@@ -342,28 +301,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--cases", type=int, default=2000, help="in all; the readers share them")
+    add("--cases", type=int, default=2000, help="in all; the readers take turns")
     add("--seed", type=int, default=0)
-    add("--reader", action="append", choices=list(READERS), help="by default all")
+    add("--reader", action="append", choices=READERS, help="by default all")
     add("--work", type=Path, help="keep the undamaged files here, or use those that are here")
     add("--journal", type=Path, help=argparse.SUPPRESS)
     add("--first", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    if given.journal:
-        work(given.reader[0], given.first, given.cases, given.seed, given.work, given.journal)
-        return
     readers = given.reader or list(READERS)
-    given.cases = -(-given.cases // len(readers))
-    failures = Path("fuzz-failures").resolve()
-    failures.mkdir(exist_ok=True)
+    if given.journal:
+        work(readers, given)
+        return
+    journal = Path("fuzz-failures").resolve() / "journal.jsonl"
+    journal.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         material = given.work or Path(name) / "material"
         if not material.exists():
             make_material(material)
-        found = pd.concat([fuzz(reader, given, material, failures) for reader in readers])
+        fuzz(readers, given, material, journal)
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    found = pd.DataFrame(rows, columns=["reader", "outcome", "what"])
     for row in found[found.outcome == "failed"].itertuples():
-        print(f"--- {row.reader}, case {row.case}: {row.what}\n")
+        print(f"--- {row.reader}, case {row.Index}: {row.what}\n")
     counts = pd.crosstab(found.reader, found.outcome, margins=True, margins_name="all")
     columns = ["all", "refused", "accepted", "failed"]
     print(counts.reindex(columns=columns, fill_value=0).to_string())

@@ -99,17 +99,17 @@ class Run:
             return "checkpoint"
         return "growth" if self.lines()[-1]["kind"] == "time" else "step"
 
-    def wait(self) -> list[int]:
-        """Exit codes. Processes that are left after a minute are ended, as torchrun would do."""
-        deadline = time.monotonic() + 60
+    def wait(self, seconds: float = 900) -> list[int]:
+        """Exit codes. Processes that are left after that time are ended, as torchrun would do."""
+        deadline = time.monotonic() + seconds
         while any(p.poll() is None for p in self.processes) and time.monotonic() < deadline:
             time.sleep(0.02)
-        for process in self.processes if self.ranks > 1 else ():
+        for process in self.processes:
             if process.poll() is None:
                 process.terminate()
                 if self.phase() != "start-up":  # where they wait for each other
                     sys.exit(f"A process was left and did not end:\n{self.log}")
-        return [process.wait(300) for process in self.processes]
+        return [process.wait() for process in self.processes]
 
     def results(self) -> dict[str, Any]:
         """What must be equal: files' bytes, and the ledger without its clock."""
@@ -164,7 +164,7 @@ def strike(run: Run, aim: str, step: int, spread: float, draw: random.Random) ->
     victims = draw.choice([*[[process] for process in run.processes], run.processes])
     for process in victims:
         process.kill()
-    codes = run.wait()
+    codes = run.wait(60)
     others = [code for code in codes if code != -9]
     if "Traceback" in run.log or (killed and run.ranks == 1 and others):
         sys.exit(f"The run failed (exit codes {codes}):\n{run.log}")

@@ -10,6 +10,7 @@ of threads must not be higher at the end than at the beginning. Exit code 1 if s
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -31,18 +32,15 @@ FEWEST = 10
 
 
 def reading(process: int, run: Path) -> dict[str, Any]:
-    """What a look at the process and its run directory sees; memory and disk in MiB.
-
-    Raises:
-        OSError: the process has ended.
-    """
+    """What a look at the process and its run directory sees; memory in MiB."""
     proc = Path("/proc") / str(process)
     lines = (proc / "status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines if ":" in line)
     ledger = run / "metrics.jsonl"
-    steps = [row for row in ledger.read_bytes()[-4096:].split(b"\n") if b'"kind": "step"' in row]
+    rows = ledger.read_bytes()[-8192:].split(b"\n") if ledger.exists() else []
+    steps = [row for row in rows if row.startswith(b'{"kind": "step"') and row.endswith(b"}")]
     return {
-        "depth": json.loads(steps[-1])["depth"] if steps[-1:] else 0,
+        "depth": json.loads(steps[-1])["depth"] if steps else 0,
         # Without RssFile: the pages of the mapped corpus are not the process' own.
         "memory": int(status["RssAnon"].split()[0]) / 1024,
         "files": len(list((proc / "fd").iterdir())),
@@ -59,10 +57,9 @@ def watch(command: list[str], run: Path, every: float) -> pd.DataFrame:
         try:
             while process.poll() is None:
                 seconds = time.monotonic() - begun
-                try:
+                # Not begun yet, just ended, or a line that is half-written.
+                with contextlib.suppress(OSError, KeyError, ValueError):
                     rows.append({"seconds": seconds, **reading(process.pid, run)})
-                except (OSError, KeyError, ValueError):  # not begun yet, just ended, a cut line
-                    pass
                 time.sleep(every)
         finally:
             process.kill()
@@ -79,24 +76,16 @@ def judge(readings: pd.DataFrame) -> pd.DataFrame:
     for depth, own in readings.groupby("depth"):
         half = own.iloc[len(own) // 2 :]
         third = max(1, len(half) // 3)
-        ends = half[["files", "threads"]]
-        risen = ends.tail(third).median() - ends.head(third).median()
-        slope = float("nan")
+        row = {"depth": depth, "minutes": (own.seconds.iloc[-1] - own.seconds.iloc[0]) / 60}
+        row["memory, MiB"] = half.memory.median()
         if len(half) >= FEWEST:
-            slope = 3600 * np.polyfit(half.seconds, half.memory, 1)[0]
-        rows.append(
-            {
-                "depth": depth,
-                "minutes": (own.seconds.iloc[-1] - own.seconds.iloc[0]) / 60,
-                "memory, MiB": half.memory.median(),
-                "MiB an hour": slope,
-                "open files": half.files.median(),
-                "more files": risen.files,
-                "threads": half.threads.median(),
-                "more threads": risen.threads,
-            }
-        )
-    return pd.DataFrame(rows)
+            row["MiB an hour"] = 3600 * np.polyfit(half.seconds, half.memory, 1)[0]
+        for name in ("files", "threads"):
+            row[name] = half[name].median()
+            row[f"more {name}"] = half[name].tail(third).median() - half[name].head(third).median()
+        rows.append(row)
+    columns = ["depth", "minutes", "memory, MiB", "MiB an hour"]
+    return pd.DataFrame(rows, columns=[*columns, "files", "more files", "threads", "more threads"])
 
 
 def main() -> None:
@@ -127,16 +116,16 @@ def main() -> None:
     table = judge(readings)
     rises = (table["MiB an hour"] > given.leak) | (table.filter(like="more ") > 0).any(axis=1)
     at = ", ".join(map(str, table.depth[rises]))
-    most = readings.checkpoints.max()
+    notes = [
+        f"{len(readings):,} looks; at most {readings.checkpoints.max()} checkpoints at a time.",
+        f"At depth {at} something rises." if at else "Nothing rises.",
+    ]
     report = reporting.write_report(
         given.out,
         "soak-smoke" if given.smoke else "soak",
         "Memory, files and threads over time",
         {"Second half of each depth": table},
-        notes=[
-            f"{len(readings):,} looks; {most} checkpoints at a time at most.",
-            f"At depth {at} something rises." if at else "Nothing rises.",
-        ],
+        notes=notes,
         seconds=time.monotonic() - begun,
         formats={"minutes": "{:.1f}", "memory, MiB": "{:,.0f}", "MiB an hour": "{:+.1f}"},
         smoke=given.smoke,

@@ -189,7 +189,7 @@ def check_run(kind: str, corpus: Corpus, folder: Path) -> dict[str, float]:
         for name, weight in step.model.named_parameters():
             new = step.updated(name, weight.detach(), gradients[name] * clip)
             off += float(((after[name] - new) ** 2).sum())
-            length += float(((new - weight) ** 2).sum())
+            length += float(((new - weight.detach()) ** 2).sum())
         worst["update"] = max(worst["update"], (off / length) ** 0.5)
         compare("loss", loss.item(), line["loss"])
         compare("gradient norm", norm, line["gradient_norm"])
