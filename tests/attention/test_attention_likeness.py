@@ -82,24 +82,11 @@ def test_the_divergence_is_zero_for_equal_symmetric_and_at_most_one(raw):
     assert square[0, 1] == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_rows_without_a_common_token_differ_by_one():
-    maps = np.stack([np.eye(6), np.roll(np.eye(6), 1, axis=1)])[:, None]
-    assert match(between([maps], [maps])) == pytest.approx(1 - np.eye(2), abs=1e-6)
-
-
 def test_matching_is_one_to_one_and_best():
     # Head 0 alone would take head 0; together they do better the other way round.
     assert match(np.array([[0.1, 0.2], [0.15, 0.9]]).reshape(1, 2, 1, 2)).item() == 0.175
     # Of fewer heads each is matched, and the rest are left over.
     assert match(np.array([0.5, 0.1, 0.3]).reshape(1, 3, 1, 1)).item() == 0.1
-
-
-def test_a_permuted_copy_of_the_heads_is_as_alike_as_can_be():
-    maps = random_maps(1, 6)
-    copied = [each[:, [3, 0, 5, 1, 4, 2]] for each in maps]
-    found = between(maps, copied)
-    assert match(found).item() == pytest.approx(0, abs=1e-6)
-    assert found.mean() > 0.1
 
 
 def test_the_same_few_rows_are_kept_of_every_model():

@@ -1,7 +1,6 @@
 """The door: folders, models and texts in; a result that survives its files, and sentences out."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -128,10 +127,8 @@ def measured(tokenizer, sentences):
     ("matched", "untrained", "share", "verdict"),
     [
         (0.50, 0.5, 0.0, "does not hold (0%)"),
-        (0.60, 0.5, 0.0, "does not hold (0%)"),
         (0.44, 0.5, 0.15, "hardly holds (15%)"),
         (0.30, 0.5, 0.5, "holds in part (50%)"),
-        (0.20, 0.5, 0.75, "holds (75%)"),
         (0.05, 0.5, 1.0, "holds (100%)"),
         (0.20, 0.1, 0.0, "does not hold (0%)"),
         (0.00, 0.01, 1.0, "cannot be judged, as the maps hardly differ from an untrained model's"),
@@ -209,16 +206,6 @@ def test_a_sample_is_of_long_sentences_once_each_a_function_of_text_and_seed(tex
     assert len(some) == 10
     assert sample_sentences(text, tokenizer, 10, seed=4) != some
     assert sample_sentences(text, tokenizer, 25, seed=3)[:10] == some
-
-
-def test_every_sentence_has_the_same_chance(text, tokenizer):
-    counts = Counter(
-        each
-        for seed in range(200)
-        for each in sample_sentences(text / "b.txt", tokenizer, 5, seed=seed)
-    )
-    assert len(counts) == 20
-    assert all(25 <= count <= 78 for count in counts.values()), counts  # 50 expected, sigma 6
 
 
 def test_a_text_without_long_sentences_is_refused(tmp_path, tokenizer):

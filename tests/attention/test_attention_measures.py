@@ -4,16 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from stackbert.attention.maps import SentenceMaps
 from stackbert.attention.measures import (
     CLASSES,
     MEASURES,
-    PROFILE,
-    RADIUS,
     WINDOWS,
     head_table,
     paper_share,
@@ -100,29 +95,6 @@ def test_a_uniform_head_measures_what_uniform_says():
     assert uniform["entropy"] == pytest.approx(sum(n * math.log(n) for n in lengths) / 50)
     assert uniform["first"] == pytest.approx(3 / 50)
     assert found["class"].item() == "broad"  # however much of its mass is near
-
-
-@given(
-    arrays.arrays(
-        np.float64,
-        st.tuples(st.just(2), *([st.shared(st.integers(2, 20), key="n")] * 2)),
-        elements=st.floats(0.001, 1),
-    )
-)
-def test_masses_are_shares_and_windows_nest(raw):
-    found, uniform = planted(*(raw / raw.sum(-1, keepdims=True)), separators=(0,))
-    slack = 1e-5
-    within = found[[f"within_{window}" for window in WINDOWS]].to_numpy()
-    near = found[[f"near_{window}" for window in WINDOWS]].to_numpy()
-    assert within.min() >= -slack
-    assert within.max() <= 1 + slack
-    assert (np.diff(within, axis=1) >= -slack).all()
-    assert (near <= within + slack).all()
-    assert (near + found[["first"]].to_numpy() <= 1 + slack).all()
-    assert found["entropy"].max() <= uniform["entropy"] + 1e-4
-    assert found["sep"].to_numpy() == pytest.approx(found["first"].to_numpy())
-    assert (found[list(PROFILE)].sum(axis=1) <= 1 + slack).all()
-    assert found[f"at_{-RADIUS:+d}"].min() >= -slack
 
 
 def test_heads_are_called_what_they_are():

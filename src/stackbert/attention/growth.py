@@ -92,11 +92,18 @@ def grown_again(shallow: Any, recipe: Recipe, step: int) -> Growth:  # noqa: ANN
 def _compare(
     name: str, step: int, after: int, depth_map: DepthMap, seen: dict[str, Observed]
 ) -> ObservedGrowth:
-    depth = seen["shallow"].about["depth"]
-    unchanged, grown = (list(range(depth)), [False] * depth), sources_of(depth_map, depth)
+    shallow = seen["shallow"]
+    depth = shallow.about["depth"]
+    # A fresh layer is compared with the one that stacking would have copied there.
+    sources = [
+        place % depth if origin.source is None else origin.source
+        for place, origin in enumerate(depth_map)
+    ]
+    fresh = [origin.source is None for origin in depth_map]
     tables = {
-        moment: compare_heads(observed, seen["shallow"], *sources)
-        for (moment, observed), sources in zip(seen.items(), (unchanged, grown, grown), strict=True)
+        "shallow": _heads(shallow, shallow, list(range(depth)), [False] * depth),
+        "grown": _heads(seen["grown"], shallow, sources, fresh),
+        "next": _heads(seen["next"], shallow, sources, fresh),
     }
     tables["next"]["outcome"] = outcomes(tables["grown"], tables["next"])
     about = {
@@ -104,11 +111,10 @@ def _compare(
         "growth_step": step,
         "source_depth": depth,
         "depth": len(depth_map),
-        "heads_per_layer": seen["shallow"].about["heads_per_layer"],
+        "heads_per_layer": shallow.about["heads_per_layer"],
     }
-    steps = {"shallow": step, "grown": step, "next": after}
     rows = [
-        {**about, "moment": moment, "step": steps[moment], **_means(table)}
+        {**about, "moment": moment, "step": after if moment == "next" else step, **_means(table)}
         for moment, table in tables.items()
     ]
     heads = pd.concat(tables, names=["moment"]).reset_index("moment").reset_index(drop=True)
@@ -116,19 +122,7 @@ def _compare(
     return pd.DataFrame(rows), heads, maps
 
 
-def sources_of(depth_map: DepthMap, source_depth: int) -> tuple[list[int], list[bool]]:
-    """The layer that each new layer is compared with, and whether it is fresh.
-
-    A fresh layer is compared with the one that stacking would have copied there.
-    """
-    sources = [
-        place % source_depth if origin.source is None else origin.source
-        for place, origin in enumerate(depth_map)
-    ]
-    return sources, [origin.source is None for origin in depth_map]
-
-
-def compare_heads(
+def _heads(
     observed: Observed, shallow: Observed, sources: list[int], fresh: list[bool]
 ) -> pd.DataFrame:
     """The measures of each head, and how it compares with the heads of the shallow model."""
@@ -136,7 +130,6 @@ def compare_heads(
     layer, head = np.indices(divergence.shape[:2]).reshape(2, -1)
     source = np.array(sources)[layer]
     nearest = divergence.reshape(len(layer), -1).argmin(axis=-1)
-    nearest_layer, nearest_head = np.divmod(nearest, divergence.shape[3])
     # A layer is new if it is fresh, or a further copy of a layer that is copied below, too.
     new = [source in sources[:place] for place, source in enumerate(sources)]
     return observed.heads.assign(
@@ -144,9 +137,7 @@ def compare_heads(
         fresh=np.array(fresh)[layer],
         new=np.array(new)[layer],
         divergence=divergence[layer, head, source, head],
-        nearest_layer=nearest_layer + 1,
-        nearest_head=nearest_head + 1,
-        source_is_nearest=(nearest_layer == source) & (nearest_head == head),
+        source_is_nearest=nearest == source * divergence.shape[3] + head,
     )
 
 

@@ -1,8 +1,5 @@
 """Attention maps of any transformers encoder, one sentence at a time.
 
-Only eager attention returns its weights. It is switched on for each forward pass alone, so that
-between two sentences the model is as it was given.
-
 Shape letters: B sentences of a forward pass, L layers, H heads of a layer, S tokens of a sentence.
 Rows of a map are queries, columns are keys, and every row sums to 1.
 """
@@ -23,8 +20,7 @@ from stackbert.files import reason
 F32 = npt.NDArray[np.float32]
 
 BATCH_TOKENS = 2048
-"""Tokens of a forward pass, padding included. With 12 x 12 heads and sentences of 128 tokens the
-maps take 151 MB."""
+"""Of a forward pass, padding included: of 12 x 12 heads and 128 tokens the maps take 151 MB."""
 ROW_TOLERANCE = 0.01
 """How far the sum of a row may be from 1. Half precision is off by some thousandths."""
 
@@ -34,9 +30,8 @@ class SentenceMaps:
     """All attention maps of one sentence, without padding."""
 
     index: int
-    """Position of the sentence in the list that was given."""
+    """Of the sentence in the list that was given."""
     tokens: tuple[str, ...]
-    """S readable tokens, special ones included."""
     separators: tuple[int, ...]
     """Positions of [SEP] (`</s>` in RoBERTa)."""
     maps_LHSS: F32
@@ -99,8 +94,7 @@ def readable_tokens(
 ) -> tuple[str, ...]:
     """The tokens of a sentence as a reader knows them.
 
-    Byte-level tokens are shown as the text that they stand for. Where a character is spread over
-    several of them, each shows the character.
+    Byte-level tokens are shown as the text that they stand for; parts of a character as the whole.
     """
     tokens = list(tokenizer.convert_ids_to_tokens(ids))
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -169,7 +163,7 @@ def _refusal(model: PreTrainedModel, why: str) -> UserError:
 
 @contextlib.contextmanager
 def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """In this block the model runs eager attention in evaluation mode; afterwards as before."""
+    """Run eager attention, the only one that returns weights, in evaluation mode in this block."""
     before = model.config._attn_implementation
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -13,7 +13,7 @@ from stackbert.pretraining.ledger import read_ledger, stage_table
 from stackbert.pretraining.record import RunRecord, read_run
 from stackbert.recipe import Recipe
 from stackbert.recipes import flat_fields
-from stackbert.reports.charts import clipping_note, loss_curves
+from stackbert.reports.charts import AXES, clipping_note, loss_curves
 from stackbert.reports.page import Chart, Page, Table
 from stackbert.units import counted, format_duration
 
@@ -104,27 +104,20 @@ def read_runs(folders: Sequence[Path]) -> list[RunData]:
 
 
 def validation_points(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Every validation loss of a run; at a growth two, so that the jump is a line straight up.
-
-    Args:
-        ledger: from `read_ledger`.
-
-    Returns:
-        seconds, flops, tokens, steps, loss.
-    """
+    """Every validation loss of a run; at a growth two, so that the jump is a line straight up."""
     rows = ledger[ledger.kind.isin(("evaluation", "growth"))].copy()
     grown = rows.kind == "growth"
     rows.loc[grown, "loss"] = rows[grown].get("loss_after")
     rows.loc[grown, "seconds"] = None  # a growth stands exactly above the evaluation before it
     rows[["seconds", "tokens", "flops"]] = rows[["seconds", "tokens", "flops"]].ffill()
     rows = rows.rename(columns={"step": "steps"})
-    return rows.loc[rows.loss.notna(), ["seconds", "flops", "tokens", "steps", "loss"]]
+    return rows.loc[rows.loss.notna(), [*AXES, "loss"]]
 
 
 def training_points(ledger: pd.DataFrame) -> pd.DataFrame:
     """The loss on what was trained on; neighbours are averaged where there are very many."""
     rows = ledger[(ledger.kind == "step") & ledger.loss.notna()].rename(columns={"step": "steps"})
-    rows = rows[["seconds", "flops", "tokens", "steps", "loss"]].reset_index(drop=True)
+    rows = rows[[*AXES, "loss"]].reset_index(drop=True)
     return rows.groupby(rows.index // (-(-len(rows) // _POINTS) or 1)).mean()
 
 
@@ -139,7 +132,7 @@ def stage_bands(recipe: Recipe, points: pd.DataFrame) -> pd.DataFrame:
             break
         start, stop = at.loc[first], at.loc[end if end in at.index else at.steps.max()]
         row: dict[str, object] = {"label": counted(stage.depth, "layer")}
-        for axis in ("seconds", "flops", "tokens", "steps"):
+        for axis in AXES:
             row |= {f"start_{axis}": start[axis], f"end_{axis}": stop[axis]}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -262,10 +255,7 @@ def _verdict_of_several(runs: list[RunData]) -> list[str]:
         for run in runs
     }
     if len(measured) > 1:
-        first = (
-            f"{len(runs)} runs whose losses do not compare: they were not measured on the same "
-            "held-out text, rows and masks."
-        )
+        first = "These losses do not compare: not of the same held-out text, rows and masks."
     else:
         lowest, name = min((run.evaluations.loss.iloc[-1], run.name) for run in runs)
         first = f"{len(runs)} runs; the lowest last validation loss is {lowest:.3f} nats ({name})."
