@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackbert.errors import UserError
-from stackbert.finetuning.data import own_data, read_tables
+from stackbert.finetuning.data import own_data
 
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")).filter(str.strip)
 COLUMNS = {"text": "text", "label": "label"}
 
 
 def load(train, dev=None, test=None, dataset=None, **columns):
-    raw, name, notes = read_tables({"train": train, "dev": dev, "test": test}, dataset)
-    return own_data(raw, name, notes, **(COLUMNS | columns))
+    tables = {"train": train, "dev": dev, "test": test}
+    return own_data(tables, dataset, **(COLUMNS | columns))
 
 
 def table(path, labels, texts=None):
