@@ -162,17 +162,6 @@ def test_a_label_that_training_does_not_have_and_a_key_twice_are_named(tmp_path)
         load(train, dev=table(tmp_path / "dev.csv", ["bad", "bad"], ["x", "x"]), key="text")
 
 
-def test_a_task_is_called_as_its_table_or_its_folder_but_not_as_a_known_task(tmp_path):
-    for name, expected in (
-        ("train.csv", "mood"),
-        ("reviews.csv", "reviews"),
-        ("rte.csv", "own-rte"),
-    ):
-        (tmp_path / "mood").mkdir(exist_ok=True)
-        path = table(tmp_path / "mood" / name, ["good", "bad", "bad"])
-        assert load(path, dev=path).task.name == expected
-
-
 # Two texts that are there in any case: a tenth is then never everything.
 texts = st.lists(st.sampled_from([f"text {n}" for n in range(40)]), max_size=60).map(
     lambda drawn: [*drawn, "one more"] + ["and another"] * (1 + len(drawn) // 4)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from stackbert.finetuning.models import Model
-from stackbert.finetuning.study import FinetuneResult, TaskRecord, read_finetune
+from stackbert.finetuning.study import FinetuneResult, TaskRecord
 from stackbert.finetuning.tasks import TASKS, Settings
 from stackbert.finetuning.verdict import score_table
 
@@ -77,21 +77,9 @@ def test_a_difference_is_paired_by_seed():
         "CoLA (Matthews): b is better than a, +1.1 points (95 % interval +0.9 to +1.3, 3 pairs)."
     )
     assert sentence in result.verdict()
-    line = result.summary().splitlines()[-1]
-    assert line.split() == [
-        "CoLA",
-        "Matthews",
-        "b",
-        "87.1",
-        "3",
-        "0",
-        "0.0",
-        "1.1",
-        "0.9",
-        "1.3",
-        "3.0",
-        "better",
-    ]
+    shown = result.summary().splitlines()[-1].split()
+    assert shown[:6] == ["CoLA", "Matthews", "b", "87.1", "77.0", "97.2"]
+    assert shown[-4:] == ["1.1", "0.9", "1.3", "better"]
 
 
 @pytest.mark.parametrize(
@@ -168,19 +156,3 @@ def test_what_is_unfinished_and_every_note_is_said():
     assert "A note on mrpc." in said
     assert said[-1] == "5 runs took 55 s."
     assert study({}).verdict() == ["No run has finished yet."]
-
-
-def test_many_measures_bring_a_warning_of_chance():
-    values = {"a": [0.90, 0.91, 0.92], "b": [0.90, 0.92, 0.91]}
-    few = " ".join(study(dict.fromkeys(("mrpc", "cola", "mnli"), values)).verdict())
-    many = " ".join(study(dict.fromkeys(("mrpc", "cola", "mnli", "qqp"), values)).verdict())
-    assert "by chance alone" not in few
-    assert "by chance alone" in many
-
-
-def test_what_is_written_is_read_back(tmp_path):
-    result = study({"cola": {"a": [0.3, None]}})
-    result.write(tmp_path / "finetune.json")
-    found = read_finetune(tmp_path)
-    assert found.model_dump_json() == result.model_dump_json()
-    pd.testing.assert_frame_equal(found.table(), result.table())

@@ -85,10 +85,7 @@ def _is_quoted(path: Path) -> bool:
 
 
 def _read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ()) -> Raw:
-    """The splits of a data set of the library `datasets`: a folder, or a name on the hub.
-
-    Classes become names; of a known task only if the data set has the same ones as `labels`.
-    """
+    """The splits of a data set; its classes become names, if they are those of a known task."""
     repository, _, own = name.partition(":")
     with reading(name, "It is a folder of save_to_disk or a name on the hub, NAME:CONFIGURATION."):
         import datasets
@@ -168,11 +165,9 @@ def official_tasks(
 
 def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None = None) -> TaskData:
     """A task's data, checked. Predictions go by `key`, an index, or the row's number."""
-    for split in ("train", "dev"):
-        if split not in raw:
-            raise UserError(
-                f"There is no {split} split of {task.title} ({task.title}/{split}.tsv)."
-            )
+    if missing := [split for split in ("train", "dev") if split not in raw]:
+        file = f"{task.title}/{missing[0]}.tsv"
+        raise UserError(f"There is no {missing[0]} split of {task.title} ({file}).")
     splits, notes = {}, list(notes)
     for split, (where, frame) in raw.items():
         index = next((name for name in ("index", "idx", "id") if name in frame), None)
@@ -229,7 +224,6 @@ def _texts(frame: pd.DataFrame, columns: Sequence[str], where: str) -> pd.DataFr
 
 
 def _numbers(task: Task, labels: "pd.Series[str]") -> "pd.Series[float]":
-    """Labels as numbers; NaN where there is no such class or number."""
     if task.labels:
         numbers = {label: number for number, label in enumerate(task.labels)}
         if task.name in TASKS:  # data sets of the hub have GLUE's classes as numbers
@@ -285,9 +279,7 @@ def own_data(
         columns = [_column(train, (name,), where) for name in (text, second) if name]
         is_dev = _chosen_for_dev(_texts(train, columns, where))
         if is_dev.all():
-            raise UserError(
-                f"{where} has too few different texts for a dev split. Give a dev table."
-            )
+            raise UserError(f"{where} has too few different texts. Give a dev table.")
         raw = {**raw, "train": (where, train[~is_dev]), "dev": (where, train[is_dev])}
         count = f"{is_dev.sum():,} of the {len(train):,} rows of {where} are set aside for dev"
         notes.append(f"There is no dev table: {count}, chosen by a hash of their text.")
@@ -307,7 +299,6 @@ def own_data(
 def _kind_of(
     labels: "pd.Series[str]", kind: LabelKind, where: str
 ) -> tuple[LabelKind, tuple[str, ...]]:
-    """What labels are, and the classes: numbers by size, words by the alphabet."""
     numbers, classes = pd.to_numeric(labels, errors="coerce"), sorted(set(labels))
     if kind == "auto":
         is_whole = bool((numbers % 1 == 0).all())
@@ -326,7 +317,6 @@ def _kind_of(
 
 
 def _chosen_for_dev(texts: pd.DataFrame) -> "pd.Series[bool]":
-    """A tenth of the rows, those whose texts have the lowest hashes."""
     pairs = ((*pair, "")[:2] for pair in texts.itertuples(index=False))
     hashes = [hashlib.sha256(json.dumps(pair).encode()).hexdigest() for pair in pairs]
     hashed = pd.Series(hashes, index=texts.index)

@@ -174,7 +174,6 @@ def guess(data: TaskData, split: str) -> dict[str, float]:
 def _spans(
     context: str, window: Window, start_S: Array, end_S: Array, settings: Settings
 ) -> list[tuple[str, float]]:
-    """The best answers in a window, each with the sum of its start's and its end's logit."""
     inside = np.flatnonzero(window.offsets_S2[:, 0] >= 0)
     begins, ends = (
         inside[np.argsort(-logits_S[inside], kind="stable")[: settings.candidates]]

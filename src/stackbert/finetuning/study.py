@@ -185,17 +185,21 @@ def finetune(
         locked(folder, f"{folder} is in use"),
         StopRequest() as stop,
     ):
-        there = _record_in(folder)
-        tasks = _joined_tasks(folder, there, works, chosen, number)
-        change = {"tasks": tasks, "models": _joined_models(folder, there.models, found)}
-        result = there.model_copy(update=change)
+        result = _record_in(folder)
+        tasks = _joined_tasks(folder, result, works, chosen, number)
+        change = {"tasks": tasks, "models": _joined_models(folder, result.models, found)}
+        result = result.model_copy(update=change)
         result.write(folder / FINETUNE)
         if "glue" in task and (missing := [name for name in GLUE if name not in tasks]):
             hears.say(f"There is no data for {', '.join(missing)}.")
+        there = result.runs
+        there = there[there["diverged"] | (there["tested"] >= bool(test))]
+        done = set(there[_RUN].itertuples(index=False, name=None))
         todo = [
             (work, model, seed)
             for work, model in itertools.product(works, found)
             for seed in range(number[work.task.name])
+            if _key(work, model, seed) not in done
         ]
         return _run_all(folder, result, todo, bool(test), hears, stop)
 
@@ -271,16 +275,11 @@ def _joined_models(
 def _run_all(
     folder: Path,
     result: FinetuneResult,
-    runs: Sequence[tuple[TaskData, Model, int]],
+    todo: Sequence[tuple[TaskData, Model, int]],
     test: bool,
     hears: Progress,
     stop: StopRequest,
 ) -> FinetuneResult:
-    """Every run that is not there yet, one after the other."""
-    there = result.runs
-    there = there[there["diverged"] | (there["tested"] >= test)]
-    done = set(there[_RUN].itertuples(index=False, name=None))
-    todo = [run for run in runs if _key(*run) not in done]
     settings = {name: task.settings for name, task in result.tasks.items()}
     rows = [rows_of(len(work.splits["train"]), settings[work.task.name]) for work, *_ in todo]
     if todo:

@@ -82,8 +82,9 @@ def score_table(
 
 def summary(result: "FinetuneResult") -> str:
     """The score table as text, with fewer columns, for a terminal."""
-    table = score_table(result).drop(columns=["low", "high", "median", "run"], errors="ignore")
-    points = ("mean", "guess", "difference", "difference_low", "difference_high")
+    points = ("mean", "low", "high", "guess", "difference", "from", "to")
+    table = score_table(result).rename(columns={"difference_low": "from", "difference_high": "to"})
+    table = table.drop(columns=["median", "run", "seconds", "pairs"], errors="ignore")
     return table_text(table, formats=dict.fromkeys(points, "{:.1f}"))
 
 
@@ -180,8 +181,6 @@ def _compared(table: pd.DataFrame, name: str, base: str) -> list[str]:
             between = f"{_signed(row['difference_low'])} to {_signed(row['difference_high'])}"
             found += f" (95 % interval {between}, {row['pairs']:.0f} pairs)"
         lines.append(f"{what}: {how[row['outcome']]}, {found}.")
-    if counts.sum() > 4:
-        lines.append("One interval in twenty leaves out zero by chance alone.")
     return lines
 
 
