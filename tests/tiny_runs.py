@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from recipe_fields import recipe_of
 from stackbert.__main__ import main
+from stackbert.corpus.store import Corpus
 from stackbert.files import sha256
 from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
@@ -124,23 +125,20 @@ def send_self(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+def command_line(*arguments: object) -> Callable[[], None]:
+    """For a child: `stackbert ARGUMENTS`."""
+
+    def run() -> None:
+        sys.argv = ["stackbert", *map(str, arguments)]
+        main()
+
+    return run
+
+
 class Child:
-    """`stackbert ARGUMENTS` in a process of its own.
+    """Calls in a process of its own, with one thread; what they print goes to the file `output`."""
 
-    Args:
-        arguments: of the command line.
-        output: a file for what it prints.
-        prepare: called there first.
-        environment: variables to set there.
-    """
-
-    def __init__(
-        self,
-        arguments: Sequence[object],
-        output: Path,
-        prepare: Callable[[], object] = lambda: None,
-        **environment: object,
-    ) -> None:
+    def __init__(self, output: Path, *calls: Callable[[], object], **environment: object) -> None:
         self._output = output
 
         def run() -> None:
@@ -148,9 +146,8 @@ class Child:
             sys.stdout = sys.stderr = output.open("w", buffering=1)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             torch.set_num_threads(1)
-            prepare()
-            sys.argv = ["stackbert", *map(str, arguments)]
-            main()
+            for call in calls:
+                call()
 
         self._process = multiprocessing.get_context("fork").Process(target=run, daemon=True)
         self._process.start()
@@ -171,25 +168,22 @@ class Child:
         return self._output.read_text()
 
 
+def pretrain_command(recipe: Recipe, corpus: Corpus, folder: Path) -> tuple[object, ...]:
+    """`pretrain` of a recipe, written to `folder`, into `folder`/run."""
+    (folder / "tiny.yaml").write_text(recipe.to_yaml())
+    options = ("--corpus", corpus.folder, "--out", folder / "run")
+    return ("pretrain", folder / "tiny.yaml", *options)
+
+
 def start_ranks(
-    arguments: Sequence[object],
-    folder: Path,
-    count: int = 2,
-    prepare: Callable[[], object] = lambda: None,
+    folder: Path, command: Callable[[], None], last: Callable[[], object]
 ) -> list[Child]:
-    """`torchrun --nproc-per-node COUNT -m stackbert ARGUMENTS`; `prepare` is for the last rank."""
+    """`torchrun --nproc-per-node 2 …`; `last` is called first in the second process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        Child(
-            arguments,
-            folder / f"rank-{rank}.txt",
-            prepare if rank == count - 1 else lambda: None,
-            RANK=rank,
-            LOCAL_RANK=rank,
-            **common,
-        )
-        for rank in range(count)
+        Child(folder / f"rank-{rank}.txt", *calls, RANK=rank, LOCAL_RANK=rank, **common)
+        for rank, calls in enumerate(([command], [last, command]))
     ]

@@ -127,8 +127,8 @@ def corpus(
         f"{out}: {manifest.train.documents:,} documents and {manifest.train.tokens:,} tokens for "
         f"training, {manifest.validation.documents:,} and {manifest.validation.tokens:,} held out; "
         f"dropped {manifest.duplicate_documents:,} duplicates and {manifest.empty_documents:,} "
-        f"empty ones; vocabulary {manifest.tokenizer_size:,}; unigram entropy of the held-out text "
-        f"{manifest.validation.unigram_entropy:.3f} nats."
+        f"empty ones; vocabulary {built.vocabulary.tokenizer_size:,}; unigram entropy of the "
+        f"held-out text {manifest.validation.unigram_entropy:.3f} nats."
     )
     typer.echo(f"Next: stackbert pretrain small-cpu --corpus {out} --out run --budget 30m")
 

@@ -20,11 +20,9 @@ from stackbert.pretraining.checkpoints import (
     STATE,
     Checkpoints,
     read_checkpoint,
-    snapshot,
 )
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.run import pretrain
-from stackbert.pretraining.trainer import recipe_model
 from tiny_runs import At, Crash, checkpoints, content, outcome, tiny_recipe
 
 RECIPE = tiny_recipe(checkpoint={"every_steps": 1, "every_minutes": None, "keep": 9})
@@ -193,19 +191,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_before_the_next(
         true(tensors, path)
 
     monkeypatch.setattr(checkpoints_module, "save_file", full)
-    with pytest.raises(RunError, match="The disk is full while saving .*step-00000003"):
+    with pytest.raises(RunError, match=r"The disk is full while saving .*step-00000003"):
         pretrain(tiny_recipe(checkpoint__every_steps=3), corpus=tiny_corpus, out=tmp_path)
     assert not checkpoints(tmp_path)
     assert 3 <= read_ledger(tmp_path).step.max() <= 4, "step 4's waits for the one before it"
-
-
-def test_a_snapshot_is_apart_from_the_model_and_keeps_its_ties(tiny_corpus) -> None:
-    model = recipe_model(RECIPE, tiny_corpus.vocabulary, 1)
-    names = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
-    copies = snapshot(model.state_dict())
-    assert copies.keys() == model.state_dict().keys()
-    assert copies[names[0]].data_ptr() == copies[names[1]].data_ptr()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1.0)
-    assert not any(torch.equal(copies[name], model.state_dict()[name]) for name in names)

@@ -1,4 +1,4 @@
-"""Trackers have the ledger's numbers; the model card says how a model was made, and nothing else."""
+"""Trackers have the ledger's numbers; the model card says how a model was made."""
 
 import sys
 

@@ -1,5 +1,6 @@
 """What happens under a run, as docs/faults.md promises: to its loss, corpus, folder and disk."""
 
+import functools
 import math
 import os
 import resource
@@ -28,8 +29,10 @@ from tiny_runs import (
     Child,
     Crash,
     checkpoints,
+    command_line,
     content,
     outcome,
+    pretrain_command,
     tiny_recipe,
 )
 
@@ -41,10 +44,9 @@ RECIPE = tiny_recipe()
 
 def test_a_diverged_loss_stops_naming_step_stage_depth_and_causes(stackbert, tiny_corpus, tmp_path):
     recipe = tiny_recipe(optimizer={"name": "adamw", "lr": 1e30}, checkpoint__every_steps=None)
-    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml())
-    command = ("pretrain", tmp_path / "tiny.yaml", "--corpus", tiny_corpus.folder)
+    command = pretrain_command(recipe, tiny_corpus, tmp_path)
     for _ in range(2):  # a run is a function of its recipe: called again, it fails the same way
-        done = stackbert(*command, "--out", tmp_path / "run")
+        done = stackbert(*command)
         assert done.code == 1
         *_, said = done.err.splitlines()
         assert said.startswith("stackbert: The loss is not finite at step 1 (stage 1, depth 1)")
@@ -166,8 +168,8 @@ def test_a_folder_renamed_under_a_run_stops_it_and_it_resumes_there(
     tiny_corpus, finished, tmp_path
 ) -> None:
     run, renamed = tmp_path / "run", tmp_path / "renamed"
+    move = At(6, lambda: run.rename(renamed))
     with pytest.raises(RunError, match="was removed, renamed or replaced while") as stopped:
-        move = At(6, lambda: run.rename(renamed))
         pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=move)
     assert str(run) in str(stopped.value)
     assert not run.exists(), "nothing is made under the old name"
@@ -237,15 +239,11 @@ def test_a_file_that_cannot_be_written_is_a_sentence_and_what_was_saved_stays(
 ) -> None:
     """A limit on the size of files, which the weights of two layers go beyond first."""
     recipe, run = tiny_recipe(checkpoint__every_steps=1), tmp_path / "run"
-    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml())
-    command = ["pretrain", tmp_path / "tiny.yaml", "--corpus", tiny_corpus.folder, "--out", run]
+    command = command_line(*pretrain_command(recipe, tiny_corpus, tmp_path))
     one_layer = checkpoints(finished(recipe))[GROWTH] / "optimizer.safetensors"
     most = one_layer.stat().st_size + 1000
-    child = Child(
-        command,
-        tmp_path / "said.txt",
-        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
-    )
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
+    child = Child(tmp_path / "said.txt", limit, command)
     assert child.wait() == 1
     *_, said = child.output.splitlines()
     assert said.startswith("stackbert: The operating system reports 'File too large' while saving")
@@ -268,7 +266,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_and_a_read_only_one_are_sentences(small_disk, tiny_corpus, finished) -> None:
     recipe, run = tiny_recipe(checkpoint__every_steps=1), small_disk / "run"
-    with pytest.raises(RunError, match="The disk is full while .*nothing that was already saved"):
+    with pytest.raises(RunError, match=r"The disk is full while .*nothing that was already saved"):
         pretrain(recipe, corpus=tiny_corpus, out=run)
     assert checkpoints(run)
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
@@ -283,5 +281,5 @@ def test_a_folder_that_may_not_be_written_to_is_a_sentence(tiny_corpus, tmp_path
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)  # root may write anywhere
-    with pytest.raises(UserError, match="Permission denied while training in .*may write to"):
+    with pytest.raises(UserError, match=r"Permission denied while training in .*may write to"):
         pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "run")

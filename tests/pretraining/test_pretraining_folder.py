@@ -11,7 +11,17 @@ from stackbert.pretraining import run as run_module
 from stackbert.pretraining.record import read_run
 from stackbert.pretraining.run import pretrain
 from stackbert.recipes import load_recipe
-from tiny_runs import At, Child, Crash, checkpoints, content, outcome, tiny_recipe
+from tiny_runs import (
+    At,
+    Child,
+    Crash,
+    checkpoints,
+    command_line,
+    content,
+    outcome,
+    pretrain_command,
+    tiny_recipe,
+)
 
 RECIPE = tiny_recipe()
 
@@ -105,11 +115,10 @@ def test_a_folder_of_something_else_or_a_file_is_refused_and_left_alone(
 
 def test_a_second_process_on_the_same_run_is_refused(tiny_corpus, finished, tmp_path) -> None:
     run, said = tmp_path / "run", []
-    (tmp_path / "tiny.yaml").write_text(RECIPE.to_yaml())
-    command = ["pretrain", tmp_path / "tiny.yaml", "--corpus", tiny_corpus.folder, "--out", run]
+    command = command_line(*pretrain_command(RECIPE, tiny_corpus, tmp_path))
 
     def second() -> None:
-        child = Child(command, tmp_path / "said.txt")
+        child = Child(tmp_path / "said.txt", command)
         said.append((child.wait(), child.output))
 
     pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=At(5, second))

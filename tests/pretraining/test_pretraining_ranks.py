@@ -18,7 +18,9 @@ from tiny_runs import (
     At,
     after_step,
     checkpoints,
+    command_line,
     interrupt,
+    pretrain_command,
     send_self,
     start_ranks,
     tiny_recipe,
@@ -37,9 +39,8 @@ def run_ranks(
     recipe: Recipe, corpus: Corpus, folder: Path, prepare: Callable[[], object] = lambda: None
 ) -> tuple[list[int], list[str]]:
     """Exit code and output of each of two processes; `prepare` is for the second."""
-    (folder / "tiny.yaml").write_text(recipe.to_yaml())
-    command = ["pretrain", folder / "tiny.yaml", "--corpus", corpus.folder, "--out", folder / "run"]
-    children = start_ranks(command, folder, 2, prepare)
+    command = command_line(*pretrain_command(recipe, corpus, folder))
+    children = start_ranks(folder, command, prepare)
     return [child.wait() for child in children], [child.output for child in children]
 
 

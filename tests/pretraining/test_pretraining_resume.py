@@ -24,8 +24,10 @@ from tiny_runs import (
     Crash,
     after_step,
     checkpoints,
+    command_line,
     interrupt,
     outcome,
+    pretrain_command,
     send_self,
     tiny_recipe,
 )
@@ -79,8 +81,7 @@ def test_ctrl_c_sigterm_and_sighup_save_and_exit_with_128_and_their_number(
     stackbert, tiny_corpus, finished, tmp_path, monkeypatch
 ) -> None:
     recipe, run = tiny_recipe(checkpoint__every_steps=None), tmp_path / "run"
-    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml())
-    command = ("pretrain", tmp_path / "tiny.yaml", "--corpus", tiny_corpus.folder, "--out", run)
+    command = pretrain_command(recipe, tiny_corpus, tmp_path)
     for step, number in ((2, signal.SIGINT), (GROWTH, signal.SIGTERM), (7, signal.SIGHUP)):
         stop = At(step, lambda number=number: signal.raise_signal(number))
         with monkeypatch.context() as patch:
@@ -146,12 +147,11 @@ KILLS = {
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tiny_corpus, finished, tmp_path) -> None:
     recipe = tiny_recipe(checkpoint__every_steps=1)
     run = tmp_path / "run"
-    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml())
-    command = ("pretrain", tmp_path / "tiny.yaml", "--corpus", tiny_corpus.folder, "--out", run)
+    command = pretrain_command(recipe, tiny_corpus, tmp_path)
     for moment, prepare in KILLS.items():
-        child = Child(command, tmp_path / "said.txt", prepare)
+        child = Child(tmp_path / "said.txt", prepare, command_line(*command))
         assert child.wait() == -signal.SIGKILL, f"{moment}: {child.output}"
-    last = Child(command, tmp_path / "said.txt")
+    last = Child(tmp_path / "said.txt", command_line(*command))
     assert last.wait() == 0, last.output
     assert f"resuming at step {TOTAL}" in last.output
     assert outcome(run) == outcome(finished(recipe))
@@ -163,14 +163,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
 ) -> None:
     recipe = tiny_recipe(checkpoint__every_steps=1)
     run = tmp_path / "run"
-    (tmp_path / "tiny.yaml").write_text(recipe.to_yaml())
-    command = ("pretrain", tmp_path / "tiny.yaml", "--corpus", tiny_corpus.folder, "--out", run)
+    command = command_line(*pretrain_command(recipe, tiny_corpus, tmp_path))
     draw = random.Random(time.time_ns())
     for _ in range(3):
-        child, delay = Child(command, tmp_path / "said.txt"), draw.uniform(0.1, 0.6)
+        child, delay = Child(tmp_path / "said.txt", command), draw.uniform(0.1, 0.6)
         print(f"kill after {delay:.3f} s")
         time.sleep(delay)
         child.kill()
         child.wait()
-    assert Child(command, tmp_path / "said.txt").wait() == 0
+    assert Child(tmp_path / "said.txt", command).wait() == 0
     assert outcome(run) == outcome(finished(recipe))

@@ -20,7 +20,7 @@ def model_card(
     """
     tags = ["stackbert", "progressive-stacking", recipe.model.type]
     header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
-    train, held_out = manifest.train, manifest.validation
+    train, held_out, vocabulary = manifest.train, manifest.validation, manifest.vocabulary
     sources = "\n".join(
         f"- {html.escape(source.name.replace('`', ''))}: {source.documents:,} documents, "
         f"{source.bytes:,} bytes"
@@ -57,7 +57,7 @@ Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
 
 {train.documents:,} documents ({train.words:,} words, {train.tokens:,} tokens) for training,
 {held_out.documents:,} held out; {manifest.duplicate_documents:,} exact duplicates dropped.
-Vocabulary: {manifest.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
+Vocabulary: {vocabulary.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
 
 {sources}
 
