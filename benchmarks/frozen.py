@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=reporting.RESULTS)
     given = parser.parse_args()
     begun = time.perf_counter()
-    ((data,), _) = official_tasks(given.task, given.data, None)
+    (data,) = official_tasks(given.task, given.data, None)
     models = find_models(given.models, {}, ())
     found = {m.label: probe(m, data, given.rows) for m in (*models, *control_of(models))}
     metric = data.task.metrics[0]

@@ -39,7 +39,7 @@ from stackbert.corpus.tokenizer import load_tokenizer
 from stackbert.demo import write_factbook
 from stackbert.errors import StackBertError
 from stackbert.files import sha256, writing
-from stackbert.finetuning.data import official_tasks, own_data, read_tables
+from stackbert.finetuning.data import official_tasks, own_data
 
 SECONDS, MEMORY = 120, 4 << 30
 """A case that takes longer counts as a hang (on an idle machine none takes five), one that takes
@@ -143,7 +143,7 @@ def read(name: str, folder: Path, file: Path, out: Path) -> None:
             sb.grow_folder(folder, out / "grown", 4)
             sb.measure_attention(folder, text=["The river runs to the sea."] * 2)
         case "tables":
-            own_data(*read_tables({"train": file}, None), text="text", label="label")
+            own_data({"train": file}, None, text="text", label="label")
         case "sst-2" | "squad":
             official_tasks(name, folder, None)
         case _:

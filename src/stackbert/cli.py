@@ -434,7 +434,6 @@ def finetune(
     """
     from stackbert.finetuning.study import finetune as run_study
     from stackbert.progress import console_progress
-    from stackbert.tables import table_text
 
     own = task == "own"
     if not own and any(option is not None for option in (dev, test, text, second, label, key)):
@@ -464,7 +463,7 @@ def finetune(
             kind=kind.value,
             progress=progress,
         )
-    typer.echo(table_text(result.summary()))
+    typer.echo(result.summary())
     for sentence in result.verdict():
         typer.echo(sentence)
     _report(out)

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stackbert.errors import UserError
-from stackbert.finetuning.data import own_data, read_tables
+from stackbert.finetuning.data import own_data
 
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")).filter(str.strip)
 COLUMNS = {"text": "text", "label": "label"}
 
 
 def load(train, dev=None, test=None, dataset=None, **columns):
-    raw, name, notes = read_tables({"train": train, "dev": dev, "test": test}, dataset)
-    return own_data(raw, name, notes, **(COLUMNS | columns))
+    tables = {"train": train, "dev": dev, "test": test}
+    return own_data(tables, dataset, **(COLUMNS | columns))
 
 
 def table(path, labels, texts=None):
@@ -160,17 +160,6 @@ def test_a_label_that_training_does_not_have_and_a_key_twice_are_named(tmp_path)
         load(train, dev=dev)
     with pytest.raises(UserError, match="two with one key"):
         load(train, dev=table(tmp_path / "dev.csv", ["bad", "bad"], ["x", "x"]), key="text")
-
-
-def test_a_task_is_called_as_its_table_or_its_folder_but_not_as_a_known_task(tmp_path):
-    for name, expected in (
-        ("train.csv", "mood"),
-        ("reviews.csv", "reviews"),
-        ("rte.csv", "own-rte"),
-    ):
-        (tmp_path / "mood").mkdir(exist_ok=True)
-        path = table(tmp_path / "mood" / name, ["good", "bad", "bad"])
-        assert load(path, dev=path).task.name == expected
 
 
 # Two texts that are there in any case: a tenth is then never everything.

@@ -34,7 +34,7 @@ def model(models):
 
 @pytest.fixture(scope="module")
 def sst2_data(glue):
-    return official_tasks("sst-2", glue, None)[0][0]
+    return official_tasks("sst-2", glue, None)[0]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,12 @@ def test_a_model_learns_a_task_and_says_what_it_cost(trained):
 def test_predictions_are_of_their_own_rows_whatever_the_order_of_work(trained, sst2_data):
     # What is predicted is sorted by length, so the outputs come in another order than the rows lie.
     frame = sst2_data.splits["dev"]
-    for row, key, text in zip(trained.predictions["dev"], frame["key"], frame["text"], strict=True):
+    rows, tested = trained.predictions[: len(frame)], trained.predictions[len(frame) :]
+    for row, key, text in zip(rows, frame["key"], frame["text"], strict=True):
         right = "1" if text.startswith("good") else "0"
-        assert row == {"key": key, "prediction": right, "label": right}
-    assert [row["prediction"] for row in trained.predictions["test"]] == ["1"] * 4
-    assert all("label" not in row for row in trained.predictions["test"])
+        assert row == {"split": "dev", "key": key, "prediction": right, "label": right}
+    assert [row["prediction"] for row in tested] == ["1"] * 4
+    assert all("label" not in row for row in tested)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_run(model, sst2_data):
@@ -117,7 +118,7 @@ def test_rows_and_steps_follow_from_batch_and_epochs():
 def test_every_model_type_trains_and_predicts(kind, sst2_data, tmp_path):
     model = find_models(save(tmp_path / kind, tiny_encoder(kind)), {}, ())[0]
     result = once(model, sst2_data, 0, "max_steps=2")
-    assert len(result.predictions["dev"]) == 24
+    assert len(result.predictions) == 24
     assert math.isfinite(result.loss)
 
 
@@ -154,9 +155,10 @@ def test_a_run_that_diverges_ends_at_once_and_says_so(model, sst2_data):
 
 
 def test_cut_rows_are_counted(model, sst2_data):
-    result = once(model, sst2_data, 0, "max_steps=1", "max_length=8")
+    opened = open_with_head(model, sst2_data.task, seed=0, dropout=None)
+    found = sentences.encode(sst2_data, "dev", opened, settings("max_length=8"))
     long = sum(len(text.split()) > 6 for text in sst2_data.splits["dev"]["text"])
-    assert f"SST-2: {long} of 24 rows of dev are cut at 8 tokens." in result.notes
+    assert found.note == f"SST-2: {long} of 24 rows of dev are cut at 8 tokens."
 
 
 def test_ones_own_numbers_are_brought_to_a_scale_that_can_be_learned_but_not_stsbs(model):
@@ -168,9 +170,7 @@ def test_ones_own_numbers_are_brought_to_a_scale_that_can_be_learned_but_not_sts
     data = TaskData(task, {"train": frame, "dev": frame[:12]})
     result = once(model, data, 0, "epochs=8")
     assert result.scores["dev"]["pearson"] > 0.9
-    assert [r["prediction"] for r in result.predictions["dev"]] == pytest.approx(
-        labels[:12], abs=500
-    )
+    assert [r["prediction"] for r in result.predictions] == pytest.approx(labels[:12], abs=500)
     opened = open_with_head(model, task, seed=0, dropout=None)
     stsb = TaskData(TASKS["sts-b"], {"train": frame.assign(label=2.5)})
     row = sentences.encode(stsb, "train", opened, settings()).rows[0]

@@ -2,8 +2,8 @@
 
 import csv
 import hashlib
-import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +29,7 @@ _SPLITS = {
 }
 """Our names of the splits, and those of GLUE's files and of the hub."""
 _DAMAGED_QQP = 0.001
-"""QQP's own train.tsv has some twenty rows that a line break in a question tore apart, and two
-without a second question, among 363,868; up to this share of the rows is left out."""
+"""QQP's own train.tsv has some twenty torn rows among 363,868; up to this share is left out."""
 _MOST_CLASSES = 20
 """Whole numbers of at most this many values are classes; of more, the user says what they are."""
 _DEV_SHARE = 0.1
@@ -75,56 +74,44 @@ def read_table(
 
 
 def _is_quoted(path: Path) -> bool:
-    """Whether a .tsv quotes its cells, as pandas writes it, or has quotation marks in its texts."""
+    """Whether a .tsv quotes its cells, as pandas does; else quotation marks belong to its texts.
+
+    Only whoever quotes doubles the marks within a cell, breaks its line or quotes the header.
+    """
     with reading(path):
         text = path.read_bytes().decode("utf-8-sig")
-    plain = [line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line]
-    try:
-        quoted = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
-    except csv.Error:
-        return False
-    quoted = [row for row in quoted if row]
-    is_table, is_plain_table = (len({len(row) for row in rows}) == 1 for rows in (quoted, plain))
-    if not is_table or not is_plain_table:
-        return is_table
-    # Both are tables. Only whoever quotes doubles the marks within a cell, or quotes the header.
-    marked = [cell for row in plain for cell in row if cell.startswith('"')]
-    is_doubled = any('""' in cell[1:-1] for cell in marked) or plain[0][0].startswith('"')
-    return is_doubled and len(plain) == len(quoted)
+    cells = re.findall(r'(?m)(?:^|\t)"((?:[^"\t]|"")*)"(?=\t|\r?$)', text)
+    return text.startswith('"') or any('""' in cell or "\n" in cell for cell in cells)
 
 
 def _read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ()) -> Raw:
-    """The splits of a data set of the library `datasets`: a folder, or a name on the hub.
-
-    Classes become names; of a known task only if the data set has the same ones as `labels`.
-    """
-    folder, (repository, _, own) = Path(name), name.partition(":")
-    if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
-        raise UserError(f"{name} has no splits. Save train, validation and test together.")
+    """The splits of a data set; its classes become names, if they are those of a known task."""
+    repository, _, own = name.partition(":")
     with reading(name, "It is a folder of save_to_disk or a name on the hub, NAME:CONFIGURATION."):
         import datasets
 
-        if folder.is_dir():
+        if Path(name).is_dir():
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(repository, own or configuration or None)
+    if isinstance(found, datasets.Dataset):
+        raise UserError(f"{name} has no splits. Save train, validation and test together.")
     raw: Raw = {}
     for ours, theirs in _SPLITS.items():
         for split in (split for split in theirs if split in found):
-            columns = {column: list(found[split][column]) for column in found[split].column_names}
+            frame = found[split].to_pandas()
             for column, feature in found[split].features.items():
                 names = getattr(feature, "names", None)
                 if names and (not labels or set(names) == set(labels)):
-                    # -1 stands for a label that is unknown.
-                    columns[column] = [dict(enumerate(names)).get(n) for n in columns[column]]
-            raw[ours] = (f"{name} ({split})", pd.DataFrame(columns, dtype=object))
+                    frame[column] = frame[column].map(dict(enumerate(names)))  # -1 is unknown
+            raw[ours] = (f"{name} ({split})", frame.astype(object))
     return raw
 
 
 def _glue_files(task: Task, folder: Path) -> Raw:
     """The official files of a GLUE task, in its own folder or one that holds it; none if neither.
 
-    Folders may be called in any case, with or without the hyphen (CoLA, SST-2, …).
+    Folders may be called in any case, with or without the hyphen.
     """
     folders = [path for path in (folder.resolve(), *sorted(folder.iterdir())) if path.is_dir()]
     names = [path.name.lower().replace("-", "") for path in folders]
@@ -146,8 +133,8 @@ def _glue_files(task: Task, folder: Path) -> Raw:
 
 def official_tasks(
     task: str | Sequence[str], data: str | Path | None, dataset: str | None
-) -> tuple[list[TaskData], list[str]]:
-    """GLUE's and SQuAD's tasks, and those of "glue" without data; arguments as of `finetune`.
+) -> list[TaskData]:
+    """GLUE's and SQuAD's tasks; of "glue" those that have data. Arguments as of `finetune`.
 
     Raises:
         UserError: there is no such task or no such data, or a file is malformed.
@@ -160,7 +147,7 @@ def official_tasks(
             raise UserError(f"There is no task '{name}'{did_you_mean(name, known)} among {shown}.")
     if (data is None) == (dataset is None) or (data is not None and not Path(data).is_dir()):
         raise UserError("Name the folder of the tasks' files (--data) or a data set (--dataset).")
-    works, missing = [], []
+    works = []
     for name in dict.fromkeys((*GLUE, *words) if "glue" in words else words):
         if name in ("squad", "squad-v2"):
             works.append(load_squad(TASKS[name], Path(str(data or dataset))))
@@ -171,20 +158,16 @@ def official_tasks(
                 raw = _read_dataset(str(dataset), name.replace("-", ""), TASKS[name].labels)
             if "train" in raw or name in words:
                 works.append(_task_data(TASKS[name], raw))
-            else:
-                missing.append(name)
     if not works:
         raise UserError(f"{data} holds no folders of GLUE's tasks (CoLA, MRPC, …) with train.tsv.")
-    return works, missing
+    return works
 
 
 def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None = None) -> TaskData:
     """A task's data, checked. Predictions go by `key`, an index, or the row's number."""
-    for split in ("train", "dev"):
-        if split not in raw:
-            raise UserError(
-                f"There is no {split} split of {task.title} ({task.title}/{split}.tsv)."
-            )
+    if missing := [split for split in ("train", "dev") if split not in raw]:
+        file = f"{task.title}/{missing[0]}.tsv"
+        raise UserError(f"There is no {missing[0]} split of {task.title} ({file}).")
     splits, notes = {}, list(notes)
     for split, (where, frame) in raw.items():
         index = next((name for name in ("index", "idx", "id") if name in frame), None)
@@ -241,7 +224,6 @@ def _texts(frame: pd.DataFrame, columns: Sequence[str], where: str) -> pd.DataFr
 
 
 def _numbers(task: Task, labels: "pd.Series[str]") -> "pd.Series[float]":
-    """Labels as numbers; NaN where there is no such class or number."""
     if task.labels:
         numbers = {label: number for number, label in enumerate(task.labels)}
         if task.name in TASKS:  # data sets of the hub have GLUE's classes as numbers
@@ -252,29 +234,9 @@ def _numbers(task: Task, labels: "pd.Series[str]") -> "pd.Series[float]":
     return found.where(found.between(low, high))
 
 
-def read_tables(
-    tables: Mapping[str, str | Path | bool | None], dataset: str | None
-) -> tuple[Raw, str, list[str]]:
-    """A user's own tables by split, or a data set: what is in them, a name, and notes."""
-    if (tables["train"] is None) == (dataset is None):
-        raise UserError("Name your training table (--data) or a data set (--dataset).")
-    train = Path(dataset or str(tables["train"]))
-    if dataset is not None or train.is_dir():
-        return _read_dataset(str(train)), train.name, []
-    raw, notes = {}, []
-    for split, path in ((split, Path(str(path))) for split, path in tables.items() if path):
-        is_tsv = path.suffix.lower() == ".tsv"
-        quoted = not is_tsv or _is_quoted(path)
-        raw[split] = (str(path), read_table(path, quoted=quoted))
-        if is_tsv and quoted:
-            notes.append(f"{path}: quotation marks around cells are not taken for text.")
-    return raw, train.resolve().parent.name if train.stem == "train" else train.stem, notes
-
-
 def own_data(
-    raw: Raw,
-    name: str,
-    notes: Sequence[str] = (),
+    tables: Mapping[str, str | Path | bool | None],
+    dataset: str | None,
     *,
     text: str,
     label: str,
@@ -282,32 +244,45 @@ def own_data(
     key: str | None = None,
     kind: LabelKind = "auto",
 ) -> TaskData:
-    """A user's own task; the arguments are those of `finetune`.
+    """A user's own task, of tables by split or a data set; the rest as of `finetune`.
 
-    Accuracy and macro F1 score classes, so that no class has to be the positive one; Pearson's and
-    Spearman's correlation score numbers. Without a dev split, a tenth of the training rows is set
-    aside, chosen by a hash of their text: the same tenth every time, and equal texts stay on one
-    side.
+    Accuracy and macro F1 score classes, so that no class has to be the positive one; correlations
+    score numbers. Without a dev split, a tenth of the training rows is set aside, chosen by a hash
+    of their text: the same tenth every time, and equal texts stay on one side.
 
     Raises:
         UserError: a column or label is wrong, or "auto" cannot tell classes from numbers.
     """
+    if (tables["train"] is None) == (dataset is None):
+        raise UserError("Name your training table (--data) or a data set (--dataset).")
+    source, notes = Path(dataset or str(tables["train"])), []
+    name = source.resolve().parent.name if source.stem == "train" else source.stem
+    raw: Raw = {}
+    if dataset is not None or source.is_dir():
+        raw, name = _read_dataset(dataset or str(source)), source.name
+    else:
+        for split, path in ((split, Path(str(path))) for split, path in tables.items() if path):
+            is_tsv = path.suffix.lower() == ".tsv"
+            quoted = not is_tsv or _is_quoted(path)
+            raw[split] = (str(path), read_table(path, quoted=quoted))
+            if is_tsv and quoted:
+                notes.append(f"{path}: quotation marks around cells are not taken for text.")
+    if "train" not in raw:
+        raise UserError(f"{dataset or source} has no train split.")
     where, train = raw["train"]
     labels = _texts(train, [_column(train, (label,), where)], where).iloc[:, 0].str.strip()
     kind, classes = _kind_of(labels[labels != ""], kind, f"{where}: the column '{label}'")
     is_class = kind == "classification"
     taken = f"{len(classes)} classes" if is_class else "numbers"
-    notes = [*notes, f"{where}: the column '{label}' is taken for {taken}."]
+    notes.append(f"{where}: the column '{label}' is taken for {taken}.")
     if "dev" not in raw:
         columns = [_column(train, (name,), where) for name in (text, second) if name]
         is_dev = _chosen_for_dev(_texts(train, columns, where))
         if is_dev.all():
-            raise UserError(
-                f"{where} has too few different texts for a dev split. Give a dev table."
-            )
+            raise UserError(f"{where} has too few different texts. Give a dev table.")
         raw = {**raw, "train": (where, train[~is_dev]), "dev": (where, train[is_dev])}
         count = f"{is_dev.sum():,} of the {len(train):,} rows of {where} are set aside for dev"
-        notes = [*notes, f"There is no dev table: {count}, chosen by a hash of their text."]
+        notes.append(f"There is no dev table: {count}, chosen by a hash of their text.")
     task = Task(
         name=f"own-{name}" if name in TASKS else name,
         title=name,
@@ -324,7 +299,6 @@ def own_data(
 def _kind_of(
     labels: "pd.Series[str]", kind: LabelKind, where: str
 ) -> tuple[LabelKind, tuple[str, ...]]:
-    """What labels are, and the classes: numbers by size, words by the alphabet."""
     numbers, classes = pd.to_numeric(labels, errors="coerce"), sorted(set(labels))
     if kind == "auto":
         is_whole = bool((numbers % 1 == 0).all())
@@ -343,7 +317,6 @@ def _kind_of(
 
 
 def _chosen_for_dev(texts: pd.DataFrame) -> "pd.Series[bool]":
-    """A tenth of the rows, those whose texts have the lowest hashes."""
     pairs = ((*pair, "")[:2] for pair in texts.itertuples(index=False))
     hashes = [hashlib.sha256(json.dumps(pair).encode()).hexdigest() for pair in pairs]
     hashed = pd.Series(hashes, index=texts.index)

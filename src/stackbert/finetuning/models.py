@@ -1,7 +1,6 @@
 """The models of a study, and opening one with a new head on top.
 
-Only the head, and the pooler under it where pre-training had none, may be new. Both are drawn from
-the fine-tuning seed; of the control everything is.
+The head is new, and the pooler under it where pre-training had none; of the control everything.
 """
 
 import hashlib
@@ -30,10 +29,11 @@ from stackbert.pretraining.run import CHECKPOINTS, MODEL, is_run
 
 ModelPath = str | Path
 CONTROL = "untrained"
-_TOKENIZER = re.compile(
-    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|vocab\.txt|vocab\.json|merges\.txt|spiece\.model|sentencepiece\.bpe\.model"
+_FILES = re.compile(
+    r"config\.json|model.*\.safetensors.*|tokenizer\.json|tokenizer_config\.json"
+    r"|(special|added)_tokens.*\.json|vocab\..*|merges\.txt|.*\.model"
 )
+"""What a model is: config, weights and tokenizer."""
 
 
 class Model(BaseModel):
@@ -47,11 +47,9 @@ class Model(BaseModel):
     """Which of these seeds, from 1; 0 of a model alone."""
     folder: str
     fingerprint: str
-    """SHA-256 of weights, config and tokenizer."""
     untrained: bool = False
     """Whether random weights are taken in place of those in the folder."""
-    run: str | None = None
-    """Of a checkpoint, its run; and how far pre-training was."""
+    run: str | None = None  # of a checkpoint, as are step, seconds and depth
     step: int | None = None
     seconds: float | None = None
     depth: int | None = None
@@ -73,11 +71,11 @@ def find_models(
     groups: Mapping[str, Sequence[ModelPath]],
     along: ModelPath | Sequence[ModelPath],
 ) -> list[Model]:
-    """The models in the order they are named (the arguments are those of `finetune`).
+    """The models in the order they are named; arguments as of `finetune`.
 
     Raises:
-        UserError: there is nothing to fine-tune, a folder is not a model, two share a name or their
-            weights, or groups are of different sizes.
+        UserError: there is none, a folder is not a model, two have one name or the same weights, or
+            groups are of different sizes.
     """
     models, along = ([x] if isinstance(x, str | Path) else list(x) for x in (models, along))
     if along and (models or groups):
@@ -127,7 +125,6 @@ def _model(path: Path, **fields: Any) -> Model:  # noqa: ANN401 (of Model)
 
 
 def _checkpoints(run: Path) -> list[Model]:
-    """Every checkpoint that a run has kept, oldest first."""
     folders = sorted((run / CHECKPOINTS).glob("step-*[0-9]"))
     if not folders:
         raise UserError(f"{run} is not a run directory with checkpoints.")
@@ -144,16 +141,15 @@ def _fingerprint(folder: Path, *, weights: bool = True) -> str:
     whole = hashlib.sha256()
     with reading(folder):
         for path in sorted(folder.iterdir()):
-            is_weights = path.name.startswith("model") and ".safetensors" in path.name
-            is_other = path.name == "config.json" or _TOKENIZER.fullmatch(path.name)
-            if is_other or (weights and is_weights):
+            is_weights = ".safetensors" in path.name
+            if _FILES.fullmatch(path.name) and (weights or not is_weights):
                 whole.update(f"{path.name} {sha256(path)}\n".encode())
     return whole.hexdigest()
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with a head, in fp32, and its tokenizer."""
+    """A model with a head, and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -161,7 +157,6 @@ class Opened:
     """The most tokens that a row may have."""
     takes_types: bool
     """Whether it tells the texts of a pair apart by token types."""
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -169,8 +164,7 @@ class Encoded:
     """A split's rows as a model takes them."""
 
     rows: list[dict[str, Any]]
-    """"input_ids" and, where the model has them, "token_type_ids", both (S,); of the training split
-    also the labels, by the names of the model's arguments."""
+    """The model's arguments; of the training split with the labels."""
     note: str = ""
     """How many were cut, if any."""
     windows: Sequence[Any] = ()
@@ -195,17 +189,15 @@ def head_class(model: Model, task: Task) -> tuple[type[PreTrainedModel], Any]:
 
 
 def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None) -> Opened:
-    """Open a model with a head for a task; what is new is drawn from `seed`.
+    """Open a model with a new head for a task, drawn from `seed`; torch's own state stays.
 
-    `dropout` takes the place of every dropout rate of its config; None leaves them. The global
-    random state is untouched.
+    `dropout` replaces every dropout rate of its config; None leaves them.
 
     Raises:
         UserError: the folder is damaged, or model and tokenizer do not belong together.
     """
     model_class, config = head_class(model, task)
     brings_head = config.architectures == [model_class.__name__]
-    old_labels = dict(config.id2label)
     for name, value in config.to_dict().items():
         if "dropout" in name and dropout is not None and not isinstance(value, bool | str):
             setattr(config, name, dropout)
@@ -219,7 +211,7 @@ def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None
     if model.untrained:
         drawn = hashlib.sha256(f"{model.fingerprint} {seed}".encode()).digest()
         seed = int.from_bytes(drawn[:4], "big")  # torch's generator for a CPU drops the other bits
-    base, note = rf"{model_class.base_model_prefix}\.", ""
+    base = rf"{model_class.base_model_prefix}\."
     new = rf"(?!{base}).*|{base}pooler\..*"
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.default_generator.manual_seed(seed)
@@ -230,15 +222,11 @@ def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None
             opened = open_model(
                 Path(model.folder), model_class, may_miss=new, may_ignore=ignore, config=config
             )
-        if brings_head and not model.untrained:
-            note = f"{model.label} comes with a head for these labels, which is trained further."
-            if old_labels != config.id2label:
-                note = f"{model.label} comes with a head for other labels; a new one is trained."
+            if brings_head:  # it may be for other labels, and no other model has one
                 fresh = model_class(config).state_dict()
-                head = {n: tensor for n, tensor in fresh.items() if not re.match(base, n)}
+                head = {name: tensor for name, tensor in fresh.items() if not re.match(base, name)}
                 opened.load_state_dict(head, strict=False)
-    notes = (note,) if note else ()
-    return Opened(opened, *_tokenizer_for(opened, Path(model.folder)), notes)
+    return Opened(opened, *_tokenizer_for(opened, Path(model.folder)))
 
 
 def _tokenizer_for(opened: Any, folder: Path) -> tuple[PreTrainedTokenizerBase, int, bool]:  # noqa: ANN401

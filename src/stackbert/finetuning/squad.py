@@ -71,15 +71,12 @@ class Window(NamedTuple):
     question: int
     """Its place in the split."""
     offsets_S2: Array
-    """Where each token of the paragraph begins and ends in it, in characters; -1 elsewhere."""
+    """Where each token of the paragraph begins and ends in it, in characters; else -1."""
     first: int
     """Position of the classification token, which stands for "no answer"."""
 
     def span_of(self, begin: int, end: int) -> tuple[int, int]:
-        """Positions of the first and last token of these characters, if all of them are here.
-
-        Else, and of no characters, twice that of the classification token.
-        """
+        """First and last token of these characters; `first` if not all of them are here."""
         starts, ends = self.offsets_S2.T
         inside = np.flatnonzero(starts >= 0)
         reached = inside[(ends[inside] > begin) & (starts[inside] < end)]
@@ -89,11 +86,7 @@ class Window(NamedTuple):
 
 
 def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> Encoded:
-    """Lay paragraphs out in windows that overlap.
-
-    A question keeps at most half of a window: a longer one loses its end. A stride of more than
-    half of the room for the paragraph is shortened, so that windows move on.
-    """
+    """Lay paragraphs out in windows that overlap; a question keeps at most half of a window."""
     frame, tokenizer = data.splits[split], opened.tokenizer
     longest = min(settings.max_length, opened.positions)
     special = int(tokenizer.num_special_tokens_to_add(pair=True))
@@ -103,11 +96,7 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
     names = ["input_ids", *(["token_type_ids"] if opened.takes_types else [])]
     rows: list[dict[str, Any]] = []
     windows, cut = [], 0
-    common: dict[str, Any] = {
-        "max_length": longest,
-        "verbose": False,
-        "return_offsets_mapping": True,
-    }
+    common: Any = {"max_length": longest, "verbose": False, "return_offsets_mapping": True}
     for start in range(0, len(frame), _TOGETHER):
         some = frame.iloc[start : start + _TOGETHER]
         asked = list(some["text"])
@@ -121,6 +110,7 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
             asked,
             list(some["context"]),
             truncation="only_second",
+            # At most half of the room for the paragraph, so that windows move on.
             stride=min(settings.stride, (longest - special - max(lengths)) // 2),
             return_overflowing_tokens=True,
             return_token_type_ids=opened.takes_types,
@@ -148,9 +138,8 @@ def judge(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Scores (none of a test split), and a prediction a question.
 
-    The best span over a question's windows wins. "No answer" is what the classification token gets
-    in the window that rules an answer out the least (Devlin et al. 2019, section 4.3); v2.0 says so
-    where it is above the best span.
+    The best span over a question's windows wins. In v2.0 there is no answer where the
+    classification token's logits are above it in every window (Devlin et al. 2019, section 4.3).
     """
     frame = data.splits[split]
     spans: list[dict[str, float]] = [{"": -math.inf} for _ in range(len(frame))]
@@ -173,10 +162,7 @@ def judge(
     ]
     if split.startswith("test"):
         return {}, rows
-    scores = squad_scores(list(frame["answers"]), said)
-    if is_v2:
-        scores |= best_thresholds(list(frame["answers"]), best, surplus)
-    return scores, rows
+    return squad_scores(list(frame["answers"]), said), rows
 
 
 def guess(data: TaskData, split: str) -> dict[str, float]:
@@ -188,7 +174,6 @@ def guess(data: TaskData, split: str) -> dict[str, float]:
 def _spans(
     context: str, window: Window, start_S: Array, end_S: Array, settings: Settings
 ) -> list[tuple[str, float]]:
-    """The best answers in a window, each with the sum of its start's and its end's logit."""
     inside = np.flatnonzero(window.offsets_S2[:, 0] >= 0)
     begins, ends = (
         inside[np.argsort(-logits_S[inside], kind="stable")[: settings.candidates]]
@@ -229,10 +214,9 @@ def _score(truths: Sequence[str], answer: str, is_v2: bool) -> tuple[float, floa
 
 
 def squad_scores(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
-    """The official scores, as fractions: "exact_match" and "f1".
+    """The official scores, as fractions; of several truths the closest counts.
 
-    Where some questions have no answer, also "HasAns_exact", "HasAns_f1", "NoAns_exact",
-    "NoAns_f1". Of several truths the closest counts.
+    Where some questions have no answer, the scores of both kinds of question come as well.
     """
     is_v2 = not all(truths)
     scores = np.array([_score(t, a, is_v2) for t, a in zip(truths, answers, strict=True)])
@@ -243,26 +227,3 @@ def squad_scores(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> dic
         if is_v2 and chosen.any():
             found[f"{name}_exact"], found[f"{name}_f1"] = scores[chosen].mean(axis=0)
     return {name: float(value) for name, value in found.items()}
-
-
-def best_thresholds(
-    truths: Sequence[Sequence[str]], answers: Sequence[str], surplus: Sequence[float] | Array
-) -> dict[str, float]:
-    """v2.0's scores at the thresholds that are best on these questions themselves.
-
-    An answer is kept where "no answer" is above it by a surplus of at most "best_f1_thresh" (or
-    "best_exact_thresh"). Unlike the official script the search keeps equal ones together.
-    """
-    kept = np.array([_score(t, a, True) for t, a in zip(truths, answers, strict=True)])
-    dropped = np.array([float(not truth) for truth in truths])
-    order = np.argsort(surplus, kind="stable")
-    sure = np.asarray(surplus)[order]
-    last = np.append(sure[1:] != sure[:-1], True)
-    gains = np.cumsum((kept - dropped[:, None])[order], axis=0)[last]
-    totals = dropped.sum() + np.vstack([np.zeros((1, 2)), gains])
-    thresholds = np.append(math.nextafter(sure[0], -math.inf), sure[last])
-    found = {}
-    for name, column in zip(("best_exact", "best_f1"), totals.T, strict=True):
-        found[name] = float(column.max() / len(dropped))
-        found[f"{name}_thresh"] = float(thresholds[column.argmax()])
-    return found

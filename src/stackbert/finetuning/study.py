@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stackbert.errors import Interrupted, UserError
 from stackbert.files import Record, locked, write_text, writing
 from stackbert.finetuning import verdict
-from stackbert.finetuning.data import LabelKind, official_tasks, own_data, read_tables
+from stackbert.finetuning.data import LabelKind, official_tasks, own_data
 from stackbert.finetuning.models import (
     Encoded,
     Model,
@@ -23,7 +23,7 @@ from stackbert.finetuning.models import (
     find_models,
     head_class,
 )
-from stackbert.finetuning.tasks import Settings, TaskData, default_seeds, settings_for
+from stackbert.finetuning.tasks import GLUE, Settings, TaskData, default_seeds, settings_for
 from stackbert.finetuning.train import RunResult, finetune_once, kind_of, rows_of
 from stackbert.machine import describe, fastest_precision, keep_memory, pick_device
 from stackbert.pretraining.signals import StopRequest
@@ -49,7 +49,6 @@ class TaskRecord(BaseModel):
     sizes: dict[str, int]
     """Rows of each split."""
     fingerprints: dict[str, str]
-    """Of each split's content."""
     seeds: int
     """Runs of each model."""
     notes: tuple[str, ...]
@@ -64,8 +63,6 @@ class FinetuneResult(Record):
     models: tuple[Model, ...] = ()
     """The first is the one that others are compared with; the control comes last."""
     tasks: dict[str, TaskRecord] = Field(default_factory=dict)
-    missing: tuple[str, ...] = ()
-    """Tasks of "glue" that have no data."""
     scores: Frame = pd.DataFrame(columns=_COLUMNS)
     """A row for every run, split and metric: task, model, member, seed, split, metric, score,
     guess (what always giving the commonest answer scores; a run that diverged has this score), and
@@ -81,12 +78,12 @@ class FinetuneResult(Record):
         """Runs that were asked for and have not ended."""
         return len(self.models) * sum(task.seeds for task in self.tasks.values()) - len(self.runs)
 
-    def table(self, *, headline: bool = True, base: str | None = None) -> pd.DataFrame:
-        """Scores with their noise, and differences to a model; see `verdict.score_table`."""
-        return verdict.score_table(self, headline=headline, base=base)
+    def table(self, *, headline: bool = True) -> pd.DataFrame:
+        """Scores with their noise; see `verdict.score_table`."""
+        return verdict.score_table(self, headline=headline)
 
-    def summary(self) -> pd.DataFrame:
-        """The table with its intervals as text, narrow enough for a terminal."""
+    def summary(self) -> str:
+        """The table as text, narrow enough for a terminal."""
         return verdict.summary(self)
 
     def verdict(self) -> list[str]:
@@ -131,13 +128,12 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune models on tasks, several seeds each, and say what differs beyond noise.
 
-    A run is a function of weights, data, settings and seed. Called again with the same `out` it
-    continues where it was stopped; models, tasks and seeds can be added then. docs/finetuning.md
-    has the defaults and the rules.
+    Called again with the same `out` it continues where it was stopped; models, tasks and seeds can
+    be added then. docs/finetuning.md has the defaults and the rules.
 
     Args:
-        models: Hugging Face checkpoint folders or run directories (their final model). The others
-            are compared with the first.
+        models: checkpoint folders or run directories (their final model); the others are compared
+            with the first.
         task: "glue" for every GLUE task whose data is there, names ("mrpc", "squad-v2",
             "mrpc,rte"), or "own" for your own.
         out: folder for results and predictions.
@@ -151,14 +147,11 @@ def finetune(
         seeds: runs of each model; by default 6 for tasks of less than 10,000 training rows and 3
             for others, as in the paper.
         settings: "field=value" for all tasks or "task.field=value" for one (`tasks.Settings`).
-        control: also fine-tune the first model with random weights. A score that is not above this
-            one's shows nothing of pre-training.
+        control: also fine-tune the first model with random weights.
         dev: your own table to score on; without it a tenth of the rows is set aside.
         test: predict the test splits too; your own table to predict.
-        text: your own column of the text, or of the first of a pair.
-        second: your own column of a pair's other text.
-        label: your own column of the class or number.
-        key: your own column that predictions go by; without it the row's number.
+        text, second, label, key: your own columns of the text, of a pair's other text, of the class
+            or number, and of what predictions go by (otherwise the row's number).
         kind: whether your labels are classes or numbers, where that is not plain.
         progress: hears of progress.
 
@@ -166,11 +159,6 @@ def finetune(
         UserError: wrong input; nothing was trained.
         RunError: memory ran out, or the disk is full.
         Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
-
-    Example:
-        >>> import stackbert as sb
-        >>> result = sb.finetune("run", task="mrpc", data="glue", out="ft")  # doctest: +SKIP
-        >>> print(result.table(), *result.verdict(), sep="\\n")  # doctest: +SKIP
     """
     for library in ("accelerate", "sklearn"):
         if not find_spec(library):
@@ -180,36 +168,40 @@ def finetune(
     keep_memory()
     found = find_models(models, groups or {}, along)
     found += control_of(found) if control else []
-    missing: list[str] = []
     if task == "own":
-        raw, name, notes = read_tables({"train": data, "dev": dev, "test": test}, dataset)
+        tables = {"train": data, "dev": dev, "test": test}
         columns: Any = {"text": text, "label": label, "second": second, "key": key}
-        works = [own_data(raw, name, notes, kind=kind, **columns)]
+        works = [own_data(tables, dataset, kind=kind, **columns)]
     else:
-        works, missing = official_tasks(task, data, dataset)
+        works = official_tasks(task, data, dataset)
     for model, work in itertools.product(found, works):
         head_class(model, work.task)
     names = [work.task.name for work in works]
     chosen = {name: settings_for(name, settings, names) for name in names}
     number = {w.task.name: seeds or default_seeds(len(w.splits["train"])) for w in works}
-    folder = Path(out)
+    folder, hears = Path(out), progress or Progress()
     with (
         writing(f"fine-tuning into {folder}"),
         locked(folder, f"{folder} is in use"),
         StopRequest() as stop,
     ):
-        there = _record_in(folder)
-        tasks = _joined_tasks(folder, there, works, chosen, number)
-        change = {"tasks": tasks, "models": _joined_models(folder, there.models, found)}
-        lacking = tuple(sorted({*there.missing, *missing} - tasks.keys()))
-        result = there.model_copy(update={**change, "missing": lacking})
+        result = _record_in(folder)
+        tasks = _joined_tasks(folder, result, works, chosen, number)
+        change = {"tasks": tasks, "models": _joined_models(folder, result.models, found)}
+        result = result.model_copy(update=change)
         result.write(folder / FINETUNE)
+        if "glue" in task and (missing := [name for name in GLUE if name not in tasks]):
+            hears.say(f"There is no data for {', '.join(missing)}.")
+        there = result.runs
+        there = there[there["diverged"] | (there["tested"] >= bool(test))]
+        done = set(there[_RUN].itertuples(index=False, name=None))
         todo = [
             (work, model, seed)
             for work, model in itertools.product(works, found)
             for seed in range(number[work.task.name])
+            if _key(work, model, seed) not in done
         ]
-        return _run_all(folder, result, todo, bool(test), progress or Progress(), stop)
+        return _run_all(folder, result, todo, bool(test), hears, stop)
 
 
 def _record_in(folder: Path) -> FinetuneResult:
@@ -227,20 +219,16 @@ def _joined_tasks(
     chosen: Mapping[str, Settings],
     seeds: Mapping[str, int],
 ) -> dict[str, TaskRecord]:
-    """The folder's tasks with those of this call.
-
-    Raises:
-        UserError: a task has other settings or rows in the folder.
-    """
+    """The folder's tasks with those of this call, which may not differ in settings or rows."""
     tasks = dict(there.tasks)
-    # Measured once for a folder, as the answer differs from day to day.
-    precisions = [task.settings.precision for task in there.tasks.values()]
     for work in works:
         name, settings = work.task.name, chosen[work.task.name]
         if settings.precision == "auto":
-            precisions = precisions or [fastest_precision(pick_device())]
-            settings = settings.model_copy(update={"precision": precisions[0]})
-        tasks[name] = TaskRecord(
+            # Measured once for a folder, as the answer differs from day to day.
+            known = [task.settings.precision for task in tasks.values()]
+            precision = known[0] if known else fastest_precision(pick_device())
+            settings = settings.model_copy(update={"precision": precision})
+        new = TaskRecord(
             title=work.task.title,
             metrics=work.task.metrics,
             settings=settings,
@@ -249,29 +237,26 @@ def _joined_tasks(
             seeds=seeds[name],
             notes=work.notes,
         )
-        if known := there.tasks.get(name):
-            changed = [f"{n}={old}" for n, old in known.settings if getattr(settings, n) != old]
-            old, new = known.fingerprints, work.fingerprints
-            changed += [f"other rows of {s}" for s in new if old.get(s, new[s]) != new[s]]
-            if changed:
-                raise UserError(
-                    f"{folder} holds results of {known.title} with {', '.join(changed)}. Models, "
-                    "tasks and seeds can be added; for anything else choose a new folder."
-                )
-            more = {"seeds": max(known.seeds, seeds[name])}
-            notes = tuple(dict.fromkeys((*work.notes, *known.notes)))
-            tasks[name] = tasks[name].model_copy(update={**more, "notes": notes})
+        old = tasks.get(name, new)
+        changed = [f"{n}={value}" for n, value in old.settings if getattr(settings, n) != value]
+        for split, fingerprint in new.fingerprints.items():
+            if old.fingerprints.get(split, fingerprint) != fingerprint:
+                changed.append(f"other rows of {split}")
+        if changed:
+            raise UserError(
+                f"{folder} holds results of {old.title} with {', '.join(changed)}. Models, tasks "
+                "and seeds can be added; for anything else choose a new folder."
+            )
+        notes = tuple(dict.fromkeys((*new.notes, *old.notes)))
+        more = {"seeds": max(old.seeds, new.seeds), "notes": notes}
+        tasks[name] = new.model_copy(update=more)
     return tasks
 
 
 def _joined_models(
     folder: Path, there: Sequence[Model], models: Sequence[Model]
 ) -> tuple[Model, ...]:
-    """The folder's models and those of this call; the control last, checkpoints by run and step.
-
-    Raises:
-        UserError: a name stands for another model in the folder.
-    """
+    """The folder's models and those of this call; the control last, checkpoints by run and step."""
     found = {model.label: model for model in there}
     for model in models:
         if found.get(model.label, model).fingerprint != model.fingerprint:
@@ -290,18 +275,11 @@ def _joined_models(
 def _run_all(
     folder: Path,
     result: FinetuneResult,
-    runs: Sequence[tuple[TaskData, Model, int]],
+    todo: Sequence[tuple[TaskData, Model, int]],
     test: bool,
     hears: Progress,
     stop: StopRequest,
 ) -> FinetuneResult:
-    """Every run that is not there yet, one after the other."""
-    there = result.runs
-    there = there[there["diverged"] | (there["tested"] >= test)]
-    done = set(there[_RUN].itertuples(index=False, name=None))
-    todo = [
-        run for run in runs if (run[0].task.name, run[1].name, run[1].member, run[2]) not in done
-    ]
     settings = {name: task.settings for name, task in result.tasks.items()}
     rows = [rows_of(len(work.splits["train"]), settings[work.task.name]) for work, *_ in todo]
     if todo:
@@ -328,50 +306,43 @@ def _run_all(
             work,
             settings[work.task.name],
             seed,
-            splits=[
-                *work.scored,
-                *(split for split in work.splits if test and split[:4] == "test"),
-            ],
+            splits=[s for s in work.splits if s.startswith(("dev", "test") if test else "dev")],
             encoded=encoded[of_model],
             on_step=on_step,
         )
-        result = _with_run(folder, result, work, model, seed, run, test)
+        path = predictions_path(folder, work.task.name, model, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in run.predictions))
+        result = _with_run(result, work, _key(work, model, seed), run, test, encoded[of_model])
+        result.write(folder / FINETUNE)
         metric = work.task.metrics[0]
         shown = "diverged" if run.diverged else f"{metric} {100 * run.scores['dev'][metric]:.1f}"
         hears.say(f"{name}: {shown} ({format_duration(run.seconds)})")
     return result
 
 
+def _key(work: TaskData, model: Model, seed: int) -> tuple[str, str, int, int]:
+    """A run's place among the scores: the values of `_RUN`."""
+    return work.task.name, model.name, model.member, seed
+
+
 def _with_run(
-    folder: Path,
     result: FinetuneResult,
     work: TaskData,
-    model: Model,
-    seed: int,
+    key: tuple[str, str, int, int],
     run: RunResult,
     test: bool,
+    encoded: Mapping[str, Encoded],
 ) -> FinetuneResult:
-    """The record with a run's scores, written after its predictions."""
-    path = predictions_path(folder, work.task.name, model, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"split": split, **row}, ensure_ascii=False) + "\n"
-        for split, rows in run.predictions.items()
-        for row in rows
-    ]
-    write_text(path, "".join(lines))
-    named = (work.task.name, model.name, model.member, seed)
     costs = (run.steps, run.loss, run.seconds, run.predicting, run.diverged, test)
     new = []
-    for split in work.scored:
+    for split in (split for split in work.splits if split.startswith("dev")):
         guess = kind_of(work.task).guess(work, split)
         for metric, score in run.scores.get(split, guess).items():
-            new.append((*named, split, metric, score, guess.get(metric), *costs))
-    old = result.scores[(result.scores[_RUN] != named).any(axis=1)]
+            new.append((*key, split, metric, score, guess.get(metric), *costs))
+    old = result.scores[(result.scores[_RUN] != key).any(axis=1)]
     scores = pd.DataFrame([*old.itertuples(index=False), *new], columns=_COLUMNS)
     task = result.tasks[work.task.name]
-    notes = tuple(dict.fromkeys((*task.notes, *filter(None, run.notes))))
-    tasks = result.tasks | {work.task.name: task.model_copy(update={"notes": notes})}
-    result = result.model_copy(update={"scores": scores, "tasks": tasks})
-    result.write(folder / FINETUNE)
-    return result
+    notes = dict.fromkeys((*task.notes, *(each.note for each in encoded.values() if each.note)))
+    tasks = result.tasks | {work.task.name: task.model_copy(update={"notes": tuple(notes)})}
+    return result.model_copy(update={"scores": scores, "tasks": tasks})

@@ -83,16 +83,11 @@ class TaskData:
 
     task: Task
     splits: dict[str, pd.DataFrame]
-    """"train", "dev", of MNLI "dev_mismatched", and those to predict, which begin with "test" and
-    have no labels. Columns: key, text, text_pair (of pairs), label (a class's number, or the number
-    to predict); of SQuAD key, text (the question), context, answers, start (of the first)."""
-    notes: tuple[str, ...] = ()
-    """Sentences on the data that the user should see."""
+    """Those scored begin with "dev"; those to predict begin with "test" and have no labels.
 
-    @property
-    def scored(self) -> list[str]:
-        """The splits that scores are of."""
-        return [split for split in self.splits if split.startswith("dev")]
+    Columns: key, text, text_pair, label (a class's number, or the number to predict); of SQuAD key,
+    text (the question), context, answers, start (of the first)."""
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

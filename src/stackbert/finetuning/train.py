@@ -40,22 +40,18 @@ class RunResult:
 
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split and metric; empty if the run diverged."""
-    predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By split, one a row."""
+    predictions: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     loss: float = math.nan
     """Mean over the last fortieth of the steps."""
     seconds: float = 0.0
-    """Of training."""
     predicting: float = 0.0
-    """Seconds of predicting."""
     diverged: bool = False
     """Whether the loss, or an output of the trained model, was not finite."""
-    notes: tuple[str, ...] = ()
 
 
 def kind_of(task: Task) -> Any:  # noqa: ANN401 (a module)
-    """The module whose `encode`, `judge` and `guess` are a task's."""
+    """The module with a task's `encode`, `judge` and `guess`."""
     return squad if task.kind == "span" else sentences
 
 
@@ -78,46 +74,45 @@ def finetune_once(
 ) -> RunResult:
     """Fine-tune a model on a task once, then predict `splits`.
 
-    A function of model, data, settings and seed (of head, dropout and order of the rows): on a CPU
-    with as many threads two calls give the same bits. A first call fills `encoded` and saves later
-    ones for the same model the time. `on_step` hears of steps done, steps in all and the last loss,
-    and may raise to stop the run.
+    On a CPU with as many threads, the same model, data, settings and seed give the same bits.
+    `encoded` keeps a model's rows for its next run. `on_step` hears of steps done, steps in all and
+    the last loss, and may raise to stop the run.
     """
     result, kind = RunResult(), kind_of(data.task)
     with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
         opened = open_with_head(model, data.task, seed=seed, dropout=settings.dropout)
         for split in {"train", *splits} - encoded.keys():
             encoded[split] = kind.encode(data, split, opened, settings)
+        trainer = _trainer(opened, encoded["train"].rows, settings, seed, result, on_step)
         begun = time.perf_counter()
-        _train(opened, encoded["train"].rows, settings, seed, result, on_step)
+        trainer.train()
         trained = time.perf_counter()
         for split in splits:
-            outputs = [] if result.diverged else _predict(opened, encoded[split].rows, settings)
+            outputs = [] if result.diverged else _predict(trainer, encoded[split].rows)
             if result.diverged or not all(np.isfinite(each).all() for each in outputs):
-                result.diverged, result.scores, result.predictions = True, {}, {}
+                result.diverged, result.scores, result.predictions = True, {}, []
                 break
-            judged = kind.judge(data, split, encoded[split], outputs, settings)
-            result.scores[split], result.predictions[split] = judged
+            result.scores[split], rows = kind.judge(data, split, encoded[split], outputs, settings)
+            result.predictions += [{"split": split, **row} for row in rows]
     result.seconds, result.predicting = trained - begun, time.perf_counter() - trained
-    result.notes = (*opened.notes, *(encoded[split].note for split in ("train", *splits)))
     return result
 
 
-def _train(
+def _trainer(
     opened: Opened,
     rows: Sequence[dict[str, Any]],
     settings: Settings,
     seed: int,
     result: RunResult,
     on_step: Callable[[int, int, float], None],
-) -> None:
+) -> Trainer:
     number = rows_of(len(rows), settings)
     total = math.ceil(number / settings.batch)
     order = row_order([len(row["input_ids"]) for row in rows], number, settings, seed)
+    in_order: Any = [rows[place] for place in order]
+    on_cpu = pick_device().type == "cpu"
 
     class Listener(TrainerCallback):
-        """Notes the loss, reports progress, ends a run that is not finite any more."""
-
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
             result.steps = state.global_step
             on_step(result.steps, total, result.loss)
@@ -128,15 +123,23 @@ def _train(
                 result.diverged = not math.isfinite(result.loss)
                 control.should_training_stop = result.diverged
 
-    trainer = _trainer(
-        opened,
-        settings,
-        train_dataset=[rows[place] for place in order],
-        callbacks=[Listener()],
+    chosen = TrainingArguments(
+        output_dir=tempfile.gettempdir(),  # there in any case; nothing is saved
+        save_strategy="no",
+        use_cpu=on_cpu,
+        bf16=settings.precision == "bf16",
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,  # rows hold what the model takes and nothing else
+        disable_tqdm=True,
+        report_to="none",
+        # The default would put the mean of earlier losses in place of one that is not finite.
+        logging_nan_inf_filter=False,
+        logging_steps=max(1, total // _LOSSES),
         seed=seed,
         max_steps=total,
         train_sampling_strategy="sequential",  # they come in the order of `row_order`
         per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.predict_batch,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         # A whole number: one below 1 would be taken for a share.
@@ -145,64 +148,29 @@ def _train(
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch_fused",  # on a CPU too: a pass over memory instead of many
         adam_epsilon=1e-6,  # as in BERT's own code and in pre-training here
-        logging_steps=max(1, total // _LOSSES),
-    )
-    trainer.train()
-
-
-def _predict(
-    opened: Opened, rows: Sequence[dict[str, Any]], settings: Settings
-) -> list[npt.NDArray[Any]]:
-    """The head's outputs, a row a row, computed in order of length to save padding."""
-    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
-    in_order: Any = [rows[place] for place in order]
-    found = _trainer(opened, settings).predict(in_order).predictions
-    outputs = found if isinstance(found, tuple) else (found,)
-    return [each[np.argsort(order)] for each in outputs]
-
-
-def _trainer(
-    opened: Opened,
-    settings: Settings,
-    train_dataset: Any = None,  # noqa: ANN401 (the Trainer takes any sequence)
-    callbacks: list[TrainerCallback] | None = None,
-    **arguments: Any,  # noqa: ANN401 (of TrainingArguments)
-) -> Trainer:
-    on_cpu = pick_device().type == "cpu"
-    chosen = TrainingArguments(
-        output_dir=tempfile.gettempdir(),  # there in any case; nothing is saved
-        save_strategy="no",
-        use_cpu=on_cpu,
-        bf16=settings.precision == "bf16",
-        per_device_eval_batch_size=settings.predict_batch,
-        dataloader_pin_memory=not on_cpu,
-        remove_unused_columns=False,  # rows hold what the model takes and nothing else
-        disable_tqdm=True,
-        report_to="none",
-        # The default would put the mean of earlier losses in place of one that is not finite.
-        logging_nan_inf_filter=False,
-        **arguments,
     )
     # Several GPUs would each take a batch, and the settings' batch mean another one there.
     chosen._n_gpu = min(1, chosen.n_gpu)
-    trainer = Trainer(
-        model=opened.model,
-        args=chosen,
-        data_collator=DataCollatorWithPadding(opened.tokenizer),
-        train_dataset=train_dataset,
-        callbacks=callbacks,
-    )
+    collator = DataCollatorWithPadding(opened.tokenizer)
+    trainer = Trainer(opened.model, chosen, collator, in_order, callbacks=[Listener()])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) -> I64:
-    """Which training row comes when: a function of lengths, batch and seed, whatever the model.
+def _predict(trainer: Trainer, rows: Sequence[dict[str, Any]]) -> list[npt.NDArray[Any]]:
+    """The head's outputs, a row a row, computed in order of length to save padding."""
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
+    in_order: Any = [rows[place] for place in order]
+    found = trainer.predict(in_order).predictions
+    outputs = found if isinstance(found, tuple) else (found,)
+    return [each[np.argsort(order)] for each in outputs]
 
-    So two models see the same rows in the same batches. Every row comes once before any comes
-    twice, but for the groups at the seam. Where rows of similar length share a batch, shuffled rows
-    are sorted within groups of up to 50 batches (a quarter of the data at most). transformers' own
-    grouping goes through a group from long rows to short ones; here its batches are shuffled.
+
+def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) -> I64:
+    """Which training row comes when; the same for all models that tokenise alike.
+
+    Every row comes once before any comes twice, but for the groups at the seam. To save padding,
+    shuffled rows are sorted by length within groups of up to 50 batches, and the batches shuffled.
     """
 
     def shuffled(size: int, what: str, number: int) -> I64:

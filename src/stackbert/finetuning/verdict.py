@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.stats import t
 
 from stackbert.finetuning.tasks import GLUE
+from stackbert.tables import table_text
 from stackbert.units import counted, format_duration
 
 if TYPE_CHECKING:
@@ -28,14 +29,12 @@ class _Measure(NamedTuple):
     """A number that models are judged by, in points of a hundred."""
 
     task: str
-    """Title: "MNLI", or "MNLI mismatched" for its other half."""
     metric: str
     guess: float
-    """What always giving the commonest answer scores; NaN of an average."""
     values: pd.DataFrame
     """A row a seed (of groups a pre-training seed, the mean over its runs), a column a model."""
     runs: pd.DataFrame
-    """Their rows among the scores."""
+    """Their rows among the scores; none of an average."""
     informative: bool
     """Whether a model is above guessing by more than its interval; of one run, at all."""
 
@@ -55,10 +54,9 @@ def score_table(
         base: the model that the others are compared with; by default the first.
 
     Returns:
-        task, metric, model, mean, low, high, median, runs, failed, guess, difference,
-        difference_low, difference_high, pairs, and outcome: "better", "worse", "no difference"
-        beyond noise, "one seed", or "no information" where no model is above guessing by more than
-        its interval; of checkpoints instead run, step, seconds and depth of pre-training.
+        Columns as their names say; the outcome is "better", "worse", "no difference" (beyond
+        noise), "one seed", or "no information" where no model is above guessing by more than its
+        interval. Of checkpoints, instead of differences, how far pre-training was.
     """
     models = {model.name: model for model in result.models}
     base = base or result.models[0].name
@@ -82,18 +80,12 @@ def score_table(
     return pd.DataFrame(rows)
 
 
-def summary(result: "FinetuneResult") -> pd.DataFrame:
+def summary(result: "FinetuneResult") -> str:
     """The score table as text, with fewer columns, for a terminal."""
-    table = score_table(result)
-    halves = (table["high"] - table["mean"]).map(" ± {:.1f}".format, na_action="ignore")
-    table["mean ± 95 %"] = table["mean"].map("{:.1f}".format) + halves.fillna("")
-    table["guess"] = table["guess"].map("{:.1f}".format, na_action="ignore")
-    differences = ["difference", "difference_low", "difference_high"]
-    for name in table.columns.intersection(differences):
-        table[name] = table[name].map(_signed, na_action="ignore")
-    columns = ["task", "metric", "model", "step", "mean ± 95 %", "runs", "failed", "guess"]
-    table = table[[c for c in (*columns, *differences, "outcome") if c in table]]
-    return table.rename(columns={"difference_low": "from", "difference_high": "to"}).fillna("")
+    points = ("mean", "low", "high", "guess", "difference", "from", "to")
+    table = score_table(result).rename(columns={"difference_low": "from", "difference_high": "to"})
+    table = table.drop(columns=["median", "run", "seconds", "pairs"], errors="ignore")
+    return table_text(table, formats=dict.fromkeys(points, "{:.1f}"))
 
 
 def _signed(value: float) -> str:
@@ -189,8 +181,6 @@ def _compared(table: pd.DataFrame, name: str, base: str) -> list[str]:
             between = f"{_signed(row['difference_low'])} to {_signed(row['difference_high'])}"
             found += f" (95 % interval {between}, {row['pairs']:.0f} pairs)"
         lines.append(f"{what}: {how[row['outcome']]}, {found}.")
-    if counts.sum() > 4:
-        lines.append("One interval in twenty leaves out zero by chance alone.")
     return lines
 
 
@@ -226,8 +216,6 @@ def _caveats(result: "FinetuneResult") -> list[str]:
         lines.append(f"{counted(runs['diverged'].sum(), 'run')} diverged and count as guessing.")
     if result.unfinished:
         lines.append(f"Not finished: {counted(result.unfinished, 'run')}.")
-    if result.missing:
-        lines.append(f"There is no data for {_listed(result.missing)}.")
     lines += [note for task in result.tasks.values() for note in task.notes]
     seconds = float(runs["seconds"].sum() + runs["predicting"].sum())
     return [*lines, f"{counted(len(runs), 'run')} took {format_duration(seconds)}."]
