@@ -1,10 +1,6 @@
-"""Checkpoints: Hugging Face folders with the optimizer's tensors and a small JSON of counters.
-
-    step-00000500/config.json, model.safetensors, tokenizer…   what from_pretrained opens
-    step-00000500/optimizer.safetensors                        tensors named "parameter|tensor"
-    step-00000500/state.json                                   counters, a checksum of every file
-
-They are written by a thread, from copies of the tensors, while training continues.
+"""Checkpoints: Hugging Face folders step-00000500 with optimizer.safetensors ("parameter|tensor")
+and state.json (counters, a checksum of every file). A thread writes them, from copies of the
+tensors, while training continues.
 """
 
 import shutil
@@ -12,7 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -40,9 +36,8 @@ class Window:
     steps: NonNegativeInt = 0
     """Without those that were skipped."""
     tokens: NonNegativeInt = 0
-    """Without those of steps that compiled, which do not count as training."""
+    """Like the FLOPs, without those of steps that compiled, which do not count as training."""
     flops: NonNegativeInt = 0
-    """Likewise."""
     masked_lm: float = 0.0
     next_sentence: float = 0.0
 
@@ -56,7 +51,6 @@ class Counters:
     tokens: NonNegativeInt = 0
     """Positions trained on, special tokens included."""
     flops: NonNegativeInt = 0
-    """Of training."""
     last_loss: float | None = None
     """Validation loss at this very step, if it was evaluated: the "before" of a growth."""
     skipped: NonNegativeInt = 0
@@ -88,6 +82,11 @@ class CheckpointState(Record):
     sha256: dict[str, str] = Field(default_factory=dict)
     """Checksum of every other file."""
 
+    @classmethod
+    def at_start(cls, depth: int) -> Self:
+        """Of a run that has not begun."""
+        return cls(counters=Counters(), depth=depth, seconds={}, ledger_bytes=0)
+
 
 def checkpoint_name(step: int) -> str:
     """Folder name of the checkpoint after `step` updates; names sort as steps do."""
@@ -109,10 +108,8 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Checkpoints:
     """The checkpoints of one run directory. The run's lock keeps other processes away.
 
-    Args:
-        folder: of the checkpoints.
-        recipe: how many to keep; those at the end of a stage in any case.
-        tokenizer: folder, copied into each.
+    The last few are kept, as the recipe says, and those at the end of a stage. The folder
+    `tokenizer` is copied into each.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, tokenizer: Path) -> None:
@@ -130,10 +127,7 @@ class Checkpoints:
         """The state of the newest checkpoint that is whole; None if there is no checkpoint.
 
         Removes what a killed process left half-written. A damaged checkpoint is renamed to
-        `….damaged`, so that the run can save at its step again.
-
-        Args:
-            say: is told what was wrong with those passed over.
+        `….damaged`, so that the run can save at its step again; `say` is told.
 
         Raises:
             UserError: there are checkpoints, and every one is damaged.
@@ -162,11 +156,7 @@ class Checkpoints:
         return None
 
     def load(self, step: int) -> dict[str, Tensor]:
-        """A checkpoint's weights by parameter name, its optimizer's tensors by "parameter|tensor".
-
-        Raises:
-            UserError: a file cannot be opened.
-        """
+        """A checkpoint's weights by parameter, its optimizer's tensors by "parameter|tensor"."""
         folder = self.folder / checkpoint_name(step)
         with reading(folder):
             return load_file(folder / "model.safetensors") | load_file(folder / OPTIMIZER)
@@ -178,13 +168,9 @@ class Checkpoints:
         weights: dict[str, Tensor],
         optimizer_state: dict[str, Tensor],
     ) -> None:
-        """Write one checkpoint, and remove old ones after it.
+        """Write one checkpoint from snapshots of the tensors, and remove old ones after it.
 
-        Args:
-            state: the counters; checksums are added.
-            model: whose config is saved.
-            weights: a snapshot of its state_dict.
-            optimizer_state: a snapshot of the optimizer's tensors, named "parameter|tensor".
+        Checksums are added to the state; of the model the config is saved.
         """
         place = self.folder / checkpoint_name(state.counters.step)
         longest = self._recipe.longest_sequence
@@ -204,7 +190,6 @@ class Checkpoints:
 
     def save_on_thread(self, *arguments: Any) -> None:  # noqa: ANN401 (those of `save`)
         """`save` while the caller goes on; its error comes out at the next call of a method."""
-        self.wait()
         self._running = self._thread.submit(self.save, *arguments)
 
     def poll(self) -> None:
@@ -227,11 +212,7 @@ class Checkpoints:
 
 
 def read_checkpoint(folder: Path) -> CheckpointState:
-    """The state of a checkpoint, of which every file was compared with its checksum.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
+    """The state of a checkpoint; UserError if a file is missing or not as its checksum says."""
     state = CheckpointState.read(folder / STATE)
     if checkpoint_name(state.counters.step) != folder.name:
         raise UserError(f"{folder} holds the state after step {state.counters.step}.")

@@ -6,7 +6,6 @@ multiplies its loss by their number. Plain values travel as JSON: nothing is pic
 
 import contextlib
 import functools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 import torch.distributed.tensor
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -82,19 +82,19 @@ class World:
         if first:
             raise OtherRankError(first % 256)
 
-    def broadcast_object(self, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (JSON values)
-        """What `make` returns on rank 0 (a value that JSON holds), on every rank. An error of
-        `make` is raised on rank 0; the others raise `OtherRankError`."""
+    def broadcast_object(self, make: Callable[[], Any], kind: Any = Any) -> Any:  # noqa: ANN401
+        """What `make` returns on rank 0, a value of a type that pydantic writes as JSON, on every
+        rank. An error of `make` is raised on rank 0; the others raise `OtherRankError`."""
         if self.size == 1:
             return make()
         made: list[Any] = []
         self.all_pass(lambda: made.append(make()) if self.is_main else None)
-        text = torch.frombuffer(bytearray(json.dumps(made).encode()), dtype=torch.uint8)
-        length = torch.tensor([len(text)])
-        dist.broadcast(length, src=0, group=self._cpu_group)
-        text = text if self.is_main else torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(text, src=0, group=self._cpu_group)
-        return json.loads(bytes(text.tolist()))[0]
+        adapter = TypeAdapter(kind)
+        text = bytearray(adapter.dump_json(made[0]) if self.is_main else b"")
+        length = self.all_reduce_max(len(text))
+        data = torch.frombuffer(text or bytearray(length), dtype=torch.uint8)
+        dist.broadcast(data, src=0, group=self._cpu_group)
+        return adapter.validate_json(data.numpy().tobytes())
 
     def broadcast(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors, in host memory, that `make` returns on rank 0, by name on every rank."""
@@ -104,11 +104,11 @@ class World:
             tensors.update(make())
             return {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
 
-        told = self.broadcast_object(layout)
-        for name, (shape, dtype) in told.items() if self.size > 1 else ():
+        for name, (shape, dtype) in self.broadcast_object(layout).items():
             if not self.is_main:
                 tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype[len("torch.") :]))
-            dist.broadcast(tensors[name], src=0, group=self._cpu_group)
+            if self.size > 1:
+                dist.broadcast(tensors[name], src=0, group=self._cpu_group)
         return tensors
 
 
@@ -122,37 +122,33 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[World]:
-    """Within this block the processes that `torchrun` started form a `World`; a process group
-    that the caller has started is used and left.
+    """Within this block the processes that `torchrun` started form a `World`.
 
     Raises:
         UserError: torchrun's environment is incomplete.
         RunError: another process died.
-        OtherRankError: the run failed or was stopped, and rank 0 says how.
+        OtherRankError: the run failed or was stopped; rank 0 says how.
     """
-    size, rank, ours = int(os.environ.get("WORLD_SIZE", "1")), 0, not dist.is_initialized()
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if size == 1:
         yield SINGLE
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing and ours:
+    if missing:
         raise UserError(
             f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set. Start the processes with "
             "torchrun, or unset WORLD_SIZE."
         )
     try:
-        if ours:
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(minutes=10))
-        rank = dist.get_rank()
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
         # What rank 0 does alone, such as measuring micro-batches, takes minutes. A process that
         # died is noticed at once.
         yield World(rank, size, dist.new_group(backend="gloo", timeout=timedelta(hours=2)))
     except (RunError, Interrupted) as error:
-        # Every rank raises these at the same step; rank 0 says it.
         if rank == 0:
             raise
-        raise OtherRankError(error.exit_code) from None
+        raise OtherRankError(error.exit_code) from None  # all raise it; rank 0 says it
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
@@ -162,7 +158,7 @@ def init_distributed() -> Iterator[World]:
             "the same command to resume."
         ) from error
     finally:
-        if ours and dist.is_initialized():
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -32,18 +32,14 @@ _TEXTS = ["kind", "operator", "optimizer_state", "wall", "rows"]
 class Ledger:
     """Appends lines to metrics.jsonl; every line goes to the operating system at once.
 
-    Args:
-        path: the file.
-        keep_bytes: what lies behind them is dropped. A resumed run does the steps after its
-            checkpoint again, and writes their lines again.
-
-    Raises:
-        UserError: the file is shorter than `keep_bytes`.
+    What lies behind `keep_bytes` is dropped: a resumed run does the steps after its checkpoint
+    again, and writes their lines again. A file that is shorter is refused.
     """
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
         self.path = path
         self._file = path.open("ab")
+        self._opened = os.fstat(self._file.fileno())
         if self.size < keep_bytes:
             raise UserError(
                 f"{path} is shorter than when the last checkpoint was saved ({self.size:,} bytes "
@@ -62,13 +58,12 @@ class Ledger:
         self._file.flush()
 
     def check_place(self) -> None:
-        """See that the open file is still the one at its path.
+        """Raise RunError unless the file at the path is still the one that was opened.
 
-        Raises:
-            RunError: it is not. The system would let us write into a removed file for days.
+        The system would let us write into a removed file for days.
         """
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+            if os.path.samestat(self._opened, self.path.stat()):
                 return
         raise RunError(
             f"{self.path.parent} was removed, renamed or replaced while it was being trained, so "
@@ -105,14 +100,16 @@ def read_ledger(run: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{run} is not a run directory: it has no {LEDGER}.")
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
         with reading(path, f"Line {number} is damaged."):
             row = json.loads(line)
             rows.append({"kind": row["kind"], **row})
-    table = pd.DataFrame(
-        rows, columns=list(dict.fromkeys([*_COLUMNS, *(k for r in rows for k in r)]))
-    )
+    with contextlib.suppress(ValueError):
+        rows.append(json.loads(rest))
     with reading(path):
+        table = pd.DataFrame(rows)
+        table = table.reindex(columns=[*_COLUMNS, *table.columns.difference(_COLUMNS, sort=False)])
         for name in table.columns.difference(_TEXTS):
             table[name] = pd.to_numeric(table[name])
     return table
@@ -173,12 +170,10 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def measuring(self, kind: str, *, on_device: bool = True) -> Iterator[None]:
-        """Add the time of this block to `kind`.
+        """Add the time of this block to `kind`, one of `WORK`.
 
-        Args:
-            kind: one of `WORK`.
-            on_device: count the device's outstanding work to the kind that gave it. False where
-                nothing is asked of the device and waiting for it would hold it up.
+        The device's outstanding work counts to the kind that gave it. `on_device` is False where
+        nothing is asked of the device and waiting for it would hold it up.
         """
         self._lap(on_device)
         self._kinds.append(kind)

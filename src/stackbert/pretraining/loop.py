@@ -4,6 +4,7 @@ Nothing in here waits for the device inside a step: losses are read when a line 
 due, batches are made ahead, checkpoints are written by a thread.
 """
 
+import contextlib
 import copy
 import math
 import time
@@ -41,7 +42,7 @@ _AFTER_GROWTH = 500
 
 @dataclass
 class Run:
-    """A run in progress: what the loop works on, in one process."""
+    """A run in progress, in one process."""
 
     folder: Path
     recipe: Recipe
@@ -67,9 +68,22 @@ class Run:
         return self.recipe.stage_index(max(0, self.counters.step - 1))
 
     def write(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 (JSON values)
-        """A line of the ledger, on the main rank."""
+        """A line of the ledger and the trackers, on the main rank."""
         if self.ledger is not None:
             self.ledger.write(kind, **fields)
+        for tracker in self.trackers:
+            tracker.line(kind, fields)
+
+    def standing(self) -> dict[str, Any]:
+        """How far the run is: fields of the ledger's lines."""
+        return {
+            "step": self.counters.step,
+            "stage": self.stage,
+            "depth": self.trainer.depth,
+            "tokens": self.counters.tokens,
+            "flops": self.counters.flops,
+            "seconds": self.watch.read("training"),
+        }
 
     def close(self) -> None:
         """Finish the checkpoint that is being written; close the ledger and the trackers."""
@@ -90,7 +104,8 @@ def train(run: Run, stop: StopRequest) -> None:
         RunError: a loss, gradient or weight is not finite any more.
     """
     recipe, trainer, at, watch, world = run.recipe, run.trainer, run.counters, run.watch, run.world
-    every_steps, every_minutes = recipe.checkpoint.every_steps, recipe.checkpoint.every_minutes
+    every_steps = recipe.checkpoint.every_steps or recipe.total_steps
+    every_minutes = recipe.checkpoint.every_minutes or math.inf
     saved = time.monotonic()
     with watch.measuring("training"):
         if at.step == 0 and at.last_loss is None:
@@ -122,14 +137,11 @@ def train(run: Run, stop: StopRequest) -> None:
                 _evaluate(run)
             if ends_stage:
                 place = {"step": at.step, "stage": run.stage, "depth": trainer.depth}
-                seconds = watch.read("training")
-                run.write("time", **place, seconds=seconds, wall=dict(watch.seconds))
+                run.write("time", **place, seconds=watch.read("training"), wall=watch.seconds)
 
             # The main rank's clock decides, and a signal that any of the ranks had.
             minutes = (time.monotonic() - saved) / 60.0
-            due = (every_steps is not None and at.step % every_steps == 0) or (
-                every_minutes is not None and minutes >= every_minutes
-            )
+            due = at.step % every_steps == 0 or minutes >= every_minutes
             agreed = world.all_reduce_max(2 * (stop.signal or 0) + (due and world.is_main))
             signal, due = agreed // 2, agreed % 2 == 1
             if ends_stage or signal or due:
@@ -146,7 +158,7 @@ def train(run: Run, stop: StopRequest) -> None:
             f"{run.folder}. Run the same command again to resume.",
             signal,
         )
-    run.write("end", step=at.step, seconds=watch.seconds["training"], wall=dict(watch.seconds))
+    run.write("end", step=at.step, seconds=watch.seconds["training"], wall=watch.seconds)
 
 
 def _batches(run: Run) -> Iterator[Batch]:
@@ -199,12 +211,7 @@ def _grow(run: Run, depth: int) -> None:
 def _read_losses(run: Run, batch: Batch | None = None) -> None:
     """Add the losses of the steps since the last reading to the window.
 
-    Args:
-        run: whose.
-        batch: of the last step, if a bad result has left the weights as they were.
-
-    Raises:
-        RunError: a loss is not finite, and no more steps may be skipped.
+    `batch` is that of the last step, if a bad result has left the weights as they were.
     """
     at, window, allowed = run.counters, run.counters.window, run.recipe.skip_bad_steps
     for number, result in run.unread:
@@ -233,7 +240,7 @@ def _log(run: Run, result: StepResult) -> None:
     """A line of the ledger on the steps since the last."""
     _read_losses(run)
     at, window, recipe = run.counters, run.counters.window, run.recipe
-    line = _standing(run)
+    line = run.standing()
     seconds = line["seconds"] - window.started
     finite = window.steps or math.nan  # all steps of a window may have been skipped
     masked = window.masked_lm / finite
@@ -248,9 +255,6 @@ def _log(run: Run, result: StepResult) -> None:
         "mfu": window.flops / seconds / run.matrix_rate,
     }
     run.write("step", **line)
-    shown = ("loss", "lr", "gradient_norm", "tokens_per_second", "depth")
-    for tracker in run.trackers:
-        tracker.log(at.step, {f"train/{name}": float(line[name]) for name in shown})
     run.progress.step(
         at.step,
         recipe.total_steps,
@@ -269,22 +273,8 @@ def _evaluate(run: Run) -> None:
         raise _not_finite(run, "validation loss", at.step, run.stage)
     at.last_loss = result.loss
     losses = {"masked_lm": result.masked_lm, "next_sentence": result.next_sentence}
-    run.write("evaluation", **_standing(run), loss=result.loss, **losses)
-    for tracker in run.trackers:
-        tracker.log(at.step, {"validation/loss": result.loss})
+    run.write("evaluation", **run.standing(), loss=result.loss, **losses)
     run.progress.say(f"step {at.step:,}: validation loss {result.loss:.3f} (depth {depth})")
-
-
-def _standing(run: Run) -> dict[str, Any]:
-    at = run.counters
-    return {
-        "step": at.step,
-        "stage": run.stage,
-        "depth": run.trainer.depth,
-        "tokens": at.tokens,
-        "flops": at.flops,
-        "seconds": run.watch.read("training"),
-    }
 
 
 def _save(run: Run) -> None:
@@ -294,7 +284,7 @@ def _save(run: Run) -> None:
         raise _not_finite(run, "model", run.counters.step, run.stage)
     with run.watch.measuring("checkpoint"):
         run.checkpoints.wait()
-        weights, optimizer = trainer.full_weights(), trainer.full_optimizer_state()
+        weights, optimizer = trainer.parallel.full_weights(), trainer.full_optimizer_state()
         if run.ledger is None:
             return
         weights = snapshot(weights)
@@ -313,12 +303,8 @@ def _save(run: Run) -> None:
 
 
 def _not_finite(run: Run, what: str, step: int, stage: int, where: str = "") -> RunError:
-    """What is wrong, what is kept, and what to try."""
-    lost = ""
-    try:
+    with contextlib.suppress(StackBertError):
         run.checkpoints.wait()  # so that the last checkpoint is the last
-    except StackBertError as error:
-        lost = f"A later one could not be written: {error} "
     kept, recipe = run.checkpoints.paths(), run.recipe
     causes = "a learning rate too high for this model (optimizer.lr, optimizer.muon_lr)"
     if step < recipe.schedule.warmup_steps * 2:
@@ -330,6 +316,6 @@ def _not_finite(run: Run, what: str, step: int, stage: int, where: str = "") -> 
     last = f"The last checkpoint is {kept[-1]}. " if kept else "No checkpoint was due yet. "
     return RunError(
         f"The {what} is not finite at step {step:,} (stage {stage + 1}, depth "
-        f"{recipe.stages[stage].depth}){where}, so the run was stopped. {last}{lost}Likely causes: "
+        f"{recipe.stages[stage].depth}){where}, so the run was stopped. {last}Likely causes: "
         f"{causes}. Change one and start a new run."
     )

@@ -20,8 +20,7 @@ NamedState = dict[str, dict[str, Tensor]]
 class BatchedMuon(torch.optim.Muon):
     """torch.optim.Muon (Jordan et al., 2024), its orthogonalisation batched and its dtype chosen.
 
-    The layers of an encoder have few distinct shapes, so all matrices of one shape go through
-    Newton-Schulz in one batched product instead of one by one; and where the processor emulates
+    All matrices of one shape go through Newton-Schulz in one product; where the processor emulates
     bf16 the iteration runs in fp32. The update rule is torch's, and a test holds the two together.
     """
 
@@ -92,12 +91,9 @@ def orthogonalise(
 
 
 class Optimizers:
-    """Every parameter of a model in exactly one group of exactly one optimizer.
+    """Every parameter of a model, on its device already, in one group of one optimizer.
 
-    Args:
-        model: the model to train, on its device already.
-        spec: the recipe's optimizer part.
-        newton_schulz: dtype of Muon's iteration.
+    `newton_schulz` is the dtype of Muon's iteration.
     """
 
     def __init__(
@@ -107,13 +103,12 @@ class Optimizers:
         *,
         newton_schulz: torch.dtype = torch.bfloat16,
     ) -> None:
-        self._parameters: dict[str, Tensor] = dict(model.named_parameters())
-        self._names = {parameter: name for name, parameter in self._parameters.items()}
+        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         layers = find_layers(model)[0] + "."
         muon: list[Tensor] = []
         decayed: list[Tensor] = []
         plain: list[Tensor] = []
-        for name, parameter in self._parameters.items():
+        for parameter, name in self._names.items():
             if parameter.ndim < 2:
                 plain.append(parameter)
             elif spec.name == "muon" and parameter.ndim == 2 and name.startswith(layers):
@@ -169,17 +164,17 @@ class Optimizers:
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over state by name, copied to the parameters' device; others start anew."""
-        owners = {
-            parameter: optimizer
+        places = {
+            self._names[parameter]: (parameter, optimizer)
             for optimizer, _ in self._all
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
         for name, tensors in state.items():
-            parameter = self._parameters[name]
+            parameter, optimizer = places[name]
             # Copied, so that its memory is aligned as a fresh tensor's is: some CPU kernels round
             # differently otherwise, and a resumed run would differ in the last bit.
-            owners[parameter].state[parameter] = {
+            optimizer.state[parameter] = {
                 key: distribute_tensor(tensor.to(parameter.device, copy=True), parameter)
                 for key, tensor in tensors.items()
             }

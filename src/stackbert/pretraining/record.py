@@ -29,7 +29,7 @@ class Request(BaseModel):
     budget: str | None
     steps: int | None
     corpus: str
-    """The corpus' fingerprint."""
+    """Its fingerprint."""
 
 
 class RunRecord(Record):
@@ -52,11 +52,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read a run's record.
-
-    Raises:
-        UserError: the folder holds no run, or run.json is damaged.
-    """
+    """A run's record; UserError if the folder holds no run, or run.json is damaged."""
     return RunRecord.read(Path(folder) / RUN)
 
 
@@ -67,11 +63,7 @@ def write_run(folder: Path, record: RunRecord) -> None:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse to start a run in a folder that holds other files.
-
-    Raises:
-        UserError: naming some of them.
-    """
+    """Refuse to start a run in a folder that holds other files."""
     foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
@@ -82,11 +74,7 @@ def check_new(folder: Path) -> None:
 
 
 def check_same(folder: Path, record: RunRecord, asked: Request) -> None:
-    """Refuse to resume a run with another recipe, budget or corpus.
-
-    Raises:
-        UserError: naming every field that differs.
-    """
+    """Refuse to resume a run with another recipe, budget or corpus; every difference is named."""
     then = record.request
     differences = differing_fields(then.recipe, asked.recipe)
     for name in ("budget", "steps"):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -25,13 +24,8 @@ from stackbert.machine import (
 )
 from stackbert.model import model_class
 from stackbert.model_files import read_config, save_model
-from stackbert.pretraining.autotune import autotune, measure, scaled_to
-from stackbert.pretraining.checkpoints import (
-    Checkpoints,
-    CheckpointState,
-    Counters,
-    checkpoint_name,
-)
+from stackbert.pretraining.autotune import Tuned, autotune, measure, scaled_to
+from stackbert.pretraining.checkpoints import Checkpoints, CheckpointState, checkpoint_name
 from stackbert.pretraining.distributed import World, init_distributed
 from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger, stage_table
 from stackbert.pretraining.loop import Run, train
@@ -53,7 +47,7 @@ from stackbert.pretraining.tracking import TRACKERS, open_trackers
 from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
-from stackbert.tables import table_text
+from stackbert.tables import Frame, table_text
 from stackbert.units import parse_duration
 
 if TYPE_CHECKING:
@@ -69,7 +63,7 @@ class RunResult:
     folder: Path
     model_folder: Path
     """The final model as a Hugging Face checkpoint."""
-    stages: pd.DataFrame
+    stages: Frame
     """What each stage cost and brought, as `stage_table` gives it."""
     loss: float
     """The last validation loss, in nats."""
@@ -168,37 +162,34 @@ def pretrain(
         device = pick_device()
         watch = Stopwatch(lambda: synchronise(device))
         with watch.measuring("start-up"):
-            found = world.broadcast_object(lambda: _find(folder, asked, resume, world))
-            if world.broadcast_object(lambda: (folder / MODEL).exists()):
+            record = world.broadcast_object(lambda: _find(folder, asked, resume), RunRecord | None)
+            if world.broadcast_object((folder / MODEL).exists):
                 progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
                 return _result(folder, world)
             fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
-            world.all_pass(lambda: _check_corpus(corpus, fingerprint))
-            if found is None:
+            world.all_pass(lambda: _check(recipe, corpus, fingerprint, world))
+            if record is None:
                 with watch.measuring("tuning"):
                     record = _tune(asked, corpus, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
-            else:
-                record = RunRecord.model_validate(found)
         with progress, StopRequest() as stop:
             with watch.measuring("start-up"):
                 run = _open(folder, record, corpus, device, track, progress, watch, world)
             try:
-                train(run, stop)
+                with contextlib.closing(run):
+                    train(run, stop)
             except (OSError, UserError):
                 if run.ledger is not None:
                     run.ledger.check_place()  # a folder that is gone explains either
                 raise
-            finally:
-                run.close()
-        weights = run.trainer.full_weights()
+        weights = run.trainer.parallel.full_weights()
         if world.is_main:
             _export(run, weights, record, corpus)
         return _result(folder, world)
 
 
-def _find(folder: Path, asked: Request, resume: str, world: World) -> dict[str, Any] | None:
+def _find(folder: Path, asked: Request, resume: str) -> RunRecord | None:
     """The record of the run in the folder, if it is the one asked for; None if it is empty."""
     if not is_run(folder):
         check_new(folder)
@@ -209,11 +200,11 @@ def _find(folder: Path, asked: Request, resume: str, world: World) -> dict[str, 
         )
     record = read_run(folder)
     check_same(folder, record, asked)
-    _check_rows(record.recipe, world)
-    return record.model_dump(mode="json")
+    return record
 
 
-def _check_rows(recipe: Recipe, world: World) -> None:
+def _check(recipe: Recipe, corpus: Corpus, fingerprint: str, world: World) -> None:
+    """Refuse rows that the processes cannot share, and a corpus that differs or is damaged."""
     for index in range(len(recipe.stages)):
         rows = recipe.stage(index).sequences
         if rows % world.size:
@@ -221,9 +212,6 @@ def _check_rows(recipe: Recipe, world: World) -> None:
                 f"Stage {index + 1} has {rows} rows a step (batch.sequences), which {world.size} "
                 "processes cannot share equally. Take a number of processes that divides them."
             )
-
-
-def _check_corpus(corpus: Corpus, fingerprint: str) -> None:
     if corpus.fingerprint != fingerprint:
         raise UserError(
             f"{corpus.folder} differs between processes (fingerprint {corpus.fingerprint} here, "
@@ -238,13 +226,12 @@ def _tune(
 ) -> RunRecord:
     """The record of a new run: the request's recipe with nothing left open."""
     seconds = None if asked.budget is None else parse_duration(asked.budget)
+    recipe = asked.recipe if asked.steps is None else asked.recipe.scaled(asked.steps)
 
-    def tune() -> dict[str, Any]:
-        recipe = asked.recipe if asked.steps is None else asked.recipe.scaled(asked.steps)
-        _check_rows(recipe, world)
+    def tune() -> Tuned:
         with torch.device("meta"):  # a wrong model field is found before anything is written
             recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
-        tuned = autotune(
+        return autotune(
             recipe,
             corpus.vocabulary,
             training_plan(recipe, corpus),
@@ -252,38 +239,49 @@ def _tune(
             seconds=seconds,
             world_size=world.size,
         )
-        for note in tuned.notes:
-            progress.say(note)
-        return {"recipe": tuned.recipe.model_dump(mode="json"), "rate": tuned.matrix_rate}
 
-    tuned = world.broadcast_object(tune)
-    recipe = Recipe.model_validate(tuned["recipe"])
+    tuned = world.broadcast_object(tune, Tuned)
+    for note in tuned.notes:
+        progress.say(note)
+    recipe = tuned.recipe
     if seconds is not None:
-        progress.say("measuring seconds per step at every depth …")
-        plan = training_plan(recipe, corpus)
-
-        def batch(stage: int, turn: int) -> Batch:
-            step = recipe.boundaries[stage] + min(turn, recipe.stages[stage].steps - 1)
-            return plan.batch(step, world.rank, world.size)
-
-        validation = validation_batch(recipe, corpus)
-        timing = measure(recipe, batch, validation, corpus.vocabulary, device=device, world=world)
-        scaled = world.broadcast_object(  # rank 0's clock decides for all
-            lambda: scaled_to(recipe, timing, seconds).model_dump(mode="json")
-        )
-        recipe = Recipe.model_validate(scaled)
-        pace = ", ".join(
-            f"{1000 * step:.0f} ms at depth {stage.depth}"
-            for step, stage in zip(timing.step, recipe.stages, strict=True)
-        )
-        progress.say(f"{recipe.total_steps:,} steps fit into {asked.budget}: a step takes {pace}")
+        recipe = _fitted(recipe, seconds, corpus, device, progress, world)
+        progress.say(f"{recipe.total_steps:,} steps fit into {asked.budget}")
     return RunRecord(
         request=asked,
         recipe=recipe,
         corpus_folder=str(corpus.folder),
         machine=describe(device) | ({"processes": world.size} if world.size > 1 else {}),
-        matrix_rate=tuned["rate"],
+        matrix_rate=tuned.matrix_rate,
     )
+
+
+def _fitted(
+    recipe: Recipe,
+    seconds: float,
+    corpus: Corpus,
+    device: torch.device,
+    progress: Progress,
+    world: World,
+) -> Recipe:
+    """The recipe over as many steps as fit into a budget, by a step's time at every depth."""
+    progress.say("measuring seconds per step at every depth …")
+    plan = training_plan(recipe, corpus)
+
+    def batch(stage: int, turn: int) -> Batch:
+        step = recipe.boundaries[stage] + min(turn, recipe.stages[stage].steps - 1)
+        return plan.batch(step, world.rank, world.size)
+
+    validation = validation_batch(recipe, corpus)
+    timing = measure(recipe, batch, validation, corpus.vocabulary, device=device, world=world)
+    # Rank 0's clock decides for all.
+    scaled: Recipe = world.broadcast_object(lambda: scaled_to(recipe, timing, seconds), Recipe)
+    pace = ", ".join(
+        f"{1000 * step:.0f} ms at depth {stage.depth}"
+        for step, stage in zip(timing.step, recipe.stages, strict=True)
+    )
+    progress.say(f"a step takes {pace}")
+    return scaled
 
 
 def _open(
@@ -302,22 +300,14 @@ def _open(
     """
     recipe = record.recipe
     checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, corpus.tokenizer_folder)
-
-    def newest() -> dict[str, Any] | None:
-        state = checkpoints.newest(progress.say)
-        return None if state is None else state.model_dump(mode="json")
-
-    found = world.broadcast_object(newest)
-    if found is None:
-        counters, ledger_bytes, optimizer_state = Counters(), 0, NamedState()
-        depth = recipe.stages[0].depth
-        model = recipe_model(recipe, corpus.vocabulary, depth, seed=recipe.seed)
+    state = world.broadcast_object(lambda: checkpoints.newest(progress.say), CheckpointState | None)
+    if state is None:
+        state, optimizer_state = CheckpointState.at_start(recipe.stages[0].depth), NamedState()
+        model = recipe_model(recipe, corpus.vocabulary, state.depth, seed=recipe.seed)
     else:
-        state = CheckpointState.model_validate(found)
-        counters, ledger_bytes = state.counters, state.ledger_bytes
         watch.carry_over(state.seconds)
-        model, optimizer_state = _load(checkpoints, counters.step, recipe, world)
-        progress.say(f"resuming at step {counters.step:,} of {recipe.total_steps:,}")
+        model, optimizer_state = _load(checkpoints, state.counters.step, recipe, world)
+        progress.say(f"resuming at step {state.counters.step:,} of {recipe.total_steps:,}")
     trainer = Trainer(
         model,
         recipe.optimizer,
@@ -332,20 +322,19 @@ def _open(
         engine=recipe.engine,
     )
     if world.size > 1:
-        held = "a shard" if trainer.is_sharded else "a copy"
+        held = "a shard" if trainer.parallel.is_sharded else "a copy"
         progress.say(f"{world.size} processes share each step, each with {held} of the model")
-    first, config = counters.step + (found is not None), recipe.model_dump(mode="json")
     return Run(
         folder=folder,
         recipe=recipe,
         plan=training_plan(recipe, corpus),
         validation=validation_batch(recipe, corpus),
         trainer=trainer,
-        counters=counters,
+        counters=state.counters,
         checkpoints=checkpoints,
-        ledger=Ledger(folder / LEDGER, keep_bytes=ledger_bytes) if world.is_main else None,
+        ledger=Ledger(folder / LEDGER, keep_bytes=state.ledger_bytes) if world.is_main else None,
         watch=watch,
-        trackers=open_trackers(track, folder, first=first, config=config) if world.is_main else [],
+        trackers=open_trackers(track, folder, state.counters.step, recipe) if world.is_main else [],
         progress=progress,
         matrix_rate=record.matrix_rate * world.size,
         world=world,
@@ -362,26 +351,24 @@ def _load(
     kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
     config_class: Any = kind.config_class
     with reading(folder / "config.json"):
-        model = kind(config_class.from_dict(config))
+        model = kind(config_class.from_dict(config)).train()
     parameters, state = dict(model.named_parameters()), NamedState()
     for flat, tensor in tensors.items():
-        name, bar, key = flat.rpartition("|") if "|" in flat else (flat, "", "")
+        name, _, key = flat.rpartition("|") if "|" in flat else (flat, "", "")
         if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
             raise UserError(f"{folder} does not fit its config.json: {flat} has no place in it.")
-        if bar:
+        if key:
             state.setdefault(name, {})[key] = tensor
-    missing = [n for n in parameters if n not in tensors or n not in state]
-    if missing:
-        raise UserError(f"{folder} lacks {missing[0]}, in its weights or its optimizer's state.")
     for name, parameter in parameters.items():
+        if name not in tensors or name not in state:
+            raise UserError(f"{folder} lacks {name}, in its weights or its optimizer's state.")
         # Copied into fresh memory: loaded tensors look into a mapped file at any offset, and some
         # CPU kernels round differently there.
         parameter.data.copy_(tensors[name])
-    return model.train(), state
+    return model, state
 
 
 def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Corpus) -> None:
-    """Write the final model, whole or not at all."""
     stages = None
     with contextlib.suppress(UserError):  # a damaged ledger, which is said when the model is there
         stages = stage_table(run.folder)
@@ -398,15 +385,15 @@ def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Cor
 
 
 def _result(folder: Path, world: World) -> RunResult:
-    def read() -> dict[str, Any]:
+    def read() -> RunResult:
         try:
             stages, ledger = stage_table(folder), read_ledger(folder)
         except UserError as error:
-            raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
+            raise UserError(
+                f"{error} The model is whole all the same: {folder / MODEL}."
+            ) from error
         loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
-        wall = ledger.wall.dropna().iloc[-1]
-        return {"stages": stages.to_dict("list"), "loss": loss, "wall": wall}
+        return RunResult(folder, folder / MODEL, stages, loss, ledger.wall.dropna().iloc[-1])
 
-    told = world.broadcast_object(read)
-    stages = pd.DataFrame(told["stages"])
-    return RunResult(folder, folder / MODEL, stages, told["loss"], told["wall"])
+    result: RunResult = world.broadcast_object(read, RunResult)
+    return result

@@ -10,11 +10,8 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
     """Share of the peak learning rate at update number `step`, counted from 0.
 
     The schedule knows nothing of stages (Gong et al. let the rate carry on where it was); only
-    `rewarmup_steps`, 0 in the paper, lets it climb anew after a growth.
-
-    Args:
-        recipe: its schedule, total steps and growth steps.
-        step: 0 for the first update; the first of a warm-up is not zero, or it would be lost.
+    `rewarmup_steps`, 0 in the paper, lets it climb anew after a growth. The first update of a
+    warm-up is not at rate zero, or it would be lost.
     """
     schedule = recipe.schedule
     if step < schedule.warmup_steps:

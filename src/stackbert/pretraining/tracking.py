@@ -1,40 +1,42 @@
 """Copies of the ledger's numbers in TensorBoard or Weights & Biases, where asked for."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stackbert.errors import UserError
+from stackbert.recipe import Recipe
 
 TRACKERS = ("tensorboard", "wandb")
+_SHOWN = {
+    "step": ("train", ("loss", "lr", "gradient_norm", "tokens_per_second", "depth")),
+    "evaluation": ("validation", ("loss",)),
+}
+"""What is logged of the ledger's lines, by their kind."""
 
 
-@dataclass(frozen=True)
-class Tracker:
+class Tracker(NamedTuple):
     """Takes numbers by name and step."""
 
-    log: Callable[[int, Mapping[str, float]], object]
+    log: Callable[[int, dict[str, float]], object]
     close: Callable[[], object]
 
+    def line(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Log a line of the ledger."""
+        if kind in _SHOWN:
+            group, names = _SHOWN[kind]
+            self.log(fields["step"], {f"{group}/{name}": float(fields[name]) for name in names})
 
-def open_trackers(
-    names: Iterable[str], run: Path, *, first: int, config: Mapping[str, Any]
-) -> list[Tracker]:
-    """Open trackers by name.
 
-    Args:
-        names: of `TRACKERS`.
-        run: the run directory; TensorBoard's files go to its folder tensorboard/.
-        first: the first step that is going to be logged, or logged again.
-        config: the recipe's plain values.
+def open_trackers(names: Iterable[str], run: Path, step: int, recipe: Recipe) -> list[Tracker]:
+    """Open trackers of `TRACKERS` by name for a run that begins, or resumes, at `step`.
 
     Raises:
         UserError: the package of a tracker is not installed.
     """
     try:
         return [
-            _tensorboard(run, first) if name == "tensorboard" else _wandb(run, config)
+            _tensorboard(run, step) if name == "tensorboard" else _wandb(run, recipe)
             for name in names
         ]
     except ImportError as error:
@@ -44,23 +46,24 @@ def open_trackers(
         ) from error
 
 
-def _tensorboard(run: Path, first: int) -> Tracker:
+def _tensorboard(run: Path, step: int) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
     # purge_step hides what a killed run wrote after the checkpoint that it resumes from.
-    writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + (step > 0))
 
-    def log(step: int, numbers: Mapping[str, float]) -> None:
+    def log(step: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
 
     return Tracker(log, writer.close)
 
 
-def _wandb(run: Path, config: Mapping[str, Any]) -> Tracker:
+def _wandb(run: Path, recipe: Recipe) -> Tracker:
     import wandb
 
+    config = recipe.model_dump(mode="json")
     started = wandb.init(
         project="stackbert", name=run.name, id=run.name, dir=run, resume="allow", config=config
     )
-    return Tracker(lambda step, numbers: started.log(dict(numbers), step=step), started.finish)
+    return Tracker(lambda step, numbers: started.log(numbers, step=step), started.finish)

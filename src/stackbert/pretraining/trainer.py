@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch._dynamo
@@ -33,14 +33,11 @@ _COMPILED_SHAPES = 64
 default, it silently stops compiling."""
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Mean losses in nats."""
+class Losses(NamedTuple):
+    """Mean losses in nats, over masked positions and over rows (None without the objective)."""
 
     masked_lm: float
-    """Over the masked positions."""
     next_sentence: float | None
-    """Over the rows; None without the objective."""
 
     @property
     def loss(self) -> float:
@@ -87,11 +84,11 @@ class Trainer:
         micro_batch: rows of a forward pass; "auto" takes as many as usually run at full speed.
         seed: of dropout and growth.
         state: the optimizer's, of a run that resumes.
-        compile: compile the kernels of types that have them; others run their own forward pass.
-        check_finite: look at every step before it changes the weights. On a CPU that is always
-            done; on a GPU it waits for the device.
+        compile: compile the kernels of types that have them.
+        check_finite: look at every step before it changes the weights, which on a GPU waits for
+            the device; on a CPU that is always done.
         world: the processes that train together; each does the rows that it is given.
-        engine: how several processes share the model.
+        engine: how they share the model.
     """
 
     def __init__(
@@ -124,7 +121,7 @@ class Trainer:
 
     def _take(self, model: "PreTrainedModel", state: NamedState) -> None:
         self.model = model.to(self.device)  # type: ignore[arg-type]
-        self._parallel = ParallelModel(self.model, self._world, self._engine)
+        self.parallel = ParallelModel(self.model, self._world, self._engine)
         dtype = DTYPES[self.precision]
         self.optimizers = Optimizers(self.model, self._spec, newton_schulz=dtype)
         self.optimizers.load_state(state)
@@ -134,11 +131,6 @@ class Trainer:
     def depth(self) -> int:
         """Layers of the model."""
         return int(self.model.config.num_hidden_layers)
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether each process holds a shard of the model only."""
-        return self._parallel.is_sharded
 
     @property
     def finite(self) -> bool:
@@ -172,16 +164,14 @@ class Trainer:
         """Train on one batch.
 
         Losses are divided by the masked positions (and rows) of the whole step, so micro-batches
-        and processes add up to the same gradient whatever their size and number.
+        and processes add up to the same gradient whatever their size and number. If the result is
+        not finite, the weights were left as they were (on a CPU or with `check_finite`) or are not
+        worth keeping.
 
         Args:
             number: of the step; seeds dropout, so that a resumed run draws what it would have.
             batch: all its rows, or this process' equal share of them.
             factor: share of the peak learning rates.
-
-        Returns:
-            Losses and gradient norm. If they are not finite, the weights were left as they were
-            (on a CPU or with `check_finite`) or are not worth keeping.
         """
         seed = derive_key(self._seed, "dropout", number)
         # Rank 0 drops the units that a run in one process drops, the other ranks others.
@@ -230,9 +220,9 @@ class Trainer:
         if self._compile:
             kernels = compiled(self.device.type)
             limit = torch._dynamo.config.patch(recompile_limit=_COMPILED_SHAPES)
-        with self._parallel.gradient_sync(last):
+        with self.parallel.gradient_sync(last):
             with limit, self._autocast():
-                sums = self._parallel(batch, kernels)
+                sums = self.parallel(batch, kernels)
             loss = sums[0] / masked
             if batch.is_random_B is not None:
                 loss = loss + sums[1] / rows
@@ -247,8 +237,7 @@ class Trainer:
     def evaluate(self, batch: Batch) -> Losses:
         """Losses on a validation batch (all rows, on every process, which does its share of them).
 
-        Never compiled, as it is seldom and of another shape; nor in the micro-batches that were
-        measured for training, whose rows may be shorter.
+        Never compiled nor in the micro-batches of training: it is seldom and of another shape.
         """
         rows, length = batch.input_ids_BS.shape
         size = rows_at_once("auto", rows, length, self.device)
@@ -257,7 +246,7 @@ class Trainer:
         self.model.train(False)
         for start in range(0, len(share), size):
             with self._autocast():
-                sums += self._parallel(share.rows(start, start + size))
+                sums += self.parallel(share.rows(start, start + size))
         self.model.train(True)
         masked_lm, pair = self._world.all_reduce(sums).tolist()
         masked = max(1, int((batch.labels_BK != IGNORED).sum()))
@@ -267,29 +256,20 @@ class Trainer:
     def blame(self, batch: Batch) -> str:
         """Which rows have a loss that alone is not finite ("row 3 of the step"); a collective call.
 
-        Args:
-            batch: of a step that left the weights as they were.
-
-        Returns:
-            Empty where nothing can be told: the weights are not finite either, or are sharded.
+        `batch` is of a step that left the weights as they were. Empty if no row is to blame, or
+        nothing can be told: the weights are not finite either, or are sharded.
         """
-        if self.is_sharded or not self.finite:
+        if self.parallel.is_sharded or not self.finite:
             return ""
         batch, rows = batch.to(self.device), len(batch)
         bad = torch.zeros(self._world.size, rows, device=self.device)
         for row in range(rows):
             with self._autocast():
-                sums = self._parallel(batch.rows(row, row + 1))
+                sums = self.parallel(batch.rows(row, row + 1))
             bad[self._world.rank, row] = float(not sums.isfinite().all())
         found = self._world.all_reduce(bad).flatten().nonzero().flatten() + 1
-        if not len(found):
-            return "the loss of each row alone is finite: the gradient is not"
-        noun = "row" if len(found) == 1 else "rows"
-        return f"{noun} {', '.join(map(str, found.tolist()))} of the step"
-
-    def full_weights(self) -> dict[str, Tensor]:
-        """The model's state_dict, every tensor whole; a collective call."""
-        return self._parallel.full_weights()
+        numbers = ", ".join(map(str, found.tolist()))
+        return f"row{'s' * (len(found) > 1)} {numbers} of the step" if numbers else ""
 
     def full_optimizer_state(self) -> NamedState:
         """The optimizer's tensors by parameter name, every tensor whole; a collective call."""
@@ -299,18 +279,15 @@ class Trainer:
         }
 
     def grow(self, depth: int, growth_spec: GrowthSpec, number: int) -> None:
-        """Replace the model by a deeper one; the optimizer's state follows by name.
+        """Replace the model by one of `depth` layers; the optimizer's state follows by name.
 
-        Args:
-            depth: layers from now on.
-            growth_spec: operator, and what happens to the optimizer's state.
-            number: of the step before which this happens; seeds fresh layers and noise.
+        `number`, of the step before which this happens, seeds fresh layers and noise.
         """
         seed = derive_key(self._seed, "growth", number) >> 1  # torch seeds are signed
         source = self.model
-        if self.is_sharded:
+        if self.parallel.is_sharded:
             source = type(self.model)(self.model.config)
-            source.load_state_dict({n: t.cpu() for n, t in self.full_weights().items()})
+            source.load_state_dict({n: t.cpu() for n, t in self.parallel.full_weights().items()})
         growth = grow_with_origins(source, depth, growth_spec.operator, seed=seed)
         state = self.full_optimizer_state()
         state = grow_optimizer_state(state, growth, growth_spec.optimizer_state)
