@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.comparison.processes import environment
 from stackbert.comparison.reference import Reference, StepKind, step_kinds
 from stackbert.comparison.variants import growths_of
+from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, StackBertError, UserError
+from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
+from stackbert.model import training_flops
+from stackbert.pretraining.autotune import autotune, measure
+from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
 from stackbert.recipe import GrowthSpec, Recipe, ScheduleSpec, StageSpec
 from stackbert.recipes import parse_recipe
 
@@ -41,17 +48,14 @@ def calibrate(
 ) -> Reference:
     """A reference table that covers every step and growth of some recipes.
 
-    Known rows stay. If some are missing, all kinds of step are measured, and the new rows are
-    brought to the speed of the known ones.
-
     Args:
-        known: measured earlier.
+        known: measured earlier; its rows stay, and new ones are brought to their speed.
         recipes: of all variants, scratch's first; its length decides whether measuring
-            micro-batches and compilation pays, unless `seconds` does.
+            micro-batches and compilation pays, unless `seconds` (of each run) does.
         corpus: folder; steps are timed on its batches.
         jobs: runs side by side.
         threads: of a run.
-        seconds: of each run, if the budget says.
+        seconds: the budget, if it is a time.
         say: hears what is measured.
 
     Raises:
@@ -59,9 +63,9 @@ def calibrate(
         RunError: a measuring process failed.
     """
     have = known.by_kind if known else {}
-    kinds = sorted({*have, *(kind for recipe in recipes for kind in step_kinds(recipe))})
+    kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
     pairs = list(dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe)))
-    if known and len(kinds) == len(have) and known.growth_seconds.keys() >= set(pairs):
+    if known and have.keys() >= set(kinds) and known.growth_seconds.keys() >= set(pairs):
         return known
     say("measuring seconds per step …")
 
@@ -83,34 +87,29 @@ def calibrate(
     }
     if known:
         changes |= {"precision": known.precision, "compile": known.compile}
-    request = {
-        "recipe": scratch.model_copy(update=changes).model_dump(mode="json"),
-        "corpus": str(corpus),
-        "seconds": seconds,
-        "pairs": pairs,
-    }
+    recipe = scratch.model_copy(update=changes).model_dump(mode="json")
+    request = {"recipe": recipe, "corpus": str(corpus), "seconds": seconds, "pairs": pairs}
     (tuned,) = _ask("autotune", request, threads, 1)
-    recipe = parse_recipe(tuned["recipe"], "the autotuned recipe")
     request["recipe"] = tuned["recipe"]
     answers = [answer for _ in range(ROUNDS) for answer in _ask("measure", request, threads, jobs)]
 
     readings = pd.DataFrame([answer["steps"] for answer in answers])
-    growing = pd.DataFrame([answer["growths"] for answer in answers]).median()
+    growing = pd.DataFrame([answer["growths"] for answer in answers])
     reference = Reference(
         machine=tuned["machine"],
         threads=threads,
-        precision=recipe.precision,
-        compile=recipe.compile,
+        precision=tuned["recipe"]["precision"],
+        compile=tuned["recipe"]["compile"],
         steps=pd.DataFrame(kinds, columns=list(StepKind._fields)).assign(
-            micro_batch=[stage.micro_batch for stage in recipe.stages],
-            flops=answers[0]["flops"],
+            micro_batch=[stage["micro_batch"] for stage in tuned["recipe"]["stages"]],
+            flops=tuned["flops"],
             seconds=readings.median(),
             fastest=readings.min(),
             slowest=readings.max(),
             readings=len(readings),
         ),
         growths=pd.DataFrame(pairs, columns=["source_depth", "target_depth"]).assign(
-            seconds=growing
+            seconds=growing.median()
         ),
     )
     rows = reference.steps.itertuples()
@@ -121,9 +120,9 @@ def calibrate(
 
 def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[dict[str, Any]]:
     """The answers of measuring processes that run at the same time."""
+    command = [sys.executable, "-m", __name__, what, json.dumps(request)]
 
     def ask(_: int) -> dict[str, Any]:
-        command = [sys.executable, "-m", __name__, what, json.dumps(request)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
         last = (done.stderr if done.returncode else done.stdout).strip().rpartition("\n")[2]
         if done.returncode == UserError.exit_code:
@@ -140,40 +139,31 @@ def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> li
 def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
     """What a measuring process finds out."""
     recipe = parse_recipe(request["recipe"], "the measured recipe")
-    import torch
-
-    from stackbert.batches.batches import training_plan, validation_batch
-    from stackbert.corpus.store import open_corpus
-    from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
-    from stackbert.model import training_flops
-    from stackbert.pretraining.autotune import autotune, measure
-    from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
-
     keep_memory()
     corpus, device = open_corpus(request["corpus"]), pick_device()
     vocabulary, plan = corpus.vocabulary, training_plan(recipe, corpus)
     if what == "autotune":
         tuned = autotune(recipe, vocabulary, plan, device=device, seconds=request["seconds"]).recipe
-        stages = []
+        stages, flops = [], []
         for index, spec in enumerate(tuned.stages):
             stage = tuned.stage(index)
-            rows = rows_at_once(stage.micro_batch, stage.sequences, stage.sequence_length, device)
-            stages.append(spec.model_copy(update={"micro_batch": rows}))
+            length = stage.sequence_length
+            at_once = rows_at_once(stage.micro_batch, stage.sequences, length, device)
+            stages.append(spec.model_copy(update={"micro_batch": at_once}))
+            rows, masked = plan.masked_rows(tuned.boundaries[index])
+            with torch.device("meta"):
+                model = recipe_model(tuned, vocabulary, stage.depth)
+            flops.append(training_flops(model, rows=rows, sequence_length=length, masked=masked))
         tuned = tuned.model_copy(update={"stages": tuple(stages)})
-        return {"recipe": tuned.model_dump(mode="json"), "machine": describe(device)}
+        found = {"recipe": tuned.model_dump(mode="json"), "flops": flops}
+        return {**found, "machine": describe(device)}
 
-    def batch(index: int, turn: int) -> Any:  # noqa: ANN401 (Batch, which loads torch)
+    def batch(index: int, turn: int) -> Batch:
         return plan.batch(recipe.boundaries[index] + min(turn, recipe.stages[index].steps - 1))
 
     validation = validation_batch(recipe, corpus)
     timing = measure(recipe, batch, validation, vocabulary, device=device, patience=PATIENCE)
-    flops, growths = [], []
-    for index, step in enumerate(recipe.boundaries[:-1]):
-        stage, (rows, masked) = recipe.stage(index), plan.masked_rows(step)
-        with torch.device("meta"):
-            model = recipe_model(recipe, vocabulary, stage.depth)
-        length = stage.sequence_length
-        flops.append(training_flops(model, rows=rows, sequence_length=length, masked=masked))
+    growths = []
     depths = [stage.depth for stage in recipe.stages]
     for source, target in request["pairs"]:
         index = depths.index(source)
@@ -191,7 +181,7 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
         trainer.grow(target, recipe.growth, 1)
         synchronise(device)
         growths.append(time.perf_counter() - start)
-    return {"steps": timing.step, "flops": flops, "growths": growths}
+    return {"steps": timing.step, "growths": growths}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from stackbert.comparison.calibration import calibrate
@@ -20,8 +19,6 @@ from stackbert.progress import Progress
 from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields
 from stackbert.units import counted, format_duration
-
-__all__ = ["Comparison", "compare", "read_comparison"]
 
 
 def compare(
@@ -41,9 +38,8 @@ def compare(
 ) -> Comparison:
     """Train every variant of a recipe on the same budget; docs/comparison.md has the rules.
 
-    Every variant sees the same rows and masks in the same order, starts from the same seeds, and
-    decays its learning rate within its own budget. Called again with the same `out`, it resumes:
-    finished runs are kept, and more variants, seeds and fractions may be asked for.
+    Called again with the same `out`, it resumes: finished runs are kept, and more variants, seeds
+    and fractions may be asked for.
 
     Args:
         recipe: stages of rising depth; `scratch` is made from them.
@@ -54,17 +50,12 @@ def compare(
         budget: of each run: "30m" of training, "2000steps", "4e15flops". By default the time that
             scratch takes for the recipe's steps.
         steps: first scale the recipe to this many steps.
-        fractions: shares of the budget that each variant but scratch is run at; several give the
-            share at which it has scratch's loss.
+        fractions: shares of the budget that each variant but scratch is run at.
         learning_rates: factors of the recipe's rates; of several, scratch tries each with one seed
             and all variants take its best.
         jobs: runs side by side; the cores are divided.
-        keep_checkpoints: leave a finished run its checkpoints, one at the end of each stage; by
-            default it keeps only its final model and its ledger.
+        keep_checkpoints: leave a finished run its checkpoints, one at the end of each stage.
         progress: hears of every run that ends.
-
-    Returns:
-        All runs that have finished, in this call and in earlier ones.
 
     Raises:
         UserError: wrong input; nothing was trained.
@@ -73,9 +64,8 @@ def compare(
 
     Example:
         >>> import stackbert as sb
-        >>> comparison = sb.compare(  # doctest: +SKIP
-        ...     sb.load_recipe("small-cpu"), corpus="corpus", out="comparison", jobs=2
-        ... )
+        >>> recipe = sb.load_recipe("small-cpu")
+        >>> comparison = sb.compare(recipe, corpus="corpus", out="out")  # doctest: +SKIP
         >>> print(*comparison.verdict(), sep="\\n")  # doctest: +SKIP
     """
     if not growths_of(recipe):
@@ -103,7 +93,7 @@ def compare(
         comparison = _started(folder, request, asked, opened, tell)
         train = functools.partial(_train, folder, opened, keep_checkpoints, tell)
         if len(request.learning_rates) > 1:
-            once = replace(asked[0], seeds=1, fractions=(1.0,))
+            once = asked[0].model_copy(update={"seeds": 1, "fractions": (1.0,)})
             comparison = train(*comparison.planned([once], request.learning_rates))
             tell.say(
                 f"scratch does best at {comparison.learning_rate:g} times the recipe's learning "
@@ -118,7 +108,16 @@ def _started(
     """The comparison in the folder, or a new one, with a reference table that covers `asked`."""
     before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
     if before:
-        _check_same(folder, before, request, asked)
+        differing = differing_fields(before.request, request)
+        for variant in asked:
+            there = before.variants.get(variant.name, variant.recipe)
+            changed = differing_fields(there, variant.recipe)
+            differing += [f"variant '{variant.name}': {field}" for field in changed]
+        if differing:
+            raise UserError(
+                f"{folder} holds another comparison. It differs in: {'; '.join(differing)}. "
+                "Variants, seeds and fractions can be added; for anything else choose a new folder."
+            )
     elif foreign := [path.name for path in folder.glob("[!.]*") if path.name != RUNS]:
         raise UserError(
             f"{folder} is not empty and not a comparison (it holds {', '.join(foreign[:3])}). "
@@ -150,24 +149,6 @@ def _started(
     return comparison
 
 
-def _check_same(
-    folder: Path, before: Comparison, request: Request, asked: Sequence[Variant]
-) -> None:
-    """Refuse to resume with another request; variants, seeds and fractions may be added."""
-    if differing := differing_fields(before.request, request):
-        raise UserError(
-            f"{folder} holds another comparison. It differs in: {'; '.join(differing)}. Variants, "
-            "seeds and fractions can be added; for anything else choose a new folder."
-        )
-    for variant in asked:
-        there = before.variants.get(variant.name, variant.recipe)
-        if differing := differing_fields(there, variant.recipe):
-            raise UserError(
-                f"{folder} holds a variant '{variant.name}' that differs in: "
-                f"{'; '.join(differing)}. Give the new one another name."
-            )
-
-
 def _train(
     folder: Path,
     corpus: Corpus,
@@ -176,34 +157,23 @@ def _train(
     comparison: Comparison,
     recipes: Mapping[str, Recipe],
 ) -> Comparison:
-    """Train those runs that have not finished; what they gave is written as they end.
+    """Train those of `recipes` (by folder) that have not finished; write results as they end."""
 
-    Args:
-        recipes: of the runs, by key.
-
-    Raises:
-        Interrupted: asked to stop.
-        RunError: a run refused its input, or all failed.
-    """
-    folders = comparison.folders(folder)
-
-    def collect() -> Comparison:
+    def collect() -> tuple[Comparison, list[str]]:
+        """All that the runs gave so far, and those of `recipes` that have not finished."""
         collected = comparison.collected(folder)
         collected.write(folder / COMPARISON)
-        finished = collected.runs.loc[collected.runs["missing"] == "", "key"]
-        for key in () if keep_checkpoints else recipes.keys() & set(finished):
+        finished = set(collected.runs.loc[collected.runs["missing"] == "", "folder"])
+        for name in () if keep_checkpoints else finished & recipes.keys():
             # They were there to resume from.
-            shutil.rmtree(folders[key] / CHECKPOINTS, ignore_errors=True)
-        return collected
+            shutil.rmtree(folder / RUNS / name / CHECKPOINTS, ignore_errors=True)
+        return collected, [name for name in recipes if name not in finished]
 
-    comparison = collect()
-    todo = []
-    unfinished = set(comparison.runs.loc[comparison.runs["missing"] != "", "key"])
-    for key, recipe in recipes.items():
-        if key in unfinished:
-            todo.append(run := folders[key])
-            run.parent.mkdir(exist_ok=True)
-            write_text(run.with_name(run.name + ".yaml"), recipe.to_yaml())
+    comparison, names = collect()
+    todo = [folder / RUNS / name for name in names]
+    for run in todo:
+        run.parent.mkdir(exist_ok=True)
+        write_text(run.with_name(run.name + ".yaml"), recipes[run.name].to_yaml())
     if todo:
         progress.say(f"{counted(len(todo), 'run')} to train")
     jobs, threads = comparison.request.jobs, comparison.reference.threads
@@ -211,13 +181,13 @@ def _train(
     try:
         with closing(train_all(todo, corpus.folder, jobs=jobs, threads=threads)) as ending:
             for done, (run, seconds, failure) in enumerate(ending, start=1):
-                comparison = collect()
+                comparison, _ = collect()
                 failures += [failure] if failure else []
                 text = failure or f"{run.name}: finished in {format_duration(seconds)}"
                 progress.say(f"{text}; {counted(len(todo) - done, 'run')} left")
                 progress.step(done, len(todo), "runs")
     finally:
-        comparison = collect()
+        comparison, _ = collect()
     if failures and len(failures) == len(recipes):
         raise RunError(f"No run could be trained. {failures[0]}")
     return comparison

@@ -14,9 +14,6 @@ from stackbert.errors import Interrupted, RunError, UserError
 from stackbert.pretraining.signals import StopRequest
 from stackbert.units import counted
 
-_POLL = 0.2
-"""Seconds between two looks at the processes."""
-
 
 def environment(threads: int) -> dict[str, str]:
     """This process' environment, with a number of threads for torch and the tokenizer."""
@@ -33,14 +30,9 @@ def threads_each(jobs: int) -> int:
 def train_all(
     runs: Sequence[Path], corpus: Path, *, jobs: int, threads: int
 ) -> Generator[tuple[Path, float, str], None, None]:
-    """Train runs, `jobs` at a time. A run that fails does not stop the others.
+    """Train runs, `jobs` at a time, each with `threads`. One that fails does not stop the others.
 
-    Args:
-        runs: folders, in the order in which they are started; the recipe of RUN is RUN.yaml, and
-            what it prints goes to RUN.log.
-        corpus: folder.
-        jobs: processes at a time.
-        threads: of each.
+    The recipe of RUN is RUN.yaml, and what it prints goes to RUN.log.
 
     Yields:
         Every run that ended, its seconds, and why it failed ("" if it did not).
@@ -57,7 +49,7 @@ def train_all(
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
                     running[run] = (_start(run, corpus, threads), time.monotonic())
-                time.sleep(_POLL)
+                time.sleep(0.2)
                 for run, (process, begun) in list(running.items()):
                     if process.poll() is None:
                         continue

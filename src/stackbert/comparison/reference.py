@@ -1,12 +1,11 @@
 """Equal time by a table: what each kind of step costs here, and how many steps a budget buys.
 
-A clock would give a variant that ran in a quiet minute more than one that ran in a busy one. So
-seconds are counted, not clocked: steps times the reference seconds of their kind, measured once
-for all variants together (`calibration`).
+A clock would give a variant that ran in a quiet minute more than one that ran in a busy one, so
+seconds are counted: steps times the seconds of their kind, measured once (`calibration`).
 """
 
+import bisect
 import functools
-import itertools
 import re
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +21,7 @@ Unit = Literal["seconds", "flops", "step"]
 """Of a budget; a column of a comparison's results, too."""
 _ROUNDING = 1e-9
 """A sum of floats may be off by this share of itself; a budget of exactly N steps must buy N."""
+_MOST_STEPS = 10**12
 
 
 class StepKind(NamedTuple):
@@ -71,10 +71,8 @@ class Reference(BaseModel):
     def spent(self, recipe: Recipe, steps: int) -> Spent:
         """What the first `steps` steps of a recipe cost, with the growths between them."""
         total, depth = Spent(), recipe.stages[0].depth
-        for kind, (first, end) in zip(
-            step_kinds(recipe), itertools.pairwise(recipe.boundaries), strict=True
-        ):
-            done = min(steps, end) - first
+        for kind, stage in zip(step_kinds(recipe), recipe.stages, strict=True):
+            done = min(steps, stage.steps)
             if done <= 0:
                 break
             row = self.by_kind[kind]
@@ -85,7 +83,7 @@ class Reference(BaseModel):
                 total.flops + done * row.flops,
                 total.tokens + done * kind.sequences * kind.sequence_length,
             )
-            depth = kind.depth
+            steps, depth = steps - done, kind.depth
         return total
 
     def cost(self, recipe: Recipe, unit: Unit) -> float:
@@ -102,11 +100,9 @@ class Reference(BaseModel):
         return recipe.model_copy(update=settings)
 
     def extended(self, new: "Reference", anchor: StepKind) -> "Reference":
-        """This table with the rows of `new` that it lacks, brought to the speed of this one.
+        """This table with the rows of `new` that it lacks, brought to its own speed.
 
-        Args:
-            new: measured later, when the machine may have been faster or slower.
-            anchor: a kind of step that both have.
+        The machine may have been faster or slower when `new` was measured; `anchor` is in both.
         """
         scale = self.by_kind[anchor].seconds / new.by_kind[anchor].seconds
         steps = new.steps.loc[[kind not in self.by_kind for kind in new.by_kind]].copy()
@@ -161,33 +157,22 @@ def parse_budget(text: str) -> Budget:
 def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: float = 1.0) -> Recipe:
     """The recipe over as many steps as a share of the budget buys, each stage keeping its share.
 
-    Args:
-        recipe: a variant's, of any length.
-        reference: what steps and growths cost.
-        budget: of the comparison.
-        fraction: of it.
-
     Raises:
         UserError: it does not buy one step a stage.
     """
     most = budget.amount * fraction * (1.0 + _ROUNDING)
-
-    def fits(steps: int) -> bool:
-        return reference.cost(recipe.scaled(steps), budget.unit) <= most
-
-    low = len(recipe.stages)
-    if not fits(low):
+    fewest = len(recipe.stages)
+    affordable = bisect.bisect_right(
+        range(fewest, _MOST_STEPS),
+        most,
+        key=lambda steps: reference.cost(recipe.scaled(steps), budget.unit),
+    )
+    if not affordable:
         raise UserError(
             f"A budget of {budget} is too short: {fraction:g} of it does not buy one step of each "
-            f"of the {low} stages. Give more."
+            f"of the {fewest} stages. Give more."
         )
-    high = 2 * low
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return recipe.scaled(low)
+    return recipe.scaled(fewest + affordable - 1)
 
 
 def step_kinds(recipe: Recipe) -> list[StepKind]:

@@ -1,8 +1,6 @@
 """comparison.json: what was asked, what was measured for it, and what the runs gave."""
 
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from stackbert.comparison import standings, verdict
 from stackbert.comparison.processes import last_line, log_of
 from stackbert.comparison.reference import Budget, Reference, Spent, filling, joined
-from stackbert.comparison.variants import SCRATCH, Variant, at_rate
+from stackbert.comparison.variants import SCRATCH, Variant
 from stackbert.files import Record
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.record import MODEL, read_run
@@ -25,10 +23,8 @@ from stackbert.tables import Frame
 COMPARISON = "comparison.json"
 RUNS = "runs"
 _RUN = ["variant", "fraction", "seed", "learning_rate"]
-_RUN_COLUMNS = [*_RUN, "stages", "key", "missing"]
+_RUN_COLUMNS = [*_RUN, "stages", "folder", "missing"]
 _EVALUATION_COLUMNS = [*_RUN, "depth", *Spent._fields, "loss", "masked_lm"]
-_IRRELEVANT = {"name", "summary", "checkpoint", "log_every"}
-"""Parts of a recipe that leave every loss as it is."""
 
 
 class Request(BaseModel):
@@ -62,16 +58,15 @@ class Comparison(Record):
     """Each variant's recipe before it was scaled to the budget."""
     runs: Frame = pd.DataFrame(columns=_RUN_COLUMNS)
     """A row for each planned run: variant, fraction, seed, learning_rate (a factor), stages
-    ("2:100, 4:300"), key (of its recipe and corpus), missing (why it has not finished, or "")."""
+    ("2:100, 4:300"), folder (below `RUNS`), missing (why it has not finished, or "")."""
     evaluations: Frame = pd.DataFrame(columns=_EVALUATION_COLUMNS)
     """A row for each validation loss of each finished run: variant, fraction, seed, learning_rate,
-    depth, step, seconds, flops, tokens, loss, masked_lm. Seconds and FLOPs are the reference
-    table's. At a growth there are two rows at the same step, before and after."""
+    depth, step, seconds and flops (by the reference table), tokens, loss, masked_lm. At a growth
+    there are two at the same step, before and after."""
 
     @property
     def tried(self) -> pd.DataFrame:
-        """The learning rates that scratch tried, if several: learning_rate, loss (NaN if it did
-        not finish)."""
+        """Of scratch, if it tried several: learning_rate, loss (NaN if it did not finish)."""
         rows = self.evaluations[self.evaluations["variant"] == SCRATCH]
         rows = rows[(rows["fraction"] == 1.0) & (rows["seed"] == self.request.recipe.seed)]
         last = rows.groupby("learning_rate")["loss"].last().astype(float)
@@ -89,33 +84,33 @@ class Comparison(Record):
 
     @property
     def results(self) -> pd.DataFrame:
-        """`evaluations` at the chosen learning rate, variants in the order they were asked for."""
+        """`evaluations` at the chosen learning rate."""
         rows = self.evaluations
         return rows[rows["learning_rate"] == self.learning_rate].drop(columns="learning_rate")
 
     def standings(self) -> pd.DataFrame:
-        """Final losses against scratch's; see `standings.standings`."""
+        """As `standings.standings`."""
         return standings.standings(self.results)
 
     def speeds(self) -> pd.DataFrame:
-        """Shares of scratch's budget to the same loss; see `standings.speeds`."""
+        """As `standings.speeds`."""
         return standings.speeds(self.results, self.budget.unit)
 
     def curves(self) -> pd.DataFrame:
-        """The learning curves as a report draws them: group (variant), run, detail (seed and
-        share), main (whether the run stands for its variant: its first seed, at the whole budget
-        or else at the largest share), depth, seconds, flops, tokens, steps, loss."""
+        """Learning curves to draw: group (variant), run, detail (seed and share), main (whether the
+        run stands for its variant), depth, seconds, flops, tokens, steps, loss."""
         rows = self.results
-        main: dict[str, list[object]] = {}
         runs = rows[_RUN[:3]].drop_duplicates().itertuples(index=False, name=None)
-        for name, *run in sorted(runs, key=lambda run: (run[1] != 1.0, -run[1], run[2])):
-            main.setdefault(name, run)
+        main: dict[str, tuple[object, ...]] = {}
+        # The first seed at the whole budget, or else at the largest share.
+        for run in sorted(runs, key=lambda run: (run[1] != 1.0, -run[1], run[2])):
+            main.setdefault(run[0], run)
         detail = "seed " + rows["seed"].astype(str) + ", "
         detail += rows["fraction"].map("{:.3g}".format) + " of the budget"
         return rows.assign(
             detail=detail,
             run=rows["variant"] + ", " + detail,
-            main=[main[row.variant] == [row.fraction, row.seed] for row in rows.itertuples()],
+            main=[run in main.values() for run in rows[_RUN[:3]].itertuples(index=False)],
         ).rename(columns={"variant": "group", "step": "steps"})
 
     def growths(self) -> pd.DataFrame:
@@ -135,15 +130,10 @@ class Comparison(Record):
 
     def differences(self) -> pd.DataFrame:
         """What each variant changes of the recipe: variant, stages, other (other fields)."""
-        recipe = self.request.recipe
-        rows = [
-            (
-                name,
-                _stages(own),
-                "; ".join(differing_fields(recipe.model_copy(update={"stages": own.stages}), own)),
-            )
-            for name, own in self.variants.items()
-        ]
+        rows = []
+        for name, own in self.variants.items():
+            alike = self.request.recipe.model_copy(update={"stages": own.stages})
+            rows.append((name, _stages(own), "; ".join(differing_fields(alike, own))))
         return pd.DataFrame(rows, columns=["variant", "stages", "other"])
 
     def missing(self) -> list[str]:
@@ -166,64 +156,50 @@ class Comparison(Record):
             variants={name: self.variants[name] for name in self.runs["variant"].unique()},
         )
 
-    def folders(self, folder: Path) -> dict[str, Path]:
-        """Key of a run → its folder in a comparison's; runs that are the same have one."""
-        names = {}
-        for run in self.runs.drop_duplicates("key").itertuples():
-            share = f"{100 * run.fraction:.4g}".replace(".", "_")
-            names[run.key] = f"{run.variant}-{share}-seed{run.seed}-{run.key}"
-        return {key: folder / RUNS / name for key, name in names.items()}
-
     def planned(
         self, variants: Sequence[Variant], rates: Sequence[float]
     ) -> tuple[Self, dict[str, Recipe]]:
-        """The comparison with the runs of some variants added, and the recipe of each run by key.
+        """The comparison with the runs of some variants added, and their recipes by folder.
 
-        Those that answer the first question come first.
-
-        Args:
-            variants: with their seeds and shares.
-            rates: factors of the learning rates.
+        Those that answer the first question come first. `rates` are factors.
 
         Raises:
             UserError: the budget does not buy one step of each stage.
         """
         rows, recipes = [], {}
         for variant, rate in itertools.product(variants, rates):
+            optimizer = variant.recipe.optimizer
+            factors = {"lr": rate * optimizer.lr, "muon_lr": rate * optimizer.muon_lr}
             for fraction in variant.fractions:
                 filled = filling(variant.recipe, self.reference, self.budget, fraction)
-                complete = at_rate(self.reference.complete(filled), rate)
-                # Checkpoints are for resuming: what is compared is in the ledger and the model.
-                checkpoint = complete.checkpoint.model_copy(update={"keep": 1})
+                complete = self.reference.complete(filled)
                 for seed in range(complete.seed, complete.seed + variant.seeds):
-                    changes = {"seed": seed, "checkpoint": checkpoint}
-                    recipe = complete.model_copy(update=changes)
-                    key = run_key(recipe, self.request.corpus)
-                    recipes[key] = recipe
-                    rows.append((variant.name, fraction, seed, rate, _stages(recipe), key, ""))
+                    changes = {
+                        "seed": seed,
+                        "optimizer": optimizer.model_copy(update=factors),
+                        # They are for resuming: what is compared is in the ledger and the model.
+                        "checkpoint": complete.checkpoint.model_copy(update={"keep": 1}),
+                    }
+                    name = f"{variant.name}-{100 * fraction:g}-seed{seed}"
+                    name += "" if rate == 1.0 else f"-rate{rate:g}"
+                    recipes[name] = complete.model_copy(update=changes)
+                    rows.append((variant.name, fraction, seed, rate, _stages(complete), name, ""))
         new = pd.DataFrame(rows, columns=_RUN_COLUMNS)
         new = new.sort_values(["seed", "fraction"], ascending=[True, False], kind="stable")
         runs = joined(self.runs, new).drop_duplicates(_RUN, ignore_index=True)
-        return self.model_copy(update={"runs": runs}), {key: recipes[key] for key in new["key"]}
+        return self.model_copy(update={"runs": runs}), {name: recipes[name] for name in new.folder}
 
     def collected(self, folder: Path) -> Self:
-        """With the losses of every run that has finished by now.
-
-        Losses that are there already stay, even if the run's folder is gone.
-
-        Args:
-            folder: of the comparison.
-        """
+        """With the losses of every run that has finished by now, and those known already."""
         known = dict(list(self.evaluations.groupby(_RUN, sort=False)))
         found, missing = [], []
-        folders = self.folders(folder)
         for run in self.runs.itertuples():
             identity = (run.variant, run.fraction, run.seed, run.learning_rate)
-            own = known.get(identity)
-            if own is None and is_finished(folders[run.key]):
-                own = evaluations_of(folders[run.key], self.reference)
+            own, place = known.get(identity), folder / RUNS / run.folder
+            if own is None and (place / MODEL).is_dir():
+                own = evaluations_of(place, self.reference)
                 own = own.assign(**dict(zip(_RUN, identity, strict=True)))
-            missing.append(_why_missing(folders[run.key]) if own is None else "")
+            missing.append(_why_missing(place) if own is None else "")
             found += [] if own is None else [own[_EVALUATION_COLUMNS]]
         evaluations = joined(self.evaluations[:0], *found)
         runs = self.runs.assign(missing=missing)
@@ -237,18 +213,6 @@ def read_comparison(folder: str | Path) -> Comparison:
         UserError: it is no comparison, or a file in it is damaged.
     """
     return Comparison.read(Path(folder) / COMPARISON).collected(Path(folder))
-
-
-def run_key(recipe: Recipe, corpus: str) -> str:
-    """Twelve hexadecimal digits of everything that decides a run's losses."""
-    relevant = recipe.model_dump(mode="json", exclude=_IRRELEVANT)
-    text = json.dumps([relevant, corpus], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a run has ended well."""
-    return (run / MODEL).is_dir()
 
 
 def evaluations_of(run: Path, reference: Reference) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from statistics import fmean
 import pandas as pd
 
 from stackbert.comparison.reference import Unit
-from stackbert.comparison.statistics import Interval, crossing, interval, paired, share_for
+from stackbert.comparison.statistics import crossing, interval, share_for
 from stackbert.comparison.variants import SCRATCH
 
 
@@ -19,19 +19,21 @@ def losses(results: pd.DataFrame, variant: str, fraction: float = 1.0) -> dict[i
 def standings(results: pd.DataFrame) -> pd.DataFrame:
     """Final losses: a row for each variant and share of the budget, scratch first, then the best.
 
-    Differences are paired by seed and taken to scratch at its whole budget. Columns: variant,
-    fraction, seeds, loss, loss_low, loss_high (mean and 95 % interval over all its seeds);
-    pairs, own, scratch (mean losses over the seeds that both have); difference, low, high; outcome
-    ("better", "worse", "no difference", "one seed").
+    Differences are paired by seed and taken to scratch at its whole budget: runs of one seed share
+    their first weights (as far as the depths allow), the order of the rows and the masks, so much
+    of their noise is common and cancels. Columns: variant, fraction, seeds, loss, loss_low,
+    loss_high (mean and 95 % interval over all its seeds); pairs, own, scratch (mean losses over the
+    seeds that both have); difference, low, high; outcome ("better", "worse", "no difference", "one
+    seed").
     """
     scratch, rows = losses(results, SCRATCH), []
     places = results[["variant", "fraction"]].drop_duplicates()
     for name, fraction in places.itertuples(index=False):
         own = losses(results, name, fraction)
-        gap, common = paired(own, scratch), sorted(own.keys() & scratch.keys())
-        if gap is None or (name == SCRATCH and fraction != 1.0):
+        common = sorted(own.keys() & scratch.keys())
+        if not common or (name == SCRATCH and fraction != 1.0):
             continue
-        loss = interval(list(own.values()))
+        loss, gap = interval(list(own.values())), interval([own[s] - scratch[s] for s in common])
         row = {
             "variant": name,
             "fraction": fraction,
@@ -45,20 +47,12 @@ def standings(results: pd.DataFrame) -> pd.DataFrame:
             "difference": gap.mean,
             "low": gap.low,
             "high": gap.high,
-            "outcome": "" if name == SCRATCH else _outcome(gap),
+            "outcome": "" if name == SCRATCH else gap.outcome,
         }
         rows.append(row)
     rows.sort(key=lambda row: (row["variant"] != SCRATCH, -row["fraction"], row["difference"]))
     bounds = ["loss_low", "loss_high", "low", "high"]
     return pd.DataFrame(rows).astype(dict.fromkeys(bounds, float)) if rows else pd.DataFrame()
-
-
-def _outcome(gap: Interval) -> str:
-    if gap.number < 2:
-        return "one seed"
-    if not gap.excludes_zero:
-        return "no difference"
-    return "better" if gap.mean < 0 else "worse"
 
 
 def speeds(results: pd.DataFrame, unit: Unit) -> pd.DataFrame:
@@ -68,17 +62,14 @@ def speeds(results: pd.DataFrame, unit: Unit) -> pd.DataFrame:
     schedule; None where there is one budget); crossing (a `Share`: where the learning curve of the
     run at the whole budget reaches scratch's final loss; None without such a run).
     """
-    rows = []
-    whole = results[results["fraction"] == 1.0]
-    for seed, target in losses(results, SCRATCH).items():
-        budget = whole.loc[whole["variant"] == SCRATCH, unit].max()
-        for name, own in results[results["seed"] == seed].groupby("variant", sort=False):
+    rows, scratch = [], losses(results, SCRATCH)
+    spent = results[results["fraction"] == 1.0].groupby(["variant", "seed"])[unit].max()
+    for name, runs in results[results["variant"] != SCRATCH].groupby("variant", sort=False):
+        for seed, own in runs[runs["seed"].isin(scratch)].groupby("seed"):
             final = own.groupby("fraction")["loss"].last().to_dict()
             curve = list(own.loc[own["fraction"] == 1.0, [unit, "loss"]].itertuples(index=False))
-            share = share_for(final, target) if len(final) > 1 else None
-            crossed = crossing(curve, target, budget) if curve else None
-            if name != SCRATCH and (share or crossed):
+            share = share_for(final, scratch[seed]) if len(final) > 1 else None
+            crossed = crossing(curve, scratch[seed], spent[SCRATCH, seed]) if curve else None
+            if share or crossed:
                 rows.append((name, seed, share, crossed))
-    order = {name: place for place, name in enumerate(results["variant"].unique())}
-    rows.sort(key=lambda row: order[row[0]])
     return pd.DataFrame(rows, columns=["variant", "seed", "share", "crossing"], dtype=object)

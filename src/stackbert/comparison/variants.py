@@ -1,13 +1,8 @@
-"""What is compared: one recipe, transformed in several ways.
-
-All but the way of growing is the same for all variants: text, order of the rows, masks, model,
-optimiser, seeds, evaluation. docs/comparison.md has the reasons.
-"""
+"""What is compared: one recipe, transformed in several ways; all else is the same for all."""
 
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,45 +21,25 @@ T = TypeVar("T", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class VariantSpec(BaseModel):
-    """A variant as a user writes it: what differs from the recipe, and how often it is run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    seeds: PositiveInt = 3
-    fractions: Annotated[
-        tuple[Annotated[float, Field(gt=0.0, le=4.0)], ...], Field(min_length=1)
-    ] = (1.0,)
-    """Shares of the budget, each a run of its own with its own full decay."""
-    stages: list[dict[str, Any]] | None = None
-    growth: dict[str, Any] | None = None
-    schedule: dict[str, Any] | None = None
-    optimizer: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Variant:
+class Variant(BaseModel):
     """One way to spend the budget."""
 
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     name: str
     recipe: Recipe
     """Of any length; it is scaled to the budget."""
-    seeds: int
-    fractions: tuple[float, ...]
-    """Descending shares of the budget."""
+    seeds: PositiveInt
+    fractions: Annotated[tuple[Annotated[float, Field(gt=0.0, le=4.0)], ...], Field(min_length=1)]
+    """Shares of the budget, each a run of its own with its own full decay."""
 
 
 def load_variants(
     words: Sequence[str], recipe: Recipe, *, seeds: int, fractions: Sequence[float]
-) -> tuple[Variant, ...]:
+) -> list[Variant]:
     """The variants that `words` name; scratch always comes first, because it is the yardstick.
 
-    Args:
-        words: "scratch", growth operators ("stack"), or paths of YAML files that map names to
-            what differs.
-        recipe: that all of them vary.
-        seeds: runs of each, unless a file says otherwise.
-        fractions: shares of the budget for all but scratch, unless a file says otherwise.
+    Words are "scratch", growth operators ("stack"), or paths of YAML files that map names to what
+    differs from the recipe. `fractions` are not scratch's; a file may give its own, and seeds.
 
     Raises:
         UserError: a name that is neither a variant nor a file, a field that must not differ.
@@ -77,13 +52,24 @@ def load_variants(
             found[name] = fields
     variants = []
     for name, fields in found.items():
-        default = {"seeds": seeds, "fractions": (1.0,) if name == SCRATCH else tuple(fractions)}
-        spec = validated(VariantSpec, f"Variant '{name}'", **(default | fields))
+        where, known = f"Variant '{name}'", ("seeds", "fractions", *_FREE)
+        if unknown := [field for field in fields if field not in known]:
+            raise UserError(
+                f"{where}: there is no field '{unknown[0]}'. The fields are {', '.join(known)}."
+            )
+        variant = validated(
+            Variant,
+            where,
+            name=name,
+            recipe=_varied(name, fields, recipe),
+            seeds=fields.get("seeds", seeds),
+            fractions=fields.get("fractions", [1.0] if name == SCRATCH else fractions),
+        )
         # All others are compared with scratch at the whole budget.
-        shares = {*spec.fractions, *((1.0,) if name == SCRATCH else ())}
-        varied = _varied(name, spec, recipe)
-        variants.append(Variant(name, varied, spec.seeds, tuple(sorted(shares, reverse=True))))
-    return tuple(variants)
+        shares = {*variant.fractions, *([1.0] if name == SCRATCH else [])}
+        descending = tuple(sorted(shares, reverse=True))
+        variants.append(variant.model_copy(update={"fractions": descending}))
+    return variants
 
 
 def validated(model: type[T], where: str, **fields: object) -> T:
@@ -95,8 +81,7 @@ def validated(model: type[T], where: str, **fields: object) -> T:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        known = ", ".join(model.model_fields)
-        raise UserError(f"{where}: {explain(error, model)}. The fields are {known}.") from error
+        raise UserError(f"{where}: {explain(error, model)}.") from error
 
 
 def at_depth(recipe: Recipe, depth: int) -> Recipe:
@@ -108,13 +93,6 @@ def at_depth(recipe: Recipe, depth: int) -> Recipe:
             own = own.model_copy(update={"steps": own.steps + merged.pop().steps})
         merged.append(own)
     return recipe.model_copy(update={"stages": tuple(merged)})
-
-
-def at_rate(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with its learning rates multiplied."""
-    optimizer = recipe.optimizer
-    rates = {"lr": factor * optimizer.lr, "muon_lr": factor * optimizer.muon_lr}
-    return recipe.model_copy(update={"optimizer": optimizer.model_copy(update=rates)})
 
 
 def growths_of(recipe: Recipe) -> list[tuple[int, int]]:
@@ -133,15 +111,15 @@ def _named(word: str) -> dict[str, dict[str, Any]]:
     for name, fields in raw.items():
         if not _NAME.fullmatch(str(name)) or not isinstance(fields, dict | None):
             raise UserError(
-                f"{word}: '{name}' is not a variant. Its name may have letters, digits, '-', '.' "
+                f"{word}: '{name}' is not a variant: a name is made of letters, digits, '-', '.' "
                 "and '_'; below it stand the fields that differ."
             )
     return {str(name): fields or {} for name, fields in raw.items()}
 
 
-def _varied(name: str, spec: VariantSpec, recipe: Recipe) -> Recipe:
-    """The recipe with a variant's changes."""
-    changes = spec.model_dump(include=set(_FREE), exclude_none=True)
+def _varied(name: str, fields: dict[str, Any], recipe: Recipe) -> Recipe:
+    """The recipe with a variant's changes, over as many steps: those of its stages are shares."""
+    changes = {part: fields[part] for part in _FREE if fields.get(part) is not None}
     if name == SCRATCH:
         if changes:
             raise UserError(
@@ -149,14 +127,21 @@ def _varied(name: str, spec: VariantSpec, recipe: Recipe) -> Recipe:
                 f"change {', '.join(changes)}. Give the variant another name."
             )
         return at_depth(recipe, recipe.stages[-1].depth)
-    if name in OPERATORS:
-        changes["growth"] = {"operator": name, **changes.get("growth", {})}
-    elif not changes:
+    if not changes and name not in OPERATORS:
         raise UserError(
             f"There is no variant '{name}'. Use one of {', '.join([SCRATCH, *OPERATORS])}, or "
             f"say in a YAML file what differs from the recipe ({', '.join(_FREE)})."
         )
-    varied = _changed(recipe, changes, f"Variant '{name}'")
+    where, raw = f"Variant '{name}'", recipe.model_dump(mode="json")
+    if name in OPERATORS:
+        raw["growth"]["operator"] = name
+    for part, value in changes.items():
+        raw[part] = {**raw[part], **value} if isinstance(value, dict) else value
+    if "stages" in changes:
+        # Scaled without the schedule, so that its warm-up stays the same share of the run.
+        shares = parse_recipe({**raw, "schedule": {}}, where).scaled(recipe.total_steps)
+        raw["stages"] = [stage.model_dump() for stage in shares.stages]
+    varied = parse_recipe(raw, where)
     operator = varied.growth.operator
     for what, own, wanted in (
         ("its final depth", varied.stages[-1].depth, recipe.stages[-1].depth),
@@ -165,20 +150,5 @@ def _varied(name: str, spec: VariantSpec, recipe: Recipe) -> Recipe:
         ("growth.operator, which is its name,", operator, name if name in OPERATORS else operator),
     ):
         if own != wanted:
-            raise UserError(f"Variant '{name}': {what} must be {wanted}, not {own}.")
+            raise UserError(f"{where}: {what} must be {wanted}, not {own}.")
     return varied
-
-
-def _changed(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
-    """The recipe with changes, over as many steps: the steps of changed stages are shares."""
-    raw = recipe.model_dump(mode="json")
-    merged = {
-        part: {**raw[part], **fields} if isinstance(fields, dict) else fields
-        for part, fields in changes.items()
-    }
-    if "stages" in merged:
-        # Scaled without the schedule, so that its warm-up stays the same share of the run.
-        shares = parse_recipe({**raw, **merged, "schedule": {}}, where)
-        scaled = shares.scaled(recipe.total_steps)
-        merged["stages"] = [stage.model_dump() for stage in scaled.stages]
-    return parse_recipe({**raw, **merged}, where)

@@ -28,7 +28,7 @@ def comparison_page(folder: Path) -> Page:
     parts += [
         Table("What the variants change", found.differences(), changes),
         Table("Learning rates that scratch tried", found.tried, formats={"loss": "{:.3f}"}),
-        Table("Runs", found.runs.drop(columns="key"), folded=True),
+        Table("Runs", found.runs.drop(columns="folder"), folded=True),
         Table(
             "Recipe",
             pd.Series(flat_fields(found.request.recipe), name="value").astype(str).reset_index(),
