@@ -1,11 +1,15 @@
 """The benchmarks run on tiny shapes. Their figures are not judged here."""
 
+import functools
 import json
 import math
+import random
 import sys
 
 import pandas as pd
 import pytest
+
+from stackbert.recipes import load_recipe
 
 
 @pytest.fixture
@@ -74,3 +78,46 @@ def test_overhead_accounts_for_the_wall_time_and_the_report_says_so(load, tmp_pa
     assert "these figures say nothing" in text
     report = json.loads((tmp_path / "time.json").read_text("utf-8"))
     assert report["tables"]["Where"][-1]["share"] == 1.0
+
+
+def test_the_soak_sees_a_leak_at_the_depth_where_it_is_and_forgives_a_growth(load) -> None:
+    soak = load("soak")
+    rows = [
+        {
+            "seconds": 5.0 * n,
+            "depth": depth,
+            "memory": 200 * depth + n % 7,
+            "files": 20,
+            "threads": 9,
+        }
+        for depth, looks in ((2, range(360)), (4, range(360, 720)))
+        for n in looks
+    ]
+    flat = pd.DataFrame(rows)
+    assert soak.judge(flat)["MiB an hour"].abs().max() < 1
+    is_deep = flat.depth == 4
+    leaking = flat.assign(
+        memory=flat.memory + is_deep * flat.seconds / 180,
+        files=flat.files + is_deep * flat.index // 50,
+    )
+    found = soak.judge(leaking)
+    assert found["MiB an hour"].tolist() == pytest.approx([0, 20], abs=1)
+    assert (found["more files"] > 0).tolist() == [False, True]
+
+
+def test_the_fuzzer_counts_what_is_not_a_sentence(load, tmp_path, monkeypatch) -> None:
+    fuzz = load("fuzz")
+    (tmp_path / "recipe").mkdir()
+    recipe = tmp_path / "recipe" / "recipe.yaml"
+    recipe.write_text(load_recipe("demo").to_yaml(), "utf-8")
+    kept, before = tmp_path / "kept", recipe.read_bytes()
+    run = functools.partial(fuzz.run_case, "recipe", tmp_path, kept=kept)
+    assert run(draw=None)[0] == "accepted"
+    assert {run(draw=random.Random(seed))[0] for seed in range(20)} <= {"accepted", "refused"}
+    assert recipe.read_bytes() == before
+    monkeypatch.setattr(fuzz, "read", lambda *_: 1 / 0)
+    outcome, said = run(draw=random.Random(0))
+    assert outcome == "failed"
+    assert "ZeroDivisionError" in said
+    monkeypatch.setattr(fuzz, "read", lambda *_: (tmp_path / "other").write_text("changed"))
+    assert run(draw=random.Random(0))[0] == "failed"

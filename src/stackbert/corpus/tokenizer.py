@@ -240,12 +240,14 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
         config |= _json_object(path / "tokenizer_config.json")
     config.pop("auto_map", None)  # code of others, which is never run
     ids: dict[str, int] = {}
-    for role, names in _ROLES.items():
-        for token in (config.pop(role, None), *names):
-            found = _id_of(tokenizer, token)
-            if found is not None:
-                ids[role], config[role] = found, token
-                break
+    with reading(path):  # half a character, escaped in JSON, is no UTF-8 text
+        for role, names in _ROLES.items():
+            for token in (config.pop(role, None), *names):
+                found = _id_of(tokenizer, token)
+                if found is not None:
+                    ids[role], config[role] = found, token
+                    break
+        files["tokenizer_config.json"] = _plain_json(config)
     needed = ("mask_token", "pad_token", "cls_token or bos_token", "sep_token or eos_token")
     missing = [roles for roles in needed if not ids.keys() & set(roles.split(" or "))]
     if missing:
@@ -253,7 +255,6 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
             f"The tokenizer {path} has no {', no '.join(missing)}, which masked-LM training needs. "
             "Add them to the tokenizer (add_special_tokens) and save it, or take another one."
         )
-    files["tokenizer_config.json"] = _plain_json(config)
     separator = ids["sep_token"] if "sep_token" in ids else ids["eos_token"]
     return CorpusTokenizer(tokenizer, separator, files)
 
