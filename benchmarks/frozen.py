@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -21,7 +22,6 @@ from sklearn.preprocessing import StandardScaler
 from transformers import DataCollatorWithPadding
 
 import reporting
-from reporting import Report, Table
 from stackbert.finetuning import sentences
 from stackbert.finetuning.data import official_tasks
 from stackbert.finetuning.models import Model, Opened, control_of, find_models, open_with_head
@@ -69,28 +69,25 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8000, help="training rows")
     parser.add_argument("--out", type=Path, default=reporting.RESULTS)
     given = parser.parse_args()
-    machine, begun = reporting.machine(), time.perf_counter()
+    begun = time.perf_counter()
     ((data,), _) = official_tasks(given.task, given.data, None)
     models = find_models(given.models, {}, ())
     found = {m.label: probe(m, data, given.rows) for m in (*models, *control_of(models))}
-    metric, deepest = data.task.metrics[0], max(map(len, found.values()))
-    columns = ("model", "embeddings", *(f"layer {n}" for n in range(1, deepest)))
-    cells = [
-        (name, *(f"{score:.1f}" for score in scores), *[""] * (deepest - len(scores)))
-        for name, scores in found.items()
-    ]
-    title = f"{metric} on dev (guessing: {100 * sentences.guess(data, 'dev')[metric]:.1f})"
-    report = Report(
-        benchmark=f"frozen-{data.task.name}",
-        title=f"What frozen layers know of {data.task.title}",
-        tables=(Table(title, columns, tuple(cells)),),
-        results=found,
-        settings={"task": data.task.name, "rows": given.rows},
-        machine=machine,
-        seconds=time.perf_counter() - begun,
+    metric = data.task.metrics[0]
+    table = pd.DataFrame.from_dict(found, orient="index")
+    table.columns = ["embeddings", *(f"layer {n}" for n in table.columns[1:])]
+    guessed = 100 * sentences.guess(data, "dev")[metric]
+    print(
+        reporting.write_report(
+            given.out,
+            f"frozen-{data.task.name}",
+            f"What frozen layers know of {data.task.title}",
+            {f"{metric} on dev": table.reset_index(names="model")},
+            notes=[f"{given.rows:,} training rows. Guessing scores {guessed:.1f}."],
+            seconds=time.perf_counter() - begun,
+            formats=dict.fromkeys(table.columns, "{:.1f}"),
+        )
     )
-    report.write(given.out)
-    print(report.markdown())
 
 
 if __name__ == "__main__":

@@ -1,251 +1,333 @@
-"""Damage the files that StackBERT reads, thousands of times, and see what it makes of them.
+"""Damage every kind of file that StackBERT reads, thousands of times, and see what it makes of it.
 
-    python benchmarks/fuzz.py --cases 10000
-    python benchmarks/fuzz.py --reader recipe --cases 200
-    python benchmarks/fuzz.py --reader recipe --only 17 --keep kept
+    python benchmarks/fuzz.py --cases 2000 --seed 0
+    python benchmarks/fuzz.py --reader recipe --reader text --cases 500 --work fuzz
 
-A case damages one valid file: single bits and bytes, cut and doubled pieces, control characters,
-encodings that are none, numbers too large, nesting too deep; and in what has a structure, values of
-another type, fields too many or too few, paths that leave their folder. The reader must then either
-refuse it in a sentence that names the file, or give what the file says, which is checked against a
-second way to read it. Everything else is a failure: another exception, a hang, memory, a program
-started, a connection, a pickle, the end of the process. So is a message that nobody can read.
-
-A case is decided by --seed, the reader's name and its number. Cases run in a process for each
-reader, which is started again where one ends it. Files that made a reader fail are kept.
-
-Exit code 0 if nothing failed, else 1.
+A case damages one file: bits flipped, pieces cut out, doubled or inserted, and where a file has a
+structure, values exchanged for others, renamed or dropped. The reader must take it or refuse it
+with a StackBertError. Anything else is a failure: another exception (a traceback), more than
+SECONDS (a hang), the end of the process, a program started, a connection or a pickle (code run),
+or another file changed. Seed, reader and number decide a case. Prints a table; exit code 1 if a
+case failed, whose files are then kept in `fuzz-failures/`.
 """
 
 import argparse
+import copy
 import faulthandler
+import gzip
 import json
+import lzma
 import os
+import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fuzz_checkpoints
-import fuzz_data
-import fuzz_results
-import fuzz_runs
-import fuzz_text
-from fuzz_cases import SECONDS, Fuzzer, Outcome, Reader
-from reporting import RESULTS, Report, Table, machine
+import pandas as pd
+import yaml
+import zstandard
 
-READERS: dict[str, type[Reader]] = {
-    reader.name: reader
-    for reader in (
-        fuzz_text.Text,
-        fuzz_text.JsonLines,
-        fuzz_text.Compressed,
-        fuzz_text.Parquet,
-        fuzz_text.Build,
-        fuzz_text.TokenizerFile,
-        fuzz_runs.CorpusFolder,
-        fuzz_runs.RecipeFile,
-        fuzz_runs.Overrides,
-        fuzz_runs.Run,
-        fuzz_runs.LedgerFile,
-        fuzz_checkpoints.State,
-        fuzz_checkpoints.Weights,
-        fuzz_checkpoints.OptimizerState,
-        fuzz_checkpoints.Foreign,
-        fuzz_results.Comparison,
-        fuzz_results.Attention,
-        fuzz_results.Study,
-        fuzz_data.Glue,
-        fuzz_data.Squad,
-        fuzz_data.Table,
-    )
-}
-_ADDRESSES = 6 << 30
-"""Bytes that a process may map beyond what it has mapped when the cases begin."""
-_MOST_DEATHS = 20
-"""Ends of a reader's process after which the rest of its cases is left out, and said."""
+import stackbert as sb
+from stackbert.corpus.text import open_files
+from stackbert.corpus.tokenizer import load_tokenizer
+from stackbert.demo import write_factbook
+from stackbert.errors import StackBertError
+from stackbert.files import sha256, writing
+from stackbert.finetuning.data import official_tasks, own_data, read_tables
 
-
-def work(reader: str, first: int, cases: int, seed: int, journal: Path) -> None:
-    """Run cases in this process; a line before and one behind each.
-
-    Args:
-        reader: its name.
-        first: number of the first case.
-        cases: how many.
-        seed: of them all.
-        journal: where the lines go.
-    """
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name, journal.open("a") as file:
-        fuzzer = Fuzzer(READERS[reader](), Path(name) / "files", seed)
-        _bound_memory()
-        for number in range(first, first + cases):
-            print(json.dumps({"begun": number}), file=file, flush=True)
-            # For what never comes back to Python, whose own alarm then cannot ring.
-            faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
-            outcome = fuzzer.run(number)
-            faulthandler.cancel_dump_traceback_later()
-            print(json.dumps(asdict(outcome)), file=file, flush=True)
+SECONDS, MEMORY = 120, 4 << 30
+"""A case that takes longer counts as a hang (on an idle machine none takes five), one that takes
+more bytes fails."""
+FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
+FORBIDDEN += ("socket.connect", "pickle.find_class")
+PIECES = [
+    *(b"\0", b"\n", b"\r\n", b"\t", b'"', b"\\", b"\x1b[2J", b"\xff\xfe", b"\xed\xa0\x80", b"\x80"),
+    *(b"9" * 5000, b"1e400", b"NaN", b"-1", b"null", b"[" * 100_000, b'{"a":' * 5000, b"&a [*a]"),
+    *("漢字🙂\u202e\u0301".encode(), b"\\ud800", b"../../etc/passwd", b"%s{0}", bytes(64)),
+    *(b"!!python/object/apply:os.system ['id']", b"cos\nsystem\n(S'id'\ntR.", b"</script><b>"),
+]
+READERS = ("recipe", "set", "text", "tokenizer", "corpus", "run", "resume", "model")
+READERS += ("comparison", "attention", "finetuning", "tables", "sst-2", "squad")
+Json = Any
+VALUES: list[Json] = [
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf")),
+    *("", "x", "../../x", "/etc/passwd", "a\0b", "x" * 10_000, "[MASK]", "\ud800", "漢字🙂"),
+    *([], [[]], [None] * 3, {}, {"x": {}}, {"": 1}, [1e400, "a"], "!!python/name:os.system"),
+]
+TINY = [
+    "model={type: bert, hidden_size: 16, num_attention_heads: 2, intermediate_size: 32}",
+    "stages=[{depth: 1, steps: 2}, {depth: 2, steps: 2}]",
+    "batch={sequences: 4, sequence_length: 16, micro_batch: 4}",
+    "checkpoint={every_steps: 1, every_minutes: null, keep: 9}",
+    *("evaluation={sequences: 4, every_steps: 2}", "schedule={warmup_steps: 1}", "log_every=1"),
+    *("precision=fp32", "compile=false", "optimizer.name=adamw"),
+]
+COMPRESSION: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".zst": zstandard}
 
 
-def _bound_memory() -> None:
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        mapped = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + _ADDRESSES, mapped + _ADDRESSES))
+def make_material(folder: Path) -> None:
+    """One of everything, as small as it can be, in folders named as the readers are."""
+    for name in ("text", "tables", "recipe", "set", "sst-2", "squad"):
+        (folder / name).mkdir(parents=True)
+    write_factbook(folder / "all.txt")
+    articles = [part[:900] for part in (folder / "all.txt").read_text("utf-8").split("\n\n")[:40]]
+    frame = pd.DataFrame({"text": [article[:60] for article in articles], "label": [0, 1] * 20})
+    plain, text = "\n\n".join(articles).encode(), folder / "text"
+    (text / "a.txt").write_bytes(plain)
+    frame.to_json(text / "b.jsonl", orient="records", lines=True)
+    frame.to_parquet(text / "c.parquet")
+    for suffix, library in COMPRESSION.items():
+        (text / f"d.txt{suffix}").write_bytes(library.compress(plain))
+    corpus, run, recipe = folder / "corpus", folder / "run", sb.load_recipe("demo", TINY)
+    sb.build_corpus(corpus, text=text / "a.txt", vocab_size=300, validation=0.2)
+    sb.pretrain(recipe, corpus=corpus, out=run)
+    shutil.copytree(corpus / "tokenizer", folder / "tokenizer")
+    shutil.copytree(run / "model", folder / "model")
+    shutil.copytree(run, folder / "resume")
+    for done in ("model", "checkpoints/step-00000004"):
+        shutil.rmtree(folder / "resume" / done)
+    shutil.copyfile(run / "recipe.yaml", folder / "recipe" / "recipe.yaml")
+    (folder / "set" / "override.txt").write_text("optimizer.betas=[0.9, 0.98]")
+    sb.compare(recipe, corpus=corpus, out=folder / "comparison", seeds=1, budget="4steps")
+    sb.measure_attention(run, text=text / "a.txt", out=folder / "attention", sentences=8)
+    tables, glue, squad = folder / "tables", folder / "sst-2", folder / "squad"
+    frame.to_csv(tables / "own.csv", index=False)
+    frame.to_csv(tables / "own.tsv", index=False, sep="\t")
+    frame.to_json(tables / "own.jsonl", orient="records", lines=True)
+    frame.to_parquet(tables / "own.parquet")
+    settings = ["max_steps=2", "batch=4", "max_length=16", "precision=fp32"]
+    data, out = tables / "own.csv", folder / "finetuning"
+    sb.finetune(run / "model", task="own", data=data, out=out, seeds=1, settings=settings)
+    question = {"id": "q", "question": "What?", "answers": [{"text": "a b", "answer_start": 2}]}
+    articles = [{"title": "t", "paragraphs": [{"context": "x a b c", "qas": [question]}]}]
+    for split in ("train", "dev"):
+        frame.to_csv(glue / f"{split}.tsv", sep="\t", index=False, header=["sentence", "label"])
+        (squad / f"{split}-v1.1.json").write_text(json.dumps({"data": articles}))
 
 
-def fuzz(reader: str, cases: int, seed: int, folder: Path) -> list[Outcome]:
-    """All cases of a reader, in processes of their own; what ends one counts as a failure."""
-    journal = folder / f"{reader}.jsonl"
-    outcomes: list[Outcome] = []
-    deaths = 0
-    while len(outcomes) < cases and deaths <= _MOST_DEATHS:
-        first = len(outcomes)
-        journal.unlink(missing_ok=True)
-        command = [sys.executable, __file__, "--reader", reader, "--cases", str(cases - first)]
-        command += ["--seed", str(seed), "--first", str(first), "--journal", str(journal)]
-        log = folder / f"{reader}.log"
-        with log.open("wb") as output:
-            code = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
-        lines = journal.read_text().splitlines() if journal.exists() else []
-        rows = [json.loads(line) for line in lines]
-        outcomes += [Outcome(**row) for row in rows if "kind" in row]
-        if code == 0:
-            continue
-        said = log.read_text(errors="replace")
-        if not rows or rows[-1].get("begun") != len(outcomes):
-            sys.exit(f"The fuzzer itself failed:\n{said}")
-        deaths += 1
-        what = f"the process ended with code {code}\n{said[-4000:]}"
-        outcomes.append(Outcome(len(outcomes), "", "failed", what, 0.0))
-    return outcomes
+def resume(folder: Path, damaged: Path) -> None:
+    """Resume a run whose checksums are those of the damaged file, so that it is opened."""
+    state = damaged.parent / "state.json"
+    if state.is_file() and damaged != state:
+        fields = json.loads(state.read_bytes())
+        fields["sha256"][damaged.name] = sha256(damaged)
+        state.write_text(json.dumps(fields))
+    sb.pretrain(sb.load_recipe("demo", TINY), corpus=folder.parent / "corpus", out=folder)
 
 
-def keep(reader: str, numbers: list[int], seed: int, folder: Path) -> None:
-    """Write the damaged files of some cases."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        fuzzer = Fuzzer(READERS[reader](), Path(name) / "files", seed)
-        for number in numbers:
-            file, content = fuzzer.damaged(number)
-            path = folder / f"{reader}-{number}" / Path(file).name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+def read(name: str, folder: Path, file: Path, out: Path) -> None:
+    """Read a folder of the material in which a file is damaged; `out` is for what is made."""
+    match name:
+        case "recipe":
+            sb.load_recipe(file)
+        case "set":
+            sb.load_recipe("demo", [file.read_bytes().decode("utf-8", "surrogateescape")])
+        case "text":
+            for text in open_files(file):
+                list(text.documents())
+        case "tokenizer":
+            load_tokenizer(folder)
+        case "corpus":
+            corpus = sb.open_corpus(folder)
+            corpus.verify()
+            corpus.vocabulary  # noqa: B018 (opened when it is asked for)
+        case "resume":
+            resume(folder, file)
+        case "model":
+            sb.grow_folder(folder, out / "grown", 4)
+            sb.measure_attention(folder, text=["The river runs to the sea."] * 2)
+        case "tables":
+            own_data(*read_tables({"train": file}, None), text="text", label="label")
+        case "sst-2" | "squad":
+            official_tasks(name, folder, None)
+        case _:
+            sb.report(folder, out / "report.html")
 
 
-def report(
-    outcomes: dict[str, list[Outcome]], seconds: dict[str, float], settings: dict[str, Any]
-) -> Report:
-    """The counts, and every kind of failure with the first case of it."""
-    rows, results, failures = [], [], []
-    for reader, found in outcomes.items():
-        count = Counter(outcome.kind for outcome in found)
-        slowest = max(outcome.seconds for outcome in found)
-        numbers = (len(found), count["refused"], count["read"], count["failed"])
-        rows.append(
-            (
-                f"{reader}: {READERS[reader].reads}",
-                *(f"{number:,}" for number in numbers),
-                f"{1000 * seconds[reader] / len(found):.1f}",
-                f"{slowest:.2f}",
-            )
-        )
-        kinds = Counter(o.signature for o in found if o.kind == "failed")
-        for signature, times in kinds.most_common():
-            first = next(o for o in found if o.kind == "failed" and o.signature == signature)
-            failures.append((reader, str(times), str(first.number), signature[:120]))
-        results.append(
-            {
-                "reader": reader,
-                "cases": len(found),
-                **{kind: count[kind] for kind in ("refused", "read", "failed")},
-                "seconds": round(seconds[reader], 1),
-                "slowest_seconds": round(slowest, 3),
-                "failures": [asdict(o) for o in found if o.kind == "failed"],
-            }
-        )
-    columns = ("reader", "cases", "clear errors", "correct", "failed", "ms a case", "slowest, s")
-    tables = [Table("Cases", columns, tuple(rows))]
-    if failures:
-        tables.append(Table("Failures", ("reader", "times", "first", "what"), tuple(failures)))
-    return Report(
-        benchmark="fuzz",
-        title="Damaged files",
-        tables=tuple(tables),
-        results=results,
-        settings=settings,
-        machine=machine(),
-        seconds=sum(seconds.values()),
-    )
+def damage_bytes(data: bytes, draw: random.Random) -> bytes:
+    """One to three times: flip a bit, or cut, double, exchange or insert a piece."""
+    for _ in range(draw.choice((1, 1, 1, 2, 3))):
+        a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+        b = min(b, a + draw.choice((1, 4, 200, len(data))))
+        if a < b and draw.random() < 0.2:
+            data = data[:a] + bytes([data[a] ^ 1 << draw.randrange(8)]) + data[a + 1 :]
+        else:
+            piece = draw.choice((b"", draw.choice(PIECES), draw.randbytes(b - a), 2 * data[a:b]))
+            data = data[:a] + piece + data[draw.choice((a, b, b, len(data))) :]
+    return data
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cases", type=int, default=1000, help="of each reader")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="readers at a time; 1")
-    parser.add_argument("--reader", action="append", choices=sorted(READERS), help="by default all")
-    parser.add_argument("--only", type=int, metavar="N", help="run case N here, with its traceback")
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="failing files")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the report")
-    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--journal", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+def places_in(value: Json) -> Iterator[tuple[Any, Any]]:
+    """Each container of a JSON value with each of its keys."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)):
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from places_in(value[key])
+
+
+def damage_value(value: Json, draw: random.Random) -> Json:
+    """Exchange, rename or drop one to three parts of a JSON value."""
+    for _ in range(draw.choice((1, 1, 1, 2, 3))):
+        places = list(places_in(value)) if isinstance(value, dict | list) else []
+        if not places or draw.random() < 0.02:
+            return copy.deepcopy(draw.choice(VALUES))
+        container, key = draw.choice(places)
+        match draw.randrange(5):
+            case 0:
+                del container[key]
+            case 1 if isinstance(container, dict):
+                container[draw.choice(("x", f"{key}x", ""))] = container.pop(key)
+            case 2:
+                other, place = draw.choice(places)
+                container[key] = copy.deepcopy(other[place])
+            case _:
+                container[key] = copy.deepcopy(draw.choice(VALUES))
+    return value
+
+
+def damage(name: str, data: bytes, draw: random.Random) -> bytes:
+    """A damaged copy of a file's content; in half of the cases it keeps its format."""
+    suffix = Path(name).suffix
+    if draw.random() < 0.5:
+        return damage_bytes(data, draw)
+    if suffix in COMPRESSION:
+        library = COMPRESSION[suffix]
+        return library.compress(damage(Path(name).stem, library.decompress(data), draw))
+    if suffix == ".json":
+        return json.dumps(damage_value(json.loads(data), draw)).encode()
+    if suffix == ".jsonl":
+        lines = data.splitlines()
+        place = draw.randrange(len(lines))
+        lines[place] = json.dumps(damage_value(json.loads(lines[place]), draw)).encode()
+        return b"\n".join(lines) + b"\n"
+    if suffix == ".yaml":
+        return yaml.safe_dump(damage_value(yaml.safe_load(data), draw)).encode()
+    if suffix == ".safetensors":
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.dumps(damage_value(json.loads(data[8:end]), draw)).encode()
+        return len(header).to_bytes(8, "little") + header + data[end:]
+    return damage_bytes(data, draw)
+
+
+def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    """When each file was changed, and its size."""
+    files = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {path: (s.st_mtime_ns, s.st_size) for path, s in files if path.name != ".lock"}
+
+
+def run_case(name: str, material: Path, draw: random.Random | None, kept: Path) -> tuple[str, str]:
+    """(refused, accepted or failed, what was said); without `draw` nothing is damaged."""
+    folder, is_writer = material / name, name == "resume"
+    with tempfile.TemporaryDirectory(prefix="fuzz-case-") as out:
+        if is_writer:
+            folder = shutil.copytree(folder, material / "resumed")
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+        top = [path for path in files if path.parent == folder]  # what is read, mostly
+        file = files[0]
+        if draw:
+            file = draw.choice(top if top and draw.random() < 0.7 else files)
+        before = file.read_bytes()
+        file.write_bytes(damage(file.name, before, draw) if draw else before)
+        shutil.copyfile(file, kept)
+        (found, what), seen = ("accepted", ""), stamps(material)
+        ran.clear()
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        try:
+            with writing("running the command"):  # as the command line does
+                read(name, folder, file, Path(out))
+        except StackBertError as error:
+            found, what = "refused", str(error)
+        except BaseException:
+            found, what = "failed", traceback.format_exc()
+        faulthandler.cancel_dump_traceback_later()
+        if ran or (stamps(material) != seen and not is_writer):
+            found, what = "failed", f"{ran or 'another file was changed'}\n{what}"
+        if not draw and found == "refused":
+            found = "failed"
+        if is_writer:
+            shutil.rmtree(folder)
+        else:
+            file.write_bytes(before)
+        return found, f"{file.relative_to(folder)}: {what}".encode("utf-8", "replace").decode()
+
+
+ran: list[str] = []
+"""Forbidden things that the present case did."""
+
+
+def work(readers: list[str], given: argparse.Namespace) -> None:
+    """Run the cases from `first` on, in turn for each reader; a line in the journal after each."""
+    sys.addaudithook(lambda event, _: ran.append(event) if event in FORBIDDEN else None)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    kept = given.journal.with_suffix(".case")
+    with given.journal.open("a") as file:
+        for number in range(given.first, given.cases):
+            name = readers[number % len(readers)]
+            is_first = number < len(readers)  # an undamaged file must be accepted
+            draw = None if is_first else random.Random(f"{given.seed} {name} {number}")
+            found, what = run_case(name, given.work, draw, kept)
+            print(json.dumps([name, found, what]), file=file, flush=True)
+            if found == "failed":
+                shutil.copyfile(kept, kept.with_name(f"{name}-{number}"))
+
+
+def fuzz(readers: list[str], given: argparse.Namespace, material: Path, journal: Path) -> None:
+    """All cases, in a process that is started again where a case ends it."""
+    command = [sys.executable, __file__, *(f"--reader={name}" for name in readers)]
+    command += [f"--cases={given.cases}", f"--seed={given.seed}", f"--journal={journal}"]
+    journal.write_text("")
+    while (first := len(journal.read_text().splitlines())) < given.cases:
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as own:
+            copied = shutil.copytree(material, Path(own) / "material")
+            more = [f"--first={first}", f"--work={copied}"]
+            ended = subprocess.run([*command, *more], capture_output=True)
+        number = len(journal.read_text().splitlines())
+        if number < given.cases:
+            name, said = readers[number % len(readers)], ended.stderr.decode("utf-8", "replace")
+            shutil.copyfile(journal.with_suffix(".case"), journal.with_name(f"{name}-{number}"))
+            with journal.open("a") as file:
+                print(json.dumps([name, "failed", said[-3000:]]), file=file)
 
 
 def main() -> None:
     """Run it all; see the module's text."""
-    given = arguments()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--cases", type=int, default=2000, help="in all; the readers take turns")
+    add("--seed", type=int, default=0)
+    add("--reader", action="append", choices=READERS, help="by default all")
+    add("--work", type=Path, help="keep the undamaged files here, or use those that are here")
+    add("--journal", type=Path, help=argparse.SUPPRESS)
+    add("--first", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     readers = given.reader or list(READERS)
-    if given.journal is not None:
-        work(readers[0], given.first, given.cases, given.seed, given.journal)
+    if given.journal:
+        work(readers, given)
         return
-    if given.only is not None:
-        keep(readers[0], [given.only], given.seed, given.keep)
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-            print(Fuzzer(READERS[readers[0]](), Path(name) / "files", given.seed).run(given.only))
-        return
-    outcomes: dict[str, list[Outcome]] = {}
-    seconds: dict[str, float] = {}
+    journal = Path("fuzz-failures").resolve() / "journal.jsonl"
+    journal.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-
-        def all_cases(reader: str) -> None:
-            begun = time.perf_counter()
-            outcomes[reader] = fuzz(reader, given.cases, given.seed, Path(name))
-            seconds[reader] = time.perf_counter() - begun
-            failed = [o.number for o in outcomes[reader] if o.kind == "failed"]
-            print(
-                f"{reader:12} {len(outcomes[reader]):>6,} cases, {len(failed):>5,} failed, "
-                f"{seconds[reader]:6.1f} s",
-                flush=True,
-            )
-            if failed:
-                keep(reader, failed, given.seed, given.keep)
-
-        with ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(all_cases, readers))
-    outcomes = {reader: outcomes[reader] for reader in readers}
-    settings = {
-        "cases": given.cases,
-        "seed": given.seed,
-        "jobs": given.jobs,
-        "readers": readers,
-    }
-    made = report(outcomes, seconds, settings)
-    print(f"\n{made.markdown()}\n{made.write(given.out)}")
-    if any(o.kind == "failed" for found in outcomes.values() for o in found):
-        sys.exit(1)
+        material = given.work or Path(name) / "material"
+        if not material.exists():
+            make_material(material)
+        fuzz(readers, given, material, journal)
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    found = pd.DataFrame(rows, columns=["reader", "outcome", "what"])
+    for row in found[found.outcome == "failed"].itertuples():
+        print(f"--- {row.reader}, case {row.Index}: {row.what}\n")
+    counts = pd.crosstab(found.reader, found.outcome, margins=True, margins_name="all")
+    columns = ["all", "refused", "accepted", "failed"]
+    print(counts.reindex(columns=columns, fill_value=0).to_string())
+    sys.exit(bool((found.outcome == "failed").any()))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def test_devices_share_the_arithmetic_and_wait_for_what_the_backward_pass_does_n
     assert sharded.waiting_seconds > between.waiting_seconds
     saved = between.memory - sharded.memory  # weights, gradients and the two moments of AdamW
     assert saved == pytest.approx(63 / 64 * 4 * 4 * between.parameters, rel=1e-3)
-    for said in ("64 × H100", "USD an hour and device", "GB over each link", "2,048 positions"):
+    for said in ("64 × H100", "GB go over each link", "2,048 positions"):
         assert said in rack.text()
         assert said not in alone.text()
 
@@ -140,9 +140,8 @@ def test_devices_share_the_arithmetic_and_wait_for_what_the_backward_pass_does_n
         ({"budget": "1h", "steps": 9}, "not both"),
         ({"corpus": "here", "vocab_size": 99}, "Give a corpus"),
         ({"mfu": 0.5, "device": "here"}, "Steps are measured here"),
-        ({"devices": 2, "device": "here"}, "Steps are measured here"),
-        ({"devices": 2, "device": "cpu"}, "No link between devices of 'cpu'"),
-        ({"devices": 3}, r"4 rows a step .* 3 devices cannot share"),
+        ({"devices": 2, "device": "cpu"}, "no link between CPUs"),
+        ({"devices": 3}, r"4 rows cannot be shared equally by 3"),
         ({"vocab_size": 3}, "too small"),
         ({"budget": "soon"}, "not a duration"),
         ({"corpus": "/nowhere"}, "nowhere"),

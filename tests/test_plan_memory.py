@@ -61,7 +61,7 @@ def planned_memory(recipe: Recipe, is_cpu: bool = True) -> tuple[int, int]:
     return footprint(
         model,
         recipe.optimizer,
-        [whole.rows(0, 2), whole.rows(0, 4)],
+        whole.rows(0, 1),
         precision=recipe.precision,
         is_cpu=is_cpu,
     )

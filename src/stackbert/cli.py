@@ -127,8 +127,8 @@ def corpus(
         f"{out}: {manifest.train.documents:,} documents and {manifest.train.tokens:,} tokens for "
         f"training, {manifest.validation.documents:,} and {manifest.validation.tokens:,} held out; "
         f"dropped {manifest.duplicate_documents:,} duplicates and {manifest.empty_documents:,} "
-        f"empty ones; vocabulary {manifest.tokenizer_size:,}; unigram entropy of the held-out text "
-        f"{manifest.validation.unigram_entropy:.3f} nats."
+        f"empty ones; vocabulary {built.vocabulary.tokenizer_size:,}; unigram entropy of the "
+        f"held-out text {manifest.validation.unigram_entropy:.3f} nats."
     )
     typer.echo(f"Next: stackbert pretrain small-cpu --corpus {out} --out run --budget 30m")
 
@@ -352,7 +352,7 @@ def attention(
     Example: stackbert attention run --text articles.txt --out attention
     """
     from stackbert.attention.measure import measure_attention
-    from stackbert.attention.statements import layer_table, statements
+    from stackbert.attention.statements import LAYER_FORMATS, layer_table, statements
     from stackbert.progress import console_progress
     from stackbert.tables import table_text
 
@@ -367,7 +367,7 @@ def attention(
         beside=beside or (),
         progress=console_progress(),
     )
-    typer.echo(table_text(layer_table(result)))
+    typer.echo(table_text(layer_table(result), formats=LAYER_FORMATS))
     for sentence in statements(result):
         typer.echo(sentence)
     _report(out)
@@ -464,7 +464,7 @@ def finetune(
             kind=kind.value,
             progress=progress,
         )
-    typer.echo(table_text(result.table()))
+    typer.echo(table_text(result.summary()))
     for sentence in result.verdict():
         typer.echo(sentence)
     _report(out)

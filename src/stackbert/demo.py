@@ -51,7 +51,7 @@ def run_demo(
     manifest = open_corpus(corpus).manifest
     say(
         f"Corpus: {manifest.train.tokens:,} tokens to train on, {manifest.validation.tokens:,} "
-        f"held out, {manifest.tokenizer_size:,} word pieces."
+        f"held out, {manifest.vocabulary.tokenizer_size:,} word pieces."
     )
     recipe = load_recipe("demo")
     depths = " → ".join(str(stage.depth) for stage in recipe.stages)

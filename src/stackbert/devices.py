@@ -24,8 +24,8 @@ class Device:
     rates: Mapping[Precision, float]
     """Matrix products, in FLOP/s: dense peaks of the data sheet, or as measured."""
     is_cpu: bool = False
-    link: float | None = None
-    """Bytes a second, each way, to the other devices of its machine."""
+    link: float = 0.0
+    """Bytes a second, each way, to the other devices of its machine; 0 where there are none."""
     network: float = 0.0
     """The same to other machines: the device's share of its machine's network."""
 
@@ -68,10 +68,10 @@ def find_device(name: str) -> Device:
 
 def this_machine(device: torch.device, precision: Precision) -> Device:
     """The machine in use, with its memory and the measured rate of its matrix products."""
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        memory = int(torch.cuda.get_device_properties(device).total_memory)
-    else:
+    is_cpu = device.type == "cpu"
+    if is_cpu:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        memory = int(torch.cuda.get_device_properties(device).total_memory)
     rates = {precision: matrix_rate(device, precision)}
-    return Device(str(describe(device)["device"]), memory, rates, is_cpu=not on_gpu)
+    return Device(str(describe(device)["device"]), memory, rates, is_cpu)

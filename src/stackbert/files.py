@@ -51,13 +51,13 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except StackBertError:
+    except (StackBertError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except MemoryError as error:
-        raise UserError(f"{path} does not fit into memory. {hint}") from error
-    except Exception as error:  # every parser has its own exceptions
+    except BaseException as error:  # each parser has its own; a panic in Rust is no Exception
         if isinstance(error, FileNotFoundError) and error.filename:
             raise UserError(f"{error.filename} does not exist. {hint}") from error
+        if isinstance(error, MemoryError):
+            raise UserError(f"{path} does not fit into memory. {hint}") from error
         raise UserError(f"{path} cannot be read: {reason(error)}. {hint}") from error
 
 
@@ -179,7 +179,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def locked(folder: Path, doing: str) -> Iterator[None]:
     """Make `folder` if need be, and keep other processes out of it.
 
-    The system lets go of the lock however the process ends.
+    The system releases the lock however the process ends.
 
     Raises:
         UserError: another process holds it; `doing` begins the sentence ("out/ is in use").
@@ -240,8 +240,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """All problems of a validation as one sentence that names each field.
 
     Args:
-        error: pydantic's.
-        model: that was validated; its fields give the suggestions for a wrong name.
+        error: what pydantic raised.
+        model: the model that was validated; its fields give suggestions for a wrong name.
     """
     # A sequence whose items were refused is also called too short; once is enough.
     items = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]

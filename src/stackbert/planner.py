@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stackbert.batches.batches import Batch, BatchPlan, training_plan, validation_batch
+from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
@@ -36,8 +36,8 @@ from stackbert.tables import table_text
 from stackbert.units import format_duration, parse_duration
 
 ASSUMED_MFU = 0.4
-"""Model FLOPs utilisation: the share of a published peak that training reaches. A target and not a
-measurement: between the 0.35 that we aim at for 12 × 768 and the 0.45 for 24 × 1024."""
+"""Share of a published peak that training reaches (model FLOPs utilisation): a target, between the
+0.35 that we aim at for 12 × 768 and the 0.45 for 24 × 1024."""
 USABLE = 0.9
 """Share of a device's memory for training; the rest goes to the driver's context and to gaps."""
 LINK_EFFICIENCY = 0.7
@@ -47,8 +47,8 @@ FEW_POSITIONS = 8192
 MAX_TIMING_SECONDS = 30.0
 """Keep timing steps for up to 30 s, so that a short burst of load does not move the median."""
 LONGEST_TURN = 5.0
-"""Seconds of matrix products in a step of every stage, of which at least seven turns are timed; a
-real step takes two or three times as long. Beyond, fewer rows are timed and scaled up."""
+"""Seconds of matrix products in a step of every stage; beyond, fewer rows are timed and scaled up,
+as at least seven turns are timed and a step takes two or three times as long."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Plan:
 
     title: str
     recipe: Recipe
-    """As it would run: over its final steps; measured here, also autotuned."""
+    """Over its final steps; measured here, also autotuned."""
     table: pd.DataFrame
     """Rows "stage 1" …, "stacked" (all of them together) and "scratch" (the last stage for as many
     steps). Columns: depth, parameters, steps, tokens, flops (of training), micro_batch (rows),
@@ -75,30 +75,21 @@ class Plan:
     def text(self) -> str:
         """The table and the sentences."""
         table = self.table
-        shown = pd.DataFrame(
-            {
-                "": table.index.to_series(),
-                "depth": table.depth,
-                "parameters": table.parameters / 1e6,
-                "steps": table.steps,
-                "FLOPs": table.flops,
-                "micro-batch": table.micro_batch,
-                "memory": table.memory / GIB,
-                "step": 1000.0 * table.step_seconds,
-                "training": table.training_seconds.map(format_duration),
-                "evaluation": table.evaluation_seconds.map(format_duration),
-                "share": table.seconds / table.seconds["stacked"],
-            }
-        )
-        formats = {
-            "parameters": "{:,.1f} M",
-            "steps": "{:,.0f}",
-            "FLOPs": "{:.2e}",
-            "micro-batch": "{:,.0f}",
-            "memory": "{:.2f} GiB",
-            "step": "{:,.0f} ms",
-            "share": "{:.0%}",
+        columns = {  # heading: (values, how they are written)
+            "": (table.index.to_series(), "{}"),
+            "depth": (table.depth, "{}"),
+            "parameters": (table.parameters / 1e6, "{:,.1f} M"),
+            "steps": (table.steps, "{:,.0f}"),
+            "FLOPs": (table.flops, "{:.2e}"),
+            "micro-batch": (table.micro_batch, "{:,.0f}"),
+            "memory": (table.memory / GIB, "{:.2f} GiB"),
+            "step": (1000.0 * table.step_seconds, "{:,.0f} ms"),
+            "training": (table.training_seconds.map(format_duration), "{}"),
+            "evaluation": (table.evaluation_seconds.map(format_duration), "{}"),
+            "share": (table.seconds / table.seconds["stacked"], "{:.0%}"),
         }
+        shown = pd.DataFrame({heading: values for heading, (values, _) in columns.items()})
+        formats = {heading: form for heading, (_, form) in columns.items()}
         return "\n".join([table_text(shown, self.title, formats), "", *self.sentences])
 
 
@@ -146,12 +137,12 @@ def plan(
         raise UserError("Give a budget or a number of steps, not both.")
     if corpus is not None and vocab_size is not None:
         raise UserError("Give a corpus, which has its own vocabulary, or a vocabulary's size.")
-    if device == "here" and (mfu is not None or devices > 1):
-        raise UserError(
-            "Steps are measured here, on one device. To assume an MFU or to plan for several "
-            "devices, name one (--device H100)."
-        )
     named = None if device == "here" else find_device(device)
+    if (named is None and mfu is not None) or (devices > 1 and not (named and named.link)):
+        raise UserError(
+            "Steps are measured here, and no link between CPUs is known. To assume an MFU or to "
+            "plan for several devices, name a GPU (--device H100)."
+        )
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
     source = "of the corpus" if corpus else "as given" if vocab_size else "the paper's"
@@ -187,12 +178,12 @@ def plan(
     how = "compiled, measured here" if recipe.compile is True else "measured here"
     how = how if mfu is None else f"at an assumed MFU of {mfu:g}"
     title = f"Plan of {recipe.name} on {name}, {precision}, {how}"
-    sentences = _sentences(table, rate, precision, mfu, price, devices)
-    sentences.append(
+    vocabulary = (
         f"Vocabulary {opened.vocabulary.size:,} ({source}). Not counted: start-up, autotuning, "
         "growth, checkpoints."
     )
-    return Plan(title, recipe, table, (*sentences, *notes))
+    sentences = _sentences(table, rate, precision, mfu, price)
+    return Plan(title, recipe, table, (*sentences, vocabulary, *notes))
 
 
 def _precision(recipe: Recipe, named: Device | None, here: torch.device) -> Precision:
@@ -202,9 +193,8 @@ def _precision(recipe: Recipe, named: Device | None, here: torch.device) -> Prec
         return "fp32" if named.is_cpu else "bf16"
     if named is not None and recipe.precision not in named.rates:
         raise UserError(
-            f"'{recipe.name}' asks for {recipe.precision}, for which '{named.name}' has no "
-            "published rate: most processors emulate it, many times slower than fp32. Plan with "
-            "--set precision=fp32."
+            f"Of {recipe.precision} on '{named.name}' no rate is known: most processors emulate "
+            "it, many times slower than fp32. Plan with --set precision=fp32."
         )
     return recipe.precision
 
@@ -213,18 +203,10 @@ def _works(
     recipe: Recipe, corpus: Corpus, machine: Device, precision: Precision, devices: int
 ) -> pd.DataFrame:
     """What a step and an evaluation of each stage take, whatever the number of steps."""
-    if devices > 1 and machine.link is None:
-        raise UserError(f"No link between devices of '{machine.name}' is known. Name a GPU.")
     training, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
-    pairs = recipe.objective.next_sentence
     works = []
     for index, first_step in enumerate(recipe.boundaries[:-1]):
         stage = recipe.stage(index)
-        if stage.sequences % devices:
-            raise UserError(
-                f"The stage of depth {stage.depth} has {stage.sequences} rows a step "
-                f"(batch.sequences), which {devices} devices cannot share equally."
-            )
         with torch.device("meta"):
             model = recipe_model(recipe, corpus.vocabulary, stage.depth)
         rows, masked = training.masked_rows(first_step)
@@ -242,20 +224,10 @@ def _works(
                 masked=validation.columns_BK.numel(),
             ),
         }
-        batches = [
-            BatchPlan(
-                corpus.train,
-                corpus.vocabulary,
-                [replace(stage, sequences=rows)],
-                seed=0,
-                next_sentence=pairs,
-            ).batch(0)
-            for rows in (2, 4)
-        ]
         work["fixed_memory"], work["row_memory"] = footprint(
             model,
             recipe.optimizer,
-            batches,
+            training.batch(first_step, 0, devices).rows(0, 1),
             precision=precision,
             is_cpu=machine.is_cpu,
             shards=devices if recipe.engine == "fsdp" else 1,
@@ -330,13 +302,10 @@ def _micro_batches(
         sizes.append(rows)
         if rows > fitting:
             needed = work.fixed_memory + rows * work.row_memory
-            advice = "Take a larger device, a smaller model or shorter rows."
-            if fitting:
-                advice = f"{fitting} rows fit (batch.micro_batch)."
             notes.append(
                 f"Depth {work.depth} does not fit on {machine.name}: micro-batches of {rows} rows "
                 f"need about {needed / GIB:.1f} GiB of the {usable / GIB:.1f} GiB that training "
-                f"can use. {advice}"
+                f"can use; {fitting} rows fit (batch.micro_batch)."
             )
     return sizes
 
@@ -348,30 +317,27 @@ def _waiting(
     machine: Device,
     devices: int,
     notes: list[str],
-) -> list[float]:
+) -> pd.Series:
     """Seconds of each stage's step in which devices wait for each other's gradients; an estimate.
 
     A ring moves 2·(N - 1)/N times the gradients' bytes (fp32) over each device's link (Patarasu and
-    Yuan, 2009), while the backward pass of the last micro-batch, two thirds of its time, is still
-    computed; the rest is waited for. FSDP gathers the weights twice and scatters the gradients
-    once instead: half as much again.
+    Yuan, 2009) during the backward pass of the last micro-batch, two thirds of its time; the rest
+    is waited for. FSDP gathers the weights twice and scatters the gradients once: half as much
+    again.
     """
-    if devices == 1 or machine.link is None:
-        return [0.0] * len(stages)
+    if devices == 1:
+        return 0.0 * stages.rows
     link = machine.link if devices <= NODE else min(machine.link, machine.network)
     rounds = 3 if recipe.engine == "fsdp" else 2
-    waiting = []
-    for work, seconds in zip(stages.itertuples(), computing, strict=True):
-        moved = rounds * (devices - 1) / devices * 4 * work.parameters
-        exchange = moved / (LINK_EFFICIENCY * link)
-        passes = math.ceil(work.rows / (devices * work.micro_batch))
-        waited = max(0.0, exchange - 2 / 3 * seconds / passes)
-        waiting.append(waited)
-        notes.append(
-            f"Depth {work.depth}: {moved / 1e9:.2f} GB over each link a step, "
-            f"{1000 * exchange:.1f} ms next to {1000 * seconds:.1f} ms of computing; devices wait "
-            f"for {1000 * waited:.1f} ms ({waited / (seconds + waited):.0%} of the step)."
-        )
+    moved = rounds * (devices - 1) / devices * 4 * stages.parameters
+    passes = (stages.rows / (devices * stages.micro_batch)).map(math.ceil)
+    hidden = 2 / 3 * pd.Series(computing) / passes
+    waiting = (moved / (LINK_EFFICIENCY * link) - hidden).astype(float).clip(lower=0.0)
+    shares = ", ".join(f"{share:.0%}" for share in waiting / (waiting + computing))
+    notes.append(
+        f"Up to {moved.max() / 1e9:.2f} GB go over each link a step; devices wait for them for "
+        f"{shares} of a step."
+    )
     positions = (stages.rows * stages.sequence_length).min() // devices
     if positions < FEW_POSITIONS:
         notes.append(
@@ -409,12 +375,7 @@ def _table(
 
 
 def _sentences(
-    table: pd.DataFrame,
-    rate: float,
-    precision: Precision,
-    mfu: float | None,
-    price: float | None,
-    devices: int,
+    table: pd.DataFrame, rate: float, precision: Precision, mfu: float | None, price: float | None
 ) -> list[str]:
     stacked, scratch = table.loc["stacked"], table.loc["scratch"]
     saving = 1.0 - stacked.seconds / scratch.seconds
@@ -424,19 +385,15 @@ def _sentences(
         f"{format_duration(scratch.seconds)} for as many steps: stacking {saves}."
     ]
     if price is not None:
-        each = " and device" if devices > 1 else ""
         said.append(
-            f"At {price:,.2f} USD an hour{each}: {stacked.cost:,.2f} USD stacked, "
+            f"At {price:,.2f} USD an hour and device: {stacked.cost:,.2f} USD stacked, "
             f"{scratch.cost:,.2f} USD from scratch."
         )
-    speed = f"{rate / 1e12:,.0f} TFLOP/s" if rate >= 1e13 else f"{rate / 1e9:,.0f} GFLOP/s"
+    speed = f"{rate / 1e12:.3g} TFLOP/s in {precision}"
     if mfu is None:
         shares = (table.flops / table.training_seconds / rate).iloc[:-2]
         reached = ", ".join(f"{share:.0%}" for share in shares)
-        said.append(f"Matrix products run at {speed} in {precision}; steps reach {reached} of it.")
+        said.append(f"Matrix products run at {speed}; steps reach {reached} of it.")
     else:
-        said.append(
-            f"Peak {speed} in {precision} as published; the MFU is a target and not a measurement "
-            "(--mfu)."
-        )
+        said.append(f"Peak {speed} as published; the MFU is a target, not a measurement (--mfu).")
     return said

@@ -170,7 +170,7 @@ def test_users_mistakes_are_sentences(make_model, save, tokenizer, sentences, tm
     other = save(model, "other", word_tokenizer([f"x{number}" for number in range(90)]))
     folder = save(model)
     for says, options in (
-        (r"different vocabularies \(90 of 95 tokens", {"model": folder, "compare": other}),
+        ("different vocabularies", {"model": folder, "compare": other}),
         ("needs tokenizer=", {"model": model}),
         ("The list of sentences is empty", {"model": folder, "text": []}),
         ("none is not a folder", {"model": tmp_path / "none"}),
@@ -205,12 +205,10 @@ def text(tmp_path):
 def test_a_sample_is_of_long_sentences_once_each_a_function_of_text_and_seed(text, tokenizer):
     found = sample_sentences(text, tokenizer, 1000)
     assert sorted(found) == sorted(long_sentence(number) for number in range(60))
-    files = [text / "a.txt", text / "b.txt"]
-    some = sample_sentences(files, tokenizer, 10, seed=3)
+    some = sample_sentences(text, tokenizer, 10, seed=3)
     assert len(some) == 10
-    assert sample_sentences(files[::-1], tokenizer, 10, seed=3) == some
-    assert sample_sentences(files, tokenizer, 10, seed=4) != some
-    assert sample_sentences(files, tokenizer, 25, seed=3)[:10] == some
+    assert sample_sentences(text, tokenizer, 10, seed=4) != some
+    assert sample_sentences(text, tokenizer, 25, seed=3)[:10] == some
 
 
 def test_every_sentence_has_the_same_chance(text, tokenizer):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 from stackbert.batches.batches import IGNORED, Batch, BatchPlan
-from stackbert.corpus.store import DOCUMENTS, SENTENCES, TOKENS, Side, TokenStream
+from stackbert.corpus.store import SENTENCES, TOKENS, TokenStream
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.recipe import Stage
 
@@ -26,21 +26,12 @@ def numbered(
     """A corpus on disk of running numbers, with separators at some places."""
     ids = np.arange(FIRST, FIRST + tokens, dtype=np.uint32)
     ids[list(separators)] = SEP
-    documents = np.array([0, *(place + 1 for place in separators)])
-    documents = documents[documents < tokens]
-    starts = np.unique([*documents, *sentences]).astype(np.int64)
+    starts = np.unique([0, *sentences, *(place + 1 for place in separators)]).astype(np.int64)
+    starts = starts[starts < tokens]
     with tempfile.TemporaryDirectory() as name:
-        parts = ((TOKENS, ids), (DOCUMENTS, documents), (SENTENCES, starts))
-        for file, array in parts:
+        for file, array in ((TOKENS, ids), (SENTENCES, starts)):
             array.tofile(Path(name) / file)
-        side = Side(
-            tokens=tokens,
-            documents=len(documents),
-            sentences=len(starts),
-            words=0,
-            unigram_entropy=0.0,
-        )
-        return TokenStream(Path(name), side, "uint32")
+        return TokenStream(Path(name), "uint32")
 
 
 def shape(steps: int, rows: int, length: int, mask_rate: float = 0.15) -> Stage:

@@ -101,15 +101,6 @@ def test_masks_are_80_10_10(factbook_corpus):
     assert abs(squares - ordinary) < 5 * np.sqrt(2 * ordinary)
 
 
-def test_every_position_of_a_row_is_masked_equally_often():
-    batches = plan(numbered(5000), shape(40, 100, 52, 0.2))
-    columns = torch.cat([batches.batch(step).columns_BK.flatten() for step in range(40)])
-    counts = torch.bincount(columns, minlength=52)
-    assert counts[0] == counts[-1] == 0
-    expected = 40 * 100 * 10 / 50
-    assert (counts[1:-1] - expected).abs().max() < 5 * np.sqrt(expected)
-
-
 @given(stage=shapes, seed=seeds)
 def test_labels_are_the_tokens_that_stood_there_and_the_others_stay(stage, seed):
     tokens = stage.sequences * (stage.sequence_length - 2)

@@ -74,18 +74,6 @@ def test_true_pairs_go_on_and_random_pairs_come_from_elsewhere(marked, rows):
     assert kinds[True] == 12 * (rows // 2)
 
 
-def test_every_true_pair_and_first_part_is_new_text(marked):
-    batches = plan(marked, shape(1, 10, 43), next_sentence=True)
-    seen = []
-    for step in range(LONG // 400):
-        batch = batches.batch(step)
-        for row in range(10):
-            a, b = parts_of(marked, batch, row)
-            # A random pair's own second part is what it gives away; another row shows it.
-            seen += a if batch.is_random_B[row] else a + b
-    assert len(seen) == len(set(seen))
-
-
 def cuts_of(stream: TokenStream, rows: int, length: int, steps: int, **options: bool) -> list[int]:
     batches = plan(stream, shape(1, rows, length), next_sentence=True, **options)
     made = [batches.batch(step) for step in range(steps)]
@@ -111,17 +99,3 @@ def test_the_label_cannot_be_told_from_the_lengths(marked):
     true, random = np.array(lengths[0]), np.array(lengths[1])
     spread = np.sqrt(true.var() / len(true) + random.var() / len(random))
     assert abs(true.mean() - random.mean()) < 5 * spread
-
-
-def test_pairs_of_a_stage_with_shorter_rows_are_whole_too(marked):
-    # Rows of 40 are cut from chunks of 97, so some run over from one chunk into another.
-    batches = plan(marked, shape(20, 10, 43), shape(5, 10, 100), next_sentence=True)
-    for step in range(22):
-        batch = batches.batch(step)
-        ids = unmasked(batch)
-        for row in torch.nonzero(batch.is_random_B == 0).flatten().tolist():
-            border = border_of(batch, row)
-            assert int(ids[row, border]) - FIRST in SENTENCES
-            if ids[row, border - 2] != SEP:
-                assert ids[row, border] == ids[row, border - 2] + 1
-        assert batch.is_random_B.sum() == 5

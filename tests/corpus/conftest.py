@@ -1,8 +1,8 @@
-import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stackbert.corpus.build import build_corpus
@@ -58,7 +58,8 @@ def document_ids() -> Callable[[Corpus, str], list[list[int]]]:
 
     def read(corpus: Corpus, side: str) -> list[list[int]]:
         stream = getattr(corpus, side)
-        starts = [*stream.document_starts.tolist(), len(stream)]
-        return [stream.read(a, b - a).tolist() for a, b in itertools.pairwise(starts)]
+        ids = stream.read(0, len(stream))
+        ends = np.flatnonzero(ids == corpus.vocabulary.sep) + 1
+        return [part.tolist() for part in np.split(ids, ends[:-1])]
 
     return read

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from tokenizers import Tokenizer
 
-from stackbert.corpus import writer
-from stackbert.corpus.build import VALIDATION_FRACTION, build_corpus
+from stackbert.corpus import build as building
+from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, UserError
-from stackbert.progress import Progress
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -37,25 +37,23 @@ def test_the_corpus_holds_every_document_once_in_order_with_one_separator_behind
     assert words == sum(len(text.split()) for text in documents)
     tokens = corpus.train.read(0, len(corpus.train))
     counts = np.bincount(tokens[tokens != 3], minlength=256)
-    assert corpus.manifest.train.unigram_entropy == writer.unigram_entropy(counts)
-    uniform = writer.unigram_entropy(np.array([5, 0, 5]))
-    assert uniform == pytest.approx(np.log(2))
+    assert corpus.manifest.train.unigram_entropy == pytest.approx(stats.entropy(counts), rel=1e-12)
 
 
 def test_documents_start_sentences_and_sentences_start_behind_full_stops(corpus):
     stream = corpus.train
     starts = stream.sentence_starts
-    assert set(stream.document_starts) <= set(starts)
-    assert len(starts) > 2 * len(stream.document_starts)
+    assert len(starts) == corpus.manifest.train.sentences > 2 * corpus.manifest.train.documents
     tokenizer: Any = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
-    before = {tokenizer.id_to_token(int(stream.read(start - 1, 1)[0])) for start in starts[1:]}
-    assert before == {".", "[SEP]"}
+    before = [tokenizer.id_to_token(int(stream.read(start - 1, 1)[0])) for start in starts[1:]]
+    assert set(before) == {".", "[SEP]"}
+    assert before.count("[SEP]") == corpus.manifest.train.documents - 1
 
 
 def test_the_same_text_gives_the_same_corpus_and_batches_of_any_size_the_same_files(
     corpus, text_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(writer, "_BATCH_CHARACTERS", 700)  # some documents take several
+    monkeypatch.setattr(building, "_BATCH_CHARACTERS", 700)  # some documents take several
     again = build_corpus(tmp_path / "again", text=[text_file], vocab_size=256, validation=0.1)
     assert contents(again.folder) == contents(corpus.folder)
     assert again.manifest.sources[0].name == "all.txt"
@@ -70,11 +68,6 @@ def test_a_document_s_side_depends_on_its_text_alone(corpus, documents, build, d
     assert some
     assert some < held_out
     assert not {tuple(ids) for ids in document_ids(fewer, "train")} & held_out
-
-
-def test_the_paper_s_split_holds_out_one_document_in_two_hundred(build):
-    built = build([f"document {n}" for n in range(4000)], validation=VALIDATION_FRACTION)
-    assert 8 <= built.manifest.validation.documents <= 36  # 20 expected; four standard deviations
 
 
 def test_duplicates_and_empty_documents_are_dropped_and_counted(
@@ -94,15 +87,6 @@ def test_duplicates_and_empty_documents_are_dropped_and_counted(
         assert np.array_equal(starts, getattr(corpus, side).sentence_starts)
 
 
-def test_a_sentence_without_tokens_starts_none(corpus, documents, build):
-    holed = [text.replace("\n", "\n\x01\n") for text in documents]
-    built = build(holed, tokenizer=corpus.tokenizer_folder)
-    for side in ("train", "validation"):
-        assert (np.diff(getattr(built, side).sentence_starts) > 0).all()
-    sides = [[c.manifest.train, c.manifest.validation] for c in (built, corpus)]
-    assert sum(s.sentences for s in sides[0]) == sum(s.sentences for s in sides[1])
-
-
 def test_the_vocabulary_is_learned_from_training_documents_alone(build):
     def is_held_out(text: str) -> bool:  # the rule; changing it would mix sides of old corpora
         digest = blake2b(text.encode(), digest_size=16).digest()
@@ -119,13 +103,13 @@ def test_the_vocabulary_is_learned_from_training_documents_alone(build):
 @pytest.mark.parametrize("bring", [True, False])
 @pytest.mark.parametrize(
     ("fraction", "message"),
-    [(1e-9, "validation side: raise .*--validation"), (1 - 1e-9, "training side: lower")],
+    [(1e-9, "500 documents 500 fall .* 0 to the validation"), (1 - 1e-9, "500 documents 0 fall")],
 )
 def test_a_side_without_documents_is_told_with_what_to_change(
     corpus, text_file, tmp_path, fraction, message, bring
 ):
     options: dict[str, Any] = {"tokenizer": corpus.tokenizer_folder} if bring else {}
-    with pytest.raises(UserError, match=f"Of 500 .* the {message}"):
+    with pytest.raises(UserError, match=message):
         build_corpus(tmp_path / "out", text=[text_file], validation=fraction, **options)
     assert not list(tmp_path.iterdir())
 
@@ -151,25 +135,9 @@ def test_wrong_arguments_get_one_sentence_before_anything_is_written(tmp_path, o
 def test_files_without_usable_text_are_told(corpus, tmp_path, content):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"hold no document|without text"):
+    with pytest.raises(UserError, match=r"0 documents 0 fall to the training side.*Give more text"):
         build_corpus(tmp_path / "out", text=[path], tokenizer=corpus.tokenizer_folder)
     assert sorted(tmp_path.iterdir()) == [path]
-
-
-class Stop(Progress):
-    def __init__(self, phase: str) -> None:
-        self.phase = phase
-
-    def say(self, text: str) -> None:
-        if text.startswith(self.phase):
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("phase", ["reading", "learning", "tokenising"])
-def test_an_interrupted_build_leaves_nothing(text_file, tmp_path, phase):
-    with pytest.raises(KeyboardInterrupt):
-        build_corpus(tmp_path / "out", text=[text_file], validation=0.1, progress=Stop(phase))
-    assert not list(tmp_path.iterdir())
 
 
 KILLED = """
@@ -177,7 +145,7 @@ import sys, time
 from stackbert.corpus.build import build_corpus
 from stackbert.progress import Progress
 class Wait(Progress):
-    def step(self, done, total, text):
+    def say(self, text):
         if "tokenising" in text:
             print("there", flush=True)
             time.sleep(60)
@@ -214,21 +182,13 @@ def test_a_full_disk_is_told_and_nothing_is_left(text_file, tmp_path, name, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_may_not_be_made_or_is_there_is_told(text_file, tmp_path):
-    with pytest.raises(UserError, match="while building the corpus"):
-        build_corpus("/dev/null/out", text=[text_file], validation=0.1)
-    with pytest.raises(UserError, match="exists already"):
-        build_corpus(tmp_path, text=[text_file])
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("name", "change"),
     [
         ("train/tokens.bin", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
-        ("validation/sentences.bin", lambda data: b"\1" + data[1:]),
+        ("validation/sentences.bin", lambda data: data[:-8]),
         ("tokenizer/tokenizer.json", lambda data: data + b" "),
-        ("manifest.json", lambda data: data.replace(b'_size": 256', b'_size": 192')),
+        ("manifest.json", lambda data: data.replace(b'r_size": 256', b'r_size": 192')),
     ],
 )
 def test_a_file_that_was_changed_after_the_build_is_found(
@@ -251,7 +211,3 @@ def test_what_is_no_corpus_or_one_of_another_version_is_refused(corpus, tmp_path
         (tmp_path / "manifest.json").write_text(json.dumps(raw | change))
         with pytest.raises(UserError, match=message):
             open_corpus(tmp_path)
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "tokens.bin").write_bytes(bytes(10))
-    with pytest.raises(UserError, match="holds 5 entries, the manifest says"):
-        open_corpus(tmp_path)

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from stackbert.corpus.text import DataSet, TextFile, open_files
+from stackbert.corpus import text
+from stackbert.corpus.text import DataSet, Text, open_files
 from stackbert.errors import UserError
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -36,7 +37,7 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 
 
 def read(path: Path, **options: object) -> list[str]:
-    return list(TextFile(path, **options).documents())  # type: ignore[arg-type]
+    return list(Text(path, **options).documents())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -80,7 +81,7 @@ def test_half_an_emoji_in_json_becomes_the_replacement_character(tmp_path):
 def test_a_file_can_be_read_again_and_tells_how_far_it_was_read(tmp_path):
     data = b"\n\n".join([os.urandom(50).hex().encode()] * 30_000)
     for name, packed in (("b.txt", data), ("b.txt.gz", gzip.compress(data))):
-        source = TextFile(write(tmp_path, name, packed))
+        source = Text(write(tmp_path, name, packed))
         for _ in range(2):
             found = source.documents()
             next(found)
@@ -118,8 +119,12 @@ def test_damaged_parquet_is_named_with_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.txt", b"one\n\ntwo\nthree\n\nf\xfcr", r"a\.txt, line 6 is not UTF-8 .*byte 0xfc"),
-        ("a.txt", "text".encode("utf-16"), r"line 1 is not UTF-8 .*iconv -f UTF-16"),
+        (
+            "a.txt",
+            b"one\n\ntwo\nthree\n\nf\xfcr",
+            r"a\.txt, the document from line 6 on, .*byte 0xfc",
+        ),
+        ("a.txt", "text".encode("utf-16"), r"line 1 on, cannot be read: .*iconv -f UTF-16"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b\xff"}', r"a\.jsonl, line 2, .*byte 0xff"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl, line 3, cannot be read: Expecting"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1, cannot be read: .*recursion"),
@@ -133,15 +138,6 @@ def test_a_wrong_line_is_named_with_file_and_number(tmp_path, name, data, messag
         read(write(tmp_path, name, data))
 
 
-def test_a_wrong_column_is_named_with_those_there_are(tmp_path):
-    pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet, row 1 .*body \(str\), id \(int\)"):
-        read(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"row 1 .*id \(int\)"):
-        read(tmp_path / "a.parquet", field="id")
-    assert read(tmp_path / "a.parquet", field="body") == ["a"]
-
-
 @pytest.mark.parametrize(
     ("name", "data", "where"),
     [
@@ -150,13 +146,16 @@ def test_a_wrong_column_is_named_with_those_there_are(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"text": "' + b"x" * 100 + b'"}', "line 2"),
     ],
 )
-def test_a_document_that_is_too_long_is_named_where_it_starts(tmp_path, name, data, where):
+def test_a_document_that_is_too_long_is_named_where_it_starts(
+    tmp_path, name, data, where, monkeypatch
+):
     path = write(tmp_path, name, data)
+    assert read(path)
+    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 100)
     with pytest.raises(UserError, match=rf"{name}, {where}: .*longer than 100 bytes"):
-        read(path, limit=100)
-    assert read(path, limit=1000)
+        read(path)
     longest = b"x" * 49 + b"\n" + b"y" * 50 + b"\r\n"
-    assert len(read(write(tmp_path, "b.txt", longest), limit=100)) == 1
+    assert len(read(write(tmp_path, "b.txt", longest))) == 1
 
 
 def test_folders_and_patterns_are_searched_in_order_for_known_files(tmp_path):
@@ -216,8 +215,6 @@ def test_a_local_data_set_is_read_without_the_network(tmp_path, layout, monkeypa
     assert source.label == "data"
     with pytest.raises(UserError, match=r"row 1 .*body \(str\), id \(int\)"):
         list(DataSet(str(folder)).documents())
-    with pytest.raises(UserError, match=r"row 1: .*longer than 20 bytes"):
-        list(DataSet(str(folder), "body", 20).documents())
 
 
 def test_a_data_set_that_cannot_be_opened_is_told(tmp_path, monkeypatch):

@@ -46,7 +46,6 @@ def test_special_tokens_come_first_and_the_size_is_a_multiple_of_64(documents):
     assert tuple(by_id[:5]) == SPECIAL
     assert by_id[200:] == [f"[unused{n}]" for n in range(56)]
     assert sorted(vocabulary.values()) == list(range(256))
-    assert learned.size == learned.vocab_size == 256
     # Within the model's vocabulary: as added tokens they would be matched in the text.
     assert len(json.loads(learned.tokenizer.to_str())["added_tokens"]) == len(SPECIAL)
 
@@ -88,17 +87,11 @@ def test_the_same_text_gives_the_same_tokenizer_in_every_process():
     assert len(outputs) == 1
 
 
-@pytest.mark.parametrize("lowercase", [True, False])
-def test_case_is_kept_only_if_asked(documents, lowercase):
-    tokens = set(learn_tokenizer(sample_of(documents), lowercase=lowercase).tokenizer.get_vocab())
-    assert bool(tokens & set("KLMTSDPVOE")) == (not lowercase)
-
-
 def test_transformers_opens_the_tokenizer_with_all_that_a_bert_needs(corpus):
     from transformers import AutoTokenizer
 
     opened: Any = AutoTokenizer.from_pretrained(corpus.tokenizer_folder)
-    assert len(opened) == corpus.manifest.vocab_size == corpus.manifest.tokenizer_size == 256
+    assert len(opened) == 256
     pair = opened("Kalo mi [MASK].", "ter")
     tokens = opened.convert_ids_to_tokens(pair["input_ids"])
     assert (tokens[0], tokens[-1], tokens.count("[SEP]")) == ("[CLS]", "[SEP]", 2)
@@ -136,9 +129,7 @@ def test_an_existing_tokenizer_is_copied_and_gives_the_text_back(
     corpus = build(documents, tokenizer=folder / "tokenizer.json" if bare else folder)
     copied = corpus.tokenizer_folder / "tokenizer.json"
     assert copied.read_bytes() == (folder / "tokenizer.json").read_bytes()
-    manifest = corpus.manifest
-    assert (manifest.separator_id, manifest.lowercase) == (2, None)
-    assert (manifest.tokenizer_size, manifest.vocab_size) == (278, 320)
+    assert (corpus.vocabulary.tokenizer_size, corpus.vocabulary.size) == (278, 320)
     found = document_ids(corpus, "train") + document_ids(corpus, "validation")
     assert all(ids[-1] == 2 and not set(ids[:-1]) & set(range(5)) for ids in found)
     plain = Tokenizer.from_file(str(copied))
@@ -152,7 +143,7 @@ def test_large_vocabularies_are_stored_as_uint32(corpus, documents, build, tmp_p
     raw["model"]["vocab"] |= {f"[unused{n}]": n for n in range(256, 70_000)}
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     built = build(documents, tokenizer=tmp_path / "tokenizer.json")
-    assert built.train.read(0, 9).dtype == built.manifest.dtype == "uint32"
+    assert built.train.read(0, 9).dtype == "uint32"
     assert built.train.read(0, 9).tolist() == corpus.train.read(0, 9).tolist()
 
 
@@ -160,7 +151,7 @@ def test_a_tokenizer_s_own_configuration_decides_which_token_is_which(tmp_path):
     roles = {"cls_token": "<a>", "sep_token": {"content": "<b>", "lstrip": True}}
     roles |= {"pad_token": "<c>", "mask_token": "<d>", "auto_map": {"AutoTokenizer": "code"}}
     loaded = load_tokenizer(byte_level(tmp_path / "t", ["<a>", "<b>", "<c>", "<d>"], **roles))
-    assert loaded.separator_id == 1
+    assert loaded.separator == 1
     del roles["auto_map"]
     roles["tokenizer_class"] = "PreTrainedTokenizerFast"
     assert json.loads(loaded.files["tokenizer_config.json"]) == roles

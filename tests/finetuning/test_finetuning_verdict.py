@@ -78,7 +78,7 @@ def test_a_difference_is_paired_by_seed():
     assert sentence in result.verdict()
     short = result.summary().loc[1]
     assert list(short[["model", "mean ± 95 %", "guess"]]) == ["b", "87.1 ± 10.1", "0.0"]
-    assert list(short[["difference", "outcome"]]) == ["+1.1 (+0.9 to +1.3)", "better"]
+    assert list(short[["difference", "from", "to"]]) == ["+1.1", "+0.9", "+1.3"]
 
 
 @pytest.mark.parametrize(

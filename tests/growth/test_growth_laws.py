@@ -65,14 +65,13 @@ def new_layers(names):
     return ends, {name for name, found in inside.items() if found} - ends
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_parameter_is_optimized_receives_a_gradient_and_moves(
-    grown, kind, operator, optimizer, token_ids
+    grown, kind, operator, token_ids
 ):
     growth = grown[1]
     model = copy.deepcopy(growth.model)
     # Without weight decay, only a gradient can move a parameter.
-    optimizers = Optimizers(model, OptimizerSpec(name=optimizer, lr=1e-2, weight_decay=0.0))
+    optimizers = Optimizers(model, OptimizerSpec(name="muon", lr=1e-2, weight_decay=0.0))
     names = {name for name, _ in model.named_parameters()}
     optimized = [name for group in optimizers.groups() for name in group]
     assert sorted(optimized) == sorted(names), "once each, none forgotten"
@@ -118,24 +117,6 @@ def test_no_two_parameters_share_storage_except_tied_ones(grown):
 
     assert aliases(growth.model) == aliases(model)
     assert aliases(model), "the tiny models tie their embeddings"
-
-
-def test_copied_tensors_equal_their_source_bit_for_bit(grown):
-    model, growth = grown
-    old, new = model.state_dict(), growth.model.state_dict()
-    for name, origin in growth.origins.items():
-        assert origin is None or torch.equal(new[name], old[origin]), name
-        place = re.search(r"layers?\.(\d+)\.", name)
-        source = growth.depth_map[int(place[1])].source if place else None
-        if place is None:
-            assert origin == name
-        elif source is None:
-            assert origin is None
-        elif origin is None:
-            # ModernBERT's first layer has no norm before attention; its copies further up need one.
-            assert "attn_norm" in name
-        else:
-            assert origin == name.replace(f".{place[1]}.", f".{source}.")
 
 
 def test_the_source_model_is_left_untouched(kind, operator):

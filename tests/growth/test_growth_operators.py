@@ -63,13 +63,6 @@ def test_block_operators_use_each_layer_equally_and_two_hops_are_one(name, sourc
     assert [lower[layer] for layer in upper] == sources(name, source, source * first * second)
 
 
-@given(st.sampled_from(["identity", "identity-noise", "random"]), depths, depths)
-def test_operators_on_top_leave_the_trained_layers_at_the_bottom(name, source, more):
-    depth_map = OPERATORS[name].depth_map(source, source + more)
-    assert depth_map[:source] == tuple(Origin(layer) for layer in range(source))
-    assert all(origin.source is None for origin in depth_map[source:])
-
-
 def test_only_identity_claims_to_preserve_the_function():
     assert [name for name, op in OPERATORS.items() if op.preserves_function] == ["identity"]
 
@@ -77,8 +70,6 @@ def test_only_identity_claims_to_preserve_the_function():
 def test_an_unknown_operator_is_answered_with_the_list():
     with pytest.raises(UserError, match=r"'stak'.*stack, interleave, identity, identity-noise"):
         get_operator("stak")
-    with pytest.raises(UserError, match="at least 1 layer, not 0"):
-        get_operator("stack").depth_map(0, 3)
 
 
 @pytest.fixture

@@ -41,24 +41,17 @@ def test_what_cannot_be_grown_is_refused_with_a_sentence():
         grow(hollow, 4)
     codes = BertModel(two)
     weight = codes.encoder.layer[1].output.dense.weight.detach()
-    for dtype in (torch.int8, torch.float8_e4m3fn):
-        coded = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
-        codes.encoder.layer[1].output.dense.weight = coded
-        with pytest.raises(
-            UserError, match=r"layer\.1\.output\.dense\.weight.* is quantised, torch"
-        ):
-            grow(codes, 4)
-    quantised = BertModel(two)
-    quantised.hf_quantizer = object()  # as transformers marks one
-    with pytest.raises(UserError, match="is quantised"):
-        grow(quantised, 4)
+    coded = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
+    codes.encoder.layer[1].output.dense.weight = coded
+    with pytest.raises(UserError, match=r"layer\.1\.output\.dense\.weight.* is quantised, torch"):
+        grow(codes, 4)
     single = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **TINY))
     single.config.per_layer_config = {1: {"intermediate_size": 24}}
-    with pytest.raises(UserError, match="gives single layers a config of their own"):
+    with pytest.raises(UserError, match="configs of their own"):
         grow(single, 4)
     shared = BertModel(two)
     shared.encoder.layer[1] = shared.encoder.layer[0]
-    with pytest.raises(UserError, match="share weights"):
+    with pytest.raises(UserError, match="each with weights of its own"):
         grow(shared, 4)
     for name in OPERATORS:
         for depth in (2, 1, 0, -1):

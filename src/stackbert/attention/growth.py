@@ -1,16 +1,11 @@
 """What a growth of a run, and the training after it, did to the heads.
 
-A growth is seen at three moments: the shallow model at the end of its stage; the model right after
-growing, made again with the run's operator and seed; the end of the next stage. At each, every
-head is compared with all heads of the shallow model, on the same sentences.
-
-"Kept" needs no threshold: a head has kept its pattern if, of all heads of the shallow model, the
-one it was copied from is the one that it is most like.
+At each of three moments (`MOMENTS`) every head is compared with all heads of the shallow model. A
+head has kept its pattern if the one that it was copied from is the one that it is most like.
 """
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +28,19 @@ MOMENTS = {
     "grown": "right after growing",
     "next": "end of next stage",
 }
-"""The moments of a growth, and what a reader calls them."""
+"""When models are compared, and what a reader calls it. The run keeps the first and the last; the
+grown model is made again with the run's operator and seed."""
 OUTCOMES = ("kept", "regained", "changed")
 
 
-@dataclass(frozen=True)
-class ObservedGrowth:
-    """One growth of a run."""
-
-    moments: pd.DataFrame
-    """As `AttentionResult.growths`."""
-    heads: pd.DataFrame
-    """As `AttentionResult.growth_heads`."""
-    maps: dict[str, SentenceMaps]
-    """Of one sentence, at each moment."""
+ObservedGrowth = tuple[pd.DataFrame, pd.DataFrame, dict[str, SentenceMaps]]
+"""A growth's rows of `AttentionResult.growths` and `growth_heads`; a sentence's maps by moment."""
 
 
 def find_runs(model: object, beside: Sequence[str | Path]) -> dict[str, Path]:
     """The runs whose growths are measured, by name, `model` first if it is one.
 
-    A run is called by its operator; where two have the same, by its folder, too.
+    A run is called by its operator; those of the same operator by their folders, too.
 
     Raises:
         UserError: `model` is not a run but there are others; or a run is not finished, lacks a
@@ -72,19 +60,16 @@ def find_runs(model: object, beside: Sequence[str | Path]) -> dict[str, Path]:
         if beside and not recipe.growth_steps:
             raise UserError(f"{folder} never grew, so it has no growth to compare.")
         operators[folder] = recipe.growth.operator
-    names = [
-        list(operators.values()),
-        [f"{operator} in {folder.resolve().name}" for folder, operator in operators.items()],
-        [f"{operator} in {folder}" for folder, operator in operators.items()],
-    ]
-    unique = next(each for each in names if len(set(each)) == len(operators))
-    return dict(zip(unique, operators, strict=True))
+    called = list(operators.values())
+    return {
+        operator if called.count(operator) == 1 else f"{operator} in {folder}": folder
+        for folder, operator in operators.items()
+    }
 
 
-def observe_growths(run: Path, name: str, sample: Sample, example: str) -> list[ObservedGrowth]:
+def observe_growths(run: Path, name: str, sample: Sample, example: str) -> Iterator[ObservedGrowth]:
     """Measure all growths of a finished run; `example` is the sentence whose maps are kept."""
     recipe = read_run(run).recipe
-    found: list[ObservedGrowth] = []
     for step, after in itertools.pairwise([*recipe.growth_steps, recipe.total_steps]):
         shallow = load_encoder(_checkpoint(run, step))
         growth = grown_again(shallow, recipe, step)
@@ -94,8 +79,7 @@ def observe_growths(run: Path, name: str, sample: Sample, example: str) -> list[
         seen = {
             moment: observe(model, moment, sample, [example]) for moment, model in models.items()
         }
-        found.append(_compare(name, step, after, growth.depth_map, seen))
-    return found
+        yield _compare(name, step, after, growth.depth_map, seen)
 
 
 def grown_again(shallow: Any, recipe: Recipe, step: int) -> Growth:  # noqa: ANN401 (an encoder)
@@ -129,7 +113,7 @@ def _compare(
     ]
     heads = pd.concat(tables, names=["moment"]).reset_index("moment").reset_index(drop=True)
     maps = {moment: observed.examples[0] for moment, observed in seen.items()}
-    return ObservedGrowth(pd.DataFrame(rows), heads, maps)
+    return pd.DataFrame(rows), heads, maps
 
 
 def sources_of(depth_map: DepthMap, source_depth: int) -> tuple[list[int], list[bool]]:
@@ -147,11 +131,8 @@ def sources_of(depth_map: DepthMap, source_depth: int) -> tuple[list[int], list[
 def compare_heads(
     observed: Observed, shallow: Observed, sources: list[int], fresh: list[bool]
 ) -> pd.DataFrame:
-    """The measures of each head, and how it compares with the heads of the shallow model.
-
-    `sources` and `fresh` are those of `sources_of`, for each layer of the observed model.
-    """
-    divergence, _ = divergences(observed.rows, shallow.rows)
+    """The measures of each head, and how it compares with the heads of the shallow model."""
+    divergence = divergences(observed.rows, shallow.rows)
     layer, head = np.indices(divergence.shape[:2]).reshape(2, -1)
     source = np.array(sources)[layer]
     nearest = divergence.reshape(len(layer), -1).argmin(axis=-1)

@@ -1,18 +1,11 @@
 """How alike the maps of two layers are: Jensen-Shannon divergence, heads matched one to one.
 
-For two rows of attention p and q with the mean m = (p + q) / 2 the divergence is
-H(m) - (H(p) + H(q)) / 2, here divided by ln 2: 0 for equal rows, 1 for rows without a common token.
-That of two heads is the mean over queries, that of two layers the mean over their heads, matched
-so that it is smallest: the order of heads means nothing.
-
-Every head is compared with every other on every row, so only some rows are kept of a model, drawn
-at random. Two models are never in memory together.
-
+Of two rows with the mean m it is (H(m) - (H(p) + H(q)) / 2) / ln 2, from 0 (equal) to 1 (no common
+token). Every head is compared with every other, so only some rows of a model are kept.
 Shape letters: L layers, H heads, R rows kept of a sentence, S tokens; 2 is the second model.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,23 +22,10 @@ Rows = dict[int, F32]
 ROWS = 16
 """Most queries kept of a sentence."""
 SENTENCES = 64
-"""Sentences of which rows are kept: some 1,000 queries, whose mean divergence is steady to a few
-thousandths."""
+"""Sentences of which rows are kept: some 1,000 queries, steady to a few thousandths."""
 DEALS = 20
 """Times that heads are dealt to the layers at random."""
 _TINY = 1e-30
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How much the maps of two models differ, or those of one and itself; 0 to 1."""
-
-    queries: int
-    """That the divergences are means over."""
-    heads: F64
-    """(L, H, L2, H2): between every two heads."""
-    divergence: F64
-    """(L, L2): mean over the heads of two layers, matched so that it is smallest."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +52,10 @@ def keep_rows(sentence: SentenceMaps, seed: int) -> F32:
     return rows
 
 
-def divergences(first: Rows, second: Rows) -> tuple[F64, int]:
-    """(L, H, L2, H2): between every head of one model and every head of another, 0 to 1.
+def divergences(first: Rows, second: Rows) -> F64:
+    """(L, H, L2, H2): between every two heads of two models (or of one), means over queries.
 
-    Only on the sentences of both; the number of queries is returned, too.
+    Only the sentences of both count.
     """
     total, queries = torch.zeros(()), 0
     for index in sorted(first.keys() & second.keys()):
@@ -85,7 +65,7 @@ def divergences(first: Rows, second: Rows) -> tuple[F64, int]:
         )
         queries += one.shape[2]
     shape = (*one.shape[:2], *other.shape[:2])
-    return np.clip(total.numpy() / queries / math.log(2), 0.0, 1.0).reshape(shape), queries
+    return np.clip(total.numpy() / queries / math.log(2), 0.0, 1.0).reshape(shape)
 
 
 def _divergence_sums(p_ARS: Tensor, q_BRS: Tensor) -> Tensor:
@@ -119,56 +99,53 @@ def match(heads: F64) -> F64:
     return divergence
 
 
-def likeness(first: Rows, second: Rows) -> Likeness:
-    """How alike every two layers of two models (or of one) are."""
-    heads, queries = divergences(first, second)
-    return Likeness(queries, heads, match(heads))
-
-
-def top_and_bottom(own: Likeness, to_untrained: Likeness, seed: int) -> Contrast | None:
+def top_and_bottom(own: F64, to_untrained: F64, seed: int) -> Contrast | None:
     """Compare the layers of a model's top half with those of its bottom half.
 
-    The untrained model's bottom half is what fresh layers would have been. A single layer has no
-    halves.
+    Args:
+        own: `divergences` of the model and itself.
+        to_untrained: of the model and an untrained one, whose bottom half is what fresh layers
+            would have been.
+        seed: of the dealing.
+
+    Returns:
+        None for a single layer, which has no halves.
     """
-    depth, heads = own.heads.shape[:2]
+    depth, heads = own.shape[:2]
     if depth < 2:
         return None
     halves = np.ix_(range(depth - depth // 2, depth), range(depth // 2))
-    flat = own.heads.reshape((depth * heads,) * 2)
-
-    def deal(random: np.random.Generator) -> F64:
+    flat = own.reshape((depth * heads,) * 2)
+    random, dealt = np.random.default_rng(seed), []
+    for _ in range(DEALS):
         order = random.permutation(depth * heads)
-        return match(flat[np.ix_(order, order)].reshape(own.heads.shape))[halves]
+        dealt.append(_nearest(match(flat[np.ix_(order, order)].reshape(own.shape))[halves]))
+    return Contrast(
+        matched=_nearest(match(own)[halves]),
+        dealt=float(np.mean(dealt)),
+        untrained=_nearest(match(to_untrained)[halves]),
+    )
 
-    return _contrast(own.divergence[halves], deal, to_untrained.divergence[halves], seed)
 
-
-def shallow_and_deep(between: Likeness, deep_to_untrained: Likeness, seed: int) -> Contrast:
+def shallow_and_deep(between: F64, deep_to_untrained: F64, seed: int) -> Contrast:
     """Compare the layers of the deeper of two models with those of the shallower.
 
-    Of equal depth, the second counts as the deeper.
+    Of equal depth, the second counts as the deeper. The arguments are those of `top_and_bottom`.
     """
-    heads, divergence = between.heads, between.divergence
-    if heads.shape[0] <= heads.shape[2]:
-        heads, divergence = heads.transpose(2, 3, 0, 1), divergence.T
-    flat = heads.reshape(heads.shape[0] * heads.shape[1], -1)
-
-    def deal(random: np.random.Generator) -> F64:
+    if between.shape[0] <= between.shape[2]:
+        between = between.transpose(2, 3, 0, 1)
+    flat = between.reshape(between.shape[0] * between.shape[1], -1)
+    random, dealt = np.random.default_rng(seed), []
+    for _ in range(DEALS):
         rows, columns = (random.permutation(size) for size in flat.shape)
-        return match(flat[np.ix_(rows, columns)].reshape(heads.shape))
-
-    return _contrast(divergence, deal, deep_to_untrained.divergence, seed)
-
-
-def _contrast(
-    layers: F64, deal: Callable[[np.random.Generator], F64], untrained: F64, seed: int
-) -> Contrast:
-    """Of (layers, others) arrays of divergences; `deal` returns one after dealing."""
-    random = np.random.default_rng(seed)
-    dealt = [deal(random).min(axis=1).mean() for _ in range(DEALS)]
+        dealt.append(_nearest(match(flat[np.ix_(rows, columns)].reshape(between.shape))))
     return Contrast(
-        matched=float(layers.min(axis=1).mean()),
+        matched=_nearest(match(between)),
         dealt=float(np.mean(dealt)),
-        untrained=float(untrained.min(axis=1).mean()),
+        untrained=_nearest(match(deep_to_untrained)),
     )
+
+
+def _nearest(divergence: F64) -> float:
+    """(L, L2) to the mean over the layers of the divergence from the most similar other."""
+    return float(divergence.min(axis=1).mean())

@@ -54,14 +54,20 @@ def attention_maps(
 
     Each sentence is encoded alone, between the tokenizer's special tokens, and cut at `max_length`
     tokens. Sentences of similar length share a forward pass of at most `batch_tokens`, padding
-    included; only the maps of one pass are held. The model is left as it was.
+    included; only the maps of one pass are held.
 
     Raises:
         UserError: the model returns no attention probabilities, or does not know the tokenizer's
             ids.
     """
     encoded = encode(tokenizer, sentences, max_length)
-    _check_ids(model, encoded)
+    highest = max((max(ids) for ids in encoded if ids), default=0)
+    known = getattr(model.config, "vocab_size", None)
+    if known and highest >= known:
+        raise UserError(
+            f"The tokenizer gives the id {highest}, but {type(model).__name__} knows only {known} "
+            "ids. Use the tokenizer that the model was trained with."
+        )
     for group in _groups(encoded, batch_tokens):
         layers = _forward(model, [encoded[index] for index in group])
         for row, index in enumerate(group):
@@ -81,23 +87,15 @@ def attention_maps(
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    max_length: int,
+    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], max_length: int
 ) -> list[list[int]]:
     """Token ids of each sentence, special ones included, cut at `max_length`."""
-    if not sentences:
-        return []
-    encoded = tokenizer(
-        list(sentences), truncation=True, max_length=max_length, padding=False, verbose=False
-    )
-    return [list(map(int, ids)) for ids in encoded["input_ids"]]
+    options = {"truncation": True, "max_length": max_length, "verbose": False}
+    return [tokenizer(sentence, **options)["input_ids"] for sentence in sentences]
 
 
 def readable_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-    sentence: str,
-    ids: list[int],
+    tokenizer: PreTrainedTokenizerBase, sentence: str, ids: list[int]
 ) -> tuple[str, ...]:
     """The tokens of a sentence as a reader knows them.
 
@@ -128,21 +126,6 @@ def longest_sentence(
     return int(min(max_length, positions, tokenizer.model_max_length or max_length))
 
 
-def _check_ids(model: PreTrainedModel, encoded: list[list[int]]) -> None:
-    try:
-        table: Any = model.get_input_embeddings()
-    except NotImplementedError:
-        table = None
-    if not isinstance(table, torch.nn.Embedding):
-        raise _refusal(model, "has no plain table of token embeddings")
-    highest = max((max(ids) for ids in encoded if ids), default=0)
-    if highest >= table.num_embeddings:
-        raise UserError(
-            f"The tokenizer gives the id {highest}, but {type(model).__name__} has "
-            f"{table.num_embeddings} embeddings. Use the tokenizer that the model was trained with."
-        )
-
-
 def _groups(encoded: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
     """Positions of the sentences that share a forward pass."""
     group: list[int] = []
@@ -161,11 +144,8 @@ def _forward(model: PreTrainedModel, encoded: list[list[int]]) -> list[F32]:
     """An array (B, H, S, S) for each layer."""
     longest = max(map(len, encoded))
     padding = getattr(model.config, "pad_token_id", None) or 0
-    ids_BS = torch.full((len(encoded), longest), padding)
-    mask_BS = torch.zeros_like(ids_BS)
-    for row, ids in enumerate(encoded):
-        ids_BS[row, : len(ids)] = torch.tensor(ids)
-        mask_BS[row, : len(ids)] = 1
+    ids_BS = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in encoded])
+    mask_BS = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in encoded])
     inputs = {"input_ids": ids_BS.to(model.device), "attention_mask": mask_BS.to(model.device)}
     try:
         with _eager_attention(model), torch.no_grad():

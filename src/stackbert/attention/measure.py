@@ -1,7 +1,6 @@
-"""The door: measure where a model's heads look, and keep what was found in a folder.
+"""Measure where a model's heads look, and keep what was found in a folder.
 
-`attention.json` holds the tables, `attention.npz` the arrays: maps to be drawn, and the divergences
-between single heads.
+`attention.json` holds the tables, `attention.npz` the maps to be drawn and heads' divergences.
 """
 
 import itertools
@@ -20,12 +19,13 @@ from stackbert.attention.growth import ObservedGrowth, find_runs, observe_growth
 from stackbert.attention.likeness import (
     SENTENCES,
     Contrast,
-    Likeness,
-    likeness,
+    divergences,
+    match,
     shallow_and_deep,
     top_and_bottom,
 )
 from stackbert.attention.maps import encode, longest_sentence
+from stackbert.attention.measures import F64
 from stackbert.attention.sample import sample_sentences
 from stackbert.attention.subject import (
     EXAMPLE_TOKENS,
@@ -56,36 +56,32 @@ class AttentionResult(Record):
     """
 
     what: ClassVar[str] = "a measurement of attention"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     text: str
-    """File name of the text, or "given" for a list of sentences."""
+    """File name, or "given" for a list of sentences."""
     seed: int
     max_length: int
     models: Frame
-    """A row a model: its name, type and shape, how much it read, and the `MEASURES` of a head that
-    looks at all tokens alike."""
+    """A row a model: name, type, shape, how much it read, the `MEASURES` of a uniform head."""
     heads: Frame
     """A row for each head of each model: class and `MEASURES`."""
     likeness: Frame
     """A row for each layer of the measured model and each layer of every model."""
-    likeness_queries: int
-    """That these divergences are means over."""
     top_bottom: Contrast | None
     """The measured model's two halves; None for a single layer."""
     shallow_deep: Contrast | None
     """The measured and the second model."""
     growths: Frame
-    """A row for each moment of each growth: means over the heads of the new layers, or over all
-    heads of the shallow model. Growths of the run itself come first, then those beside it."""
+    """A row a moment: means over the heads of the new layers, or all of the shallow model."""
     growth_heads: Frame
     """A row for each head at each of these moments."""
     examples: tuple[tuple[str, ...], ...]
     """Tokens of the sentences whose maps are kept."""
     arrays_sha256: str = ""
-    """Of `attention.npz`, so that nobody draws the maps of another measurement."""
+    """Of `attention.npz`."""
     arrays: dict[str, npt.NDArray[Any]] = Field(default_factory=dict, exclude=True, repr=False)
-    """`maps_N` (L, H, S, S): the measured model on example N; `growth_G_MOMENT` (L, H, S, S): the
-    model of that moment on the shortest example; `likeness_MODEL` (L, H, L2, H2): single heads."""
+    """`maps_N` (L, H, S, S): the measured model on example N; `growth_G_MOMENT`: the model of that
+    moment on the shortest example; `likeness_MODEL` (L, H, L2, H2): between single heads."""
 
     def about(self, model: str = "measured") -> "pd.Series[Any]":
         """The row of a model."""
@@ -97,7 +93,7 @@ class AttentionResult(Record):
 
     @property
     def shortest(self) -> int:
-        """Number of the shortest example, on which growths are drawn."""
+        """The example on which growths are drawn."""
         return min(range(len(self.examples)), key=lambda number: len(self.examples[number]))
 
     def save(self, folder: str | Path) -> None:
@@ -152,8 +148,8 @@ def measure_attention(
     Args:
         model: a Hugging Face folder, a run directory (its final model, and what each growth did to
             the maps), or a transformers encoder, which is left as it was.
-        text: a file, folder or pattern (as `build_corpus` takes them), of which a random sample of
-            sentences of at least 12 tokens is taken; or a list of sentences, which are all taken.
+        text: a file, folder or pattern, of which a random sample of sentences of at least 12
+            tokens is taken; or a list of sentences, which are all taken.
         out: a folder for the result, which `read_attention` reads.
         tokenizer: the model's; by default the one in its folder.
         sentences: to sample from a text; fewer if it has fewer.
@@ -161,8 +157,8 @@ def measure_attention(
             allows only fewer.
         seed: of the sample, of the rows that likeness compares and of the untrained model.
         compare: a second model with the same tokenizer, shallower or deeper.
-        beside: more run directories with the same tokenizer, if `model` is one. Their growths are
-            measured, too, on the same sentences: other operators, as in the paper's Fig. 4.
+        beside: run directories with the same tokenizer, if `model` is one. Their growths are
+            measured, too: other operators, as in the paper's Fig. 4.
         progress: hears what is being measured.
 
     Raises:
@@ -204,7 +200,7 @@ def measure_attention(
         say(f"measuring {second.name}")
         seen["compared"] = observe(second.model, second.name, sample)
     shortest = min(seen["measured"].examples, key=lambda maps: len(maps.tokens))
-    growths = []
+    growths: list[ObservedGrowth] = []
     for run, folder in runs.items():
         say(f"measuring the growths of {run}")
         growths += observe_growths(folder, run, sample, examples[shortest.index])
@@ -229,16 +225,16 @@ def _result(
     text: str | Path | Sequence[str],
 ) -> AttentionResult:
     measured, rows = seen["measured"], {model: each.rows for model, each in seen.items()}
-    alike = {model: likeness(rows["measured"], rows[model]) for model in seen}
+    alike = {model: divergences(rows["measured"], rows[model]) for model in seen}
     shallow_deep = None
     if "compared" in seen:
-        depth, other_depth = alike["compared"].divergence.shape
-        deeper = rows["measured" if depth > other_depth else "compared"]
-        to_untrained = likeness(deeper, rows["untrained"])
+        measured_is_deeper = measured.about["depth"] > seen["compared"].about["depth"]
+        deeper = rows["measured" if measured_is_deeper else "compared"]
+        to_untrained = divergences(deeper, rows["untrained"])
         shallow_deep = shallow_and_deep(alike["compared"], to_untrained, sample.seed)
     maps = {f"maps_{number}": each for number, each in enumerate(measured.examples)}
-    for number, growth in enumerate(growths):
-        maps |= {f"growth_{number}_{moment}": each for moment, each in growth.maps.items()}
+    for number, (_, _, kept) in enumerate(growths):
+        maps |= {f"growth_{number}_{moment}": each for moment, each in kept.items()}
     # Half precision is enough to draw them.
     arrays = {name: each.maps_LHSS.astype(np.float16) for name, each in maps.items()}
     return AttentionResult(
@@ -248,20 +244,19 @@ def _result(
         models=pd.DataFrame({"model": model, **each.about} for model, each in seen.items()),
         heads=_stacked("model", {model: each.heads for model, each in seen.items()}),
         likeness=_stacked("model", {model: _layers(each) for model, each in alike.items()}),
-        likeness_queries=alike["measured"].queries,
         top_bottom=top_and_bottom(alike["measured"], alike["untrained"], sample.seed),
         shallow_deep=shallow_deep,
-        growths=_stacked("growth", dict(enumerate(each.moments for each in growths))),
-        growth_heads=_stacked("growth", dict(enumerate(each.heads for each in growths))),
+        growths=_stacked("growth", dict(enumerate(moments for moments, _, _ in growths))),
+        growth_heads=_stacked("growth", dict(enumerate(heads for _, heads, _ in growths))),
         examples=tuple(each.tokens for each in measured.examples),
-        arrays=arrays | {f"likeness_{model}": each.heads for model, each in alike.items()},
+        arrays=arrays | {f"likeness_{model}": each for model, each in alike.items()},
     )
 
 
-def _layers(alike: Likeness) -> pd.DataFrame:
-    layer, other = np.indices(alike.divergence.shape).reshape(2, -1) + 1
-    divergence = alike.divergence.ravel()
-    return pd.DataFrame({"layer": layer, "other_layer": other, "divergence": divergence})
+def _layers(heads: F64) -> pd.DataFrame:
+    divergence = match(heads)
+    layer, other = np.indices(divergence.shape).reshape(2, -1) + 1
+    return pd.DataFrame({"layer": layer, "other_layer": other, "divergence": divergence.ravel()})
 
 
 def _stacked(name: str, tables: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:

@@ -1,10 +1,7 @@
 """Where each head looks, in numbers, and what a head is called for them.
 
-All measures are means over the queries of all sentences. All but the entropy are linear in the map:
-a weight for each (query, key), and a sum. So those of a sentence are one matrix product, (heads,
-S·S) by (S·S, measures). What a head has that looks at all tokens alike ("uniform") is the same
-product with 1 / S everywhere; on short sentences that is not little.
-
+Measures are means over the queries of all sentences. All but the entropy are linear in the map, so
+those of a sentence are one matrix product. A "uniform" head looks at all tokens alike.
 Shape letters: L layers, H heads, S tokens, M measures.
 """
 
@@ -47,7 +44,7 @@ PAPER_CLASSES = CLASSES[:3]
 LOCAL_WINDOW = 4
 """The window that makes a head "local": about a phrase."""
 SHARE = 0.5
-"""Share of what a uniform head spreads elsewhere that must lie on a pattern: more than not."""
+"""Share of what a uniform head spreads elsewhere that must lie on a pattern."""
 BROAD = 0.25
 """A head without a pattern is "broad" if it looks at this share of a sentence's tokens at least.
 Their number is e to the power of its entropy; for a uniform head it is all of them."""
@@ -93,8 +90,7 @@ def _weights(length: int) -> F32:
         distance,
         *(offset == place for place in range(-RADIUS, RADIUS + 1)),
     ]
-    stacked = np.stack([plane.astype(np.float32).ravel() for plane in planes], axis=1)
-    return np.ascontiguousarray(stacked)
+    return np.stack([plane.astype(np.float32).ravel() for plane in planes], axis=1)
 
 
 def head_table(means_LHM: F64, uniform: Mapping[str, float]) -> pd.DataFrame:
@@ -114,13 +110,8 @@ def classify(heads: pd.DataFrame, uniform: Mapping[str, Any], window: int = LOCA
     token. mixed: at least `SHARE` on both together. [SEP]: at least `SHARE` on separators. broad:
     none of these, over `BROAD` of the tokens. other: none of these, over fewer tokens.
 
-    A mass counts only beyond uniform, (mass - uniform) / (1 - uniform): on a short sentence a
-    uniform head, too, has much of its mass near the query.
-
-    Args:
-        heads: with the columns `MEASURES`.
-        uniform: measures of a uniform head on the same sentences.
-        window: one of `WINDOWS`.
+    A mass counts only beyond `uniform`, the measures of a uniform head: (mass - uniform) /
+    (1 - uniform). On a short sentence a uniform head, too, has much of its mass near the query.
     """
 
     def covers(*names: str) -> Any:  # noqa: ANN401 (an array of bools)

@@ -2,7 +2,6 @@
 
 import hashlib
 import heapq
-from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -16,20 +15,15 @@ MIN_TOKENS = 12
 
 
 def sample_sentences(
-    text: str | Path | Sequence[str | Path],
-    tokenizer: PreTrainedTokenizerBase,
-    count: int,
-    *,
-    seed: int = 0,
+    text: str | Path, tokenizer: PreTrainedTokenizerBase, count: int, *, seed: int = 0
 ) -> list[str]:
     """A uniform sample of a text's sentences of at least `MIN_TOKENS` tokens, in random order.
 
     Each sentence has a key, a hash of the seed and its words, and those with the smallest keys are
-    taken. So the order of the files does not matter, a sentence that occurs twice counts once, and
-    one pass in bounded memory is enough.
+    taken: a sentence that occurs twice counts once, and one pass in bounded memory is enough.
 
     Args:
-        text: files, folders or patterns, as `build_corpus` takes them.
+        text: a file, folder or pattern, as `build_corpus` takes them.
         tokenizer: tells how long a sentence is.
         count: of sentences, at least 1; fewer if the text has fewer.
         seed: of the sample.
@@ -39,10 +33,9 @@ def sample_sentences(
     """
     if count < 1:
         raise UserError(f"{count} sentences are too few to measure anything; ask for 1 or more.")
-    paths = [text] if isinstance(text, str | Path) else list(text)
     sentences = (
         " ".join(sentence.split())
-        for file in open_files(paths)
+        for file in open_files([text])
         for document in file.documents()
         for sentence in split_sentences(document.strip())
     )
@@ -60,8 +53,7 @@ def sample_sentences(
         if len(heap) > count:
             heapq.heappop(heap)
     if not heap:
-        names = ", ".join(map(str, paths))
         raise UserError(
-            f"{names} has no sentence of at least {MIN_TOKENS} tokens. Give a longer text."
+            f"{text} has no sentence of at least {MIN_TOKENS} tokens. Give a longer text."
         )
     return [sentence for _, sentence in sorted(heap, reverse=True)]

@@ -31,18 +31,24 @@ def statements(result: AttentionResult) -> list[str]:
     """The three claims of Gong et al. (2019), section 3, on this model and text.
 
     Returns:
-        A sentence or more for each claim that the result has numbers for, then for each growth,
-        and one for all growths from and to the same depths.
+        A sentence or more for each claim that the result has numbers for, then for each growth.
     """
     lines = [_patterns(result)]
     if result.top_bottom:
-        lines.append(_top_and_bottom(result.top_bottom))
+        lines.append(
+            f"Claim 2, top layers look like bottom layers: {_judged(result.top_bottom)} The layers "
+            "are those of the top half, compared with the most similar of the bottom half."
+        )
     if result.shallow_deep:
-        lines.append(_shallow_and_deep(result, result.shallow_deep))
+        models = result.models[result.models["model"] != "untrained"].sort_values("depth")
+        (_, shallow), (_, deep) = models.iterrows()
+        lines.append(
+            "Claim 3, a shallow model's maps look like a deep one's: "
+            f"{_judged(result.shallow_deep)} The layers are the {deep['depth']} of {deep['name']}, "
+            f"compared with the most similar of the {shallow['depth']} of {shallow['name']}."
+        )
     for group in growth_groups(result):
         lines += [line for _, growth in group.groupby("growth") for line in _growth(growth)]
-        if group["growth"].nunique() > 1:
-            lines.append(_between_runs(group))
     return lines
 
 
@@ -55,7 +61,7 @@ def growth_groups(result: AttentionResult) -> list[pd.DataFrame]:
 
 
 def likeness_share(contrast: Contrast) -> float:
-    """How alike the layers are, from 0 to 1.
+    """How alike the layers are.
 
     0 if they are no closer than untrained layers, 1 if as close as if it did not matter in which
     layer a head is, and in proportion between.
@@ -81,39 +87,17 @@ def _patterns(result: AttentionResult) -> str:
     )
 
 
-def _top_and_bottom(contrast: Contrast) -> str:
-    return (
-        f"Claim 2, top layers look like bottom layers: {_verdict(contrast)}. Each layer of the top "
-        "half differs from the most similar layer of the bottom half by "
-        f"{_numbers(contrast, 'an untrained bottom half')}"
-    )
-
-
-def _shallow_and_deep(result: AttentionResult, contrast: Contrast) -> str:
-    models = [result.about("measured"), result.about("compared")]
-    shallow, deep = sorted(models, key=lambda model: int(model["depth"]))
-    return (
-        f"Claim 3, a shallow model's maps look like a deep one's: {_verdict(contrast)}. Each of "
-        f"the {deep['depth']} layers of {deep['name']} differs from the most similar of the "
-        f"{shallow['depth']} layers of {shallow['name']} by "
-        f"{_numbers(contrast, 'the layers of an untrained model')}"
-    )
-
-
-def _numbers(contrast: Contrast, untrained: str) -> str:
-    return (
-        f"{contrast.matched:.3f} (Jensen-Shannon divergence, 0 to 1, heads matched one to one). "
-        f"From {untrained} it is {contrast.untrained:.3f} (0%); if it did not matter in which "
-        f"layer a head is, it would be {contrast.dealt:.3f} (100%)."
-    )
-
-
-def _verdict(contrast: Contrast) -> str:
-    if contrast.untrained < _AS_UNTRAINED:
-        return "cannot be judged, as the maps hardly differ from an untrained model's"
+def _judged(contrast: Contrast) -> str:
     share = likeness_share(contrast)
     word = next((word for least, word in _VERDICTS if share >= least), "does not hold")
-    return f"{word} ({share:.0%})"
+    verdict = f"{word} ({share:.0%})"
+    if contrast.untrained < _AS_UNTRAINED:
+        verdict = "cannot be judged, as the maps hardly differ from an untrained model's"
+    return (
+        f"{verdict}. Layers differ by {contrast.matched:.3f} (Jensen-Shannon divergence, 0 to 1, "
+        f"heads matched one to one); from untrained layers by {contrast.untrained:.3f} (0%); if it "
+        f"did not matter in which layer a head is, by {contrast.dealt:.3f} (100%)."
+    )
 
 
 def _growth(moments: pd.DataFrame) -> list[str]:
@@ -137,29 +121,6 @@ def _growth(moments: pd.DataFrame) -> list[str]:
             f"{chance:.0%} would."
         )
     return lines
-
-
-def _between_runs(group: pd.DataFrame) -> str:
-    grown, later = (group[group["moment"] == moment] for moment in ("grown", "next"))
-    patterns = later.assign(share=later[list(PAPER_CLASSES)].sum(axis=1) / later["heads"])
-    first = group.iloc[0]
-    return (
-        f"Between the runs, growing from {first['source_depth']} to {first['depth']} layers: the "
-        f"new layers' mass on the first token is {_range(grown, 'first', '.2f')} right after "
-        f"growing and {_range(later, 'first', '.2f')} at the end of the next stage. Their heads "
-        f"differ from those that stacking copies by {_range(grown, 'divergence', '.3f')}, then by "
-        f"{_range(later, 'divergence', '.3f')}. At the end the share of them with one of the "
-        f"paper's patterns is {_range(patterns, 'share', '.0%')}."
-    )
-
-
-def _range(rows: pd.DataFrame, name: str, form: str) -> str:
-    """The lowest and the highest value with their runs, if their digits tell them apart."""
-    low, high = (rows.loc[at] for at in (rows[name].idxmin(), rows[name].idxmax()))
-    ends = [format(float(row[name]), form) for row in (low, high)]
-    if ends[0] == ends[1]:
-        return f"{ends[0]} in all"
-    return f"{ends[0]} ({low['run']}) to {ends[1]} ({high['run']})"
 
 
 def layer_table(result: AttentionResult) -> pd.DataFrame:

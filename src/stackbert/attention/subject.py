@@ -23,7 +23,7 @@ EXAMPLE_TOKENS = 32
 
 
 class Subject(NamedTuple):
-    """A model with its tokenizer; the name of a run's model is the run's."""
+    """A model with its tokenizer and name."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -45,20 +45,17 @@ class Observed:
     """What is kept of a model that read a sample."""
 
     about: dict[str, Any]
-    """Name, type and shape, how much it read, and the `MEASURES` of a uniform head on that."""
+    """A row of `AttentionResult.models`."""
     heads: pd.DataFrame
-    """As `head_table` returns it."""
     rows: Rows
-    """For likeness."""
     examples: list[SentenceMaps]
-    """Maps to be drawn."""
 
 
 def open_subject(
     model: str | Path | PreTrainedModel,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
 ) -> Subject:
-    """Open a Hugging Face folder, a run's final model, or take a model as it is.
+    """Open a Hugging Face folder, a run's final model (named as the run), or take a model as it is.
 
     Raises:
         UserError: transformers does not open the folder, or there is no tokenizer.
@@ -109,10 +106,7 @@ def untrained(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def observe(
-    model: PreTrainedModel,
-    name: str,
-    sample: Sample,
-    examples: Sequence[str] = (),
+    model: PreTrainedModel, name: str, sample: Sample, examples: Sequence[str] = ()
 ) -> Observed:
     """Make a model read a sample, and keep the maps of `examples`. It is left as it was."""
     sums_LHM: F64 = np.zeros(())
@@ -148,11 +142,8 @@ def observe(
 
 def check_same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> None:
     """Refuse to compare the maps of models that cut text differently."""
-    one, other = first.get_vocab(), second.get_vocab()
-    if one != other:
-        differing = sum(other.get(token) != at for token, at in one.items())
+    if first.get_vocab() != second.get_vocab():
         raise UserError(
-            f"The two models have different vocabularies ({differing:,} of {len(one):,} tokens are "
-            "missing from the other or have another id), so the rows of their maps do not "
-            "correspond. Compare models of one tokenizer."
+            "The models have different vocabularies, so the rows of their maps do not correspond. "
+            "Compare models of one tokenizer."
         )

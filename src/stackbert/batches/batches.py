@@ -1,17 +1,16 @@
 """(corpus, stage, step, rank) → batch: rows, sentence pairs and masks, as a pure function.
 
-Rows are cut from the endless string of epochs that `order` describes, one after the other, so every
-row is full, no token is lost or seen twice in an epoch, and the cursor is one integer: tokens
-consumed. What costs is the number of numpy calls, so no loop goes over the rows but the one in
-`TokenStream`, and small batches are made several steps at a time.
-
-Rows: [CLS] tokens [SEP]; for next-sentence prediction [CLS] A [SEP] B [SEP].
+Rows are cut from the endless string of epochs that `order` describes: [CLS] tokens [SEP], or for
+next-sentence prediction [CLS] A [SEP] B [SEP]. Small batches are made several steps at a time.
 Shape letters: B rows of a batch, S positions of a row, K masked positions of a row.
 """
 
 import math
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,14 +61,9 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """A batch of the changed tensors."""
-        types, is_random = self.token_types_BS, self.is_random_B
-        return Batch(
-            change(self.input_ids_BS),
-            change(self.columns_BK),
-            change(self.labels_BK),
-            None if types is None else change(types),
-            None if is_random is None else change(is_random),
-        )
+        tensors: dict[str, Any] = dict(vars(self))
+        tensors |= {name: change(each) for name, each in tensors.items() if each is not None}
+        return Batch(**tensors)
 
     def rows(self, start: int, stop: int) -> "Batch":
         """Rows start … stop - 1 as a batch of their own, as views."""
@@ -89,10 +83,9 @@ class Batch:
         """
         if world_size == 1:
             return self
-        rows = len(self)
-        share = -(-rows // world_size)
+        share = -(-len(self) // world_size)
         places = torch.arange(rank * share, (rank + 1) * share)
-        beyond = places >= rows
+        beyond = places >= len(self)
         part = self.each(lambda tensor: tensor[places.masked_fill(beyond, 0)])
         is_random = part.is_random_B
         return replace(
@@ -102,14 +95,9 @@ class Batch:
         )
 
 
-def text_tokens(stage: Stage, *, next_sentence: bool) -> int:
+def _text_tokens(stage: Stage, *, next_sentence: bool) -> int:
     """Corpus tokens in a row of a stage: what the special tokens leave."""
     return stage.sequence_length - (3 if next_sentence else 2)
-
-
-def masked_tokens(stage: Stage, *, next_sentence: bool) -> int:
-    """Masked positions in a row of a stage: the mask rate's share of its text, at least one."""
-    return max(1, round(stage.mask_rate * text_tokens(stage, next_sentence=next_sentence)))
 
 
 class BatchPlan:
@@ -141,14 +129,18 @@ class BatchPlan:
             raise UserError(
                 "batch.sequences: next-sentence prediction needs at least 2 rows a step."
             )
-        lengths = [text_tokens(stage, next_sentence=next_sentence) for stage in stages]
+        lengths = [_text_tokens(stage, next_sentence=next_sentence) for stage in stages]
         if min(lengths) < 4:
             raise UserError("batch.sequence_length: rows need room for at least 4 tokens of text.")
         self.stages = tuple(stages)
-        self.next_sentence = next_sentence
+        self._next_sentence = next_sentence
         self._stream = stream
         self._vocabulary = vocabulary
         self._lengths = lengths
+        # Of each stage: its first step, and the tokens consumed before it.
+        consumed = [s.steps * s.sequences * n for s, n in zip(stages, lengths, strict=True)]
+        self._first_steps = [0, *accumulate(stage.steps for stage in stages[:-1])]
+        self._cursors = [0, *accumulate(consumed[:-1])]
         self._order = DataOrder(len(stream), max(lengths), seed, shuffle=shuffle)
         self._keys = {purpose: derive_key(seed, purpose) for purpose in ("mask", "pair", "cut")}
         self._special = np.zeros(vocabulary.size, dtype=bool)
@@ -159,26 +151,20 @@ class BatchPlan:
 
     def locate(self, step: int) -> tuple[int, int]:
         """(stage index, tokens consumed before this step). Past the end the last stage goes on."""
-        index, first, cursor = self._stage_of(step)
-        return index, cursor + (step - first) * self.stages[index].sequences * self._lengths[index]
-
-    def _stage_of(self, step: int) -> tuple[int, int, int]:
-        """(stage index, its first step, tokens consumed before that)."""
-        cursor, first, last = 0, 0, len(self.stages) - 1
-        for index, (stage, length) in enumerate(
-            zip(self.stages[:last], self._lengths[:last], strict=True)
-        ):
-            if step < first + stage.steps:
-                return index, first, cursor
-            cursor += stage.steps * stage.sequences * length
-            first += stage.steps
-        return last, first, cursor
+        index = bisect(self._first_steps, step) - 1
+        steps = step - self._first_steps[index]
+        consumed = steps * self.stages[index].sequences * self._lengths[index]
+        return index, self._cursors[index] + consumed
 
     def masked_rows(self, step: int) -> tuple[int, int]:
         """(rows, masked positions) of a whole step over all ranks: what losses are divided by."""
-        stage = self.stages[self.locate(step)[0]]
-        masked = masked_tokens(stage, next_sentence=self.next_sentence)
-        return stage.sequences, stage.sequences * masked
+        index, _ = self.locate(step)
+        rows = self.stages[index].sequences
+        return rows, rows * self._masked(index)
+
+    def _masked(self, index: int) -> int:
+        """Masked positions in a row of a stage."""
+        return max(1, round(self.stages[index].mask_rate * self._lengths[index]))
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rows that one rank sees at step `step`; together the ranks see each row once.
@@ -186,8 +172,8 @@ class BatchPlan:
         Raises:
             UserError: the rows of this stage cannot be divided by the number of ranks.
         """
-        index, first, _ = self._stage_of(step)
-        stage = self.stages[index]
+        index, _ = self.locate(step)
+        stage, first = self.stages[index], self._first_steps[index]
         if stage.sequences % world_size:
             raise UserError(
                 f"batch.sequences: {stage.sequences} rows cannot be shared equally by "
@@ -199,9 +185,8 @@ class BatchPlan:
             return self._rows(step, 1, rank * share, share)
         begin, end, made = self._made
         if made is None or not begin <= step < end:
-            begin, end = max(first, step - step % together), step - step % together + together
-            if index < len(self.stages) - 1:
-                end = min(end, first + stage.steps)
+            begin = step - (step - first) % together
+            end = min([begin + together, *self._first_steps[index + 1 :]])
             made = self._rows(begin, end - begin, 0, stage.sequences)
             self._made = begin, end, made
         first_row = (step - begin) * stage.sequences
@@ -211,17 +196,15 @@ class BatchPlan:
     def _rows(self, step: int, steps: int, first: int, share: int) -> Batch:
         """Rows first … first + share - 1 of a step; or all rows of several steps of one stage."""
         index, cursor = self.locate(step)
-        stage, length = self.stages[index], self._lengths[index]
-        positions = cursor + (first + np.arange(steps * share, dtype=np.int64)) * length
+        length, rows = self._lengths[index], self.stages[index].sequences
+        positions = cursor + np.arange(steps * rows, dtype=np.int64) * length
+        mine = slice(first, first + steps * share)
         types = is_random = None
-        if self.next_sentence:
-            ids, types, is_random = self._pairs(
-                cursor, steps, stage.sequences, length, first, share
-            )
+        if self._next_sentence:
+            ids, types, is_random = self._pairs(positions, rows, length, mine)
         else:
-            ids = self._single_rows(cursor + first * length, steps * share, length)
-        masked = masked_tokens(stage, next_sentence=self.next_sentence)
-        columns, labels = self._mask(ids, positions, masked)
+            ids = self._single_rows(positions[mine], length)
+        columns, labels = self._mask(ids, positions[mine], self._masked(index))
         return Batch(
             torch.from_numpy(ids),
             torch.from_numpy(columns),
@@ -230,17 +213,16 @@ class BatchPlan:
             None if is_random is None else torch.from_numpy(is_random),
         )
 
-    def _single_rows(self, position: int, rows: int, length: int) -> I64:
+    def _single_rows(self, positions: I64, length: int) -> I64:
+        rows = len(positions)
         ids = np.empty((rows, length + 2), dtype=np.int64)
         ids[:, 0], ids[:, -1] = self._vocabulary.cls, self._vocabulary.sep
-        text = self._stream.read_many(*self._order.segments(position, rows * length))
+        text = self._stream.read_many(*self._order.segments(int(positions[0]), rows * length))
         ids[:, 1:-1] = text.reshape(rows, length)
         return ids
 
-    def _pairs(
-        self, cursor: int, steps: int, rows: int, length: int, first: int, share: int
-    ) -> tuple[I64, I64, I64]:
-        """Rows of one step or of several, as `_rows` has them, their token types and labels.
+    def _pairs(self, positions: I64, rows: int, length: int, mine: slice) -> tuple[I64, I64, I64]:
+        """The wanted ones of all rows of one or several steps, their token types and labels.
 
         Each row is a contiguous piece of text, cut in two where a sentence starts. Exactly half of
         a step's rows give up their second part for another's: they are ordered by the place of
@@ -248,23 +230,21 @@ class BatchPlan:
         the part is read on or cut short. Every row is full whatever its label, and every second
         part starts with a sentence, so neither gives the label away.
         """
-        positions = cursor + np.arange(steps * rows, dtype=np.int64) * length
         text, cuts, places = self._cut_rows(positions, length)
         keys = random_bits(self._keys["pair"], positions, 1)
-        donors = _donors(keys.reshape(steps, rows), cuts.reshape(steps, rows)).reshape(-1)
+        donors = _donors(keys.reshape(-1, rows), cuts.reshape(-1, rows)).reshape(-1)
 
-        mine = slice(first, first + steps * share)
         text, cuts, donors = text[mine], cuts[mine], donors[mine]
         second = np.arange(length) >= cuts[:, None]
         is_random = donors >= 0
         taken = self._read_cyclic(places[donors[is_random]], length - cuts[is_random])
         text[second & is_random[:, None]] = taken
 
-        ids = np.empty((steps * share, length + 3), dtype=np.int64)
+        ids = np.empty((len(text), length + 3), dtype=np.int64)
         ids[:, 0], ids[:, -1] = self._vocabulary.cls, self._vocabulary.sep
         ids[:, 1:-2] = text
         np.copyto(ids[:, 2:-1], text, where=second)  # moved one on, behind the first [SEP]
-        ids[np.arange(steps * share), cuts + 1] = self._vocabulary.sep
+        ids[np.arange(len(text)), cuts + 1] = self._vocabulary.sep
         types = np.zeros(ids.shape, dtype=np.int64)
         types[:, 2:-1], types[:, -1] = second, 1
         return ids, types, is_random.astype(np.int64)
@@ -319,11 +299,9 @@ class BatchPlan:
         which = (draws & _LOWER_HALF) * np.uint64(len(self._ordinary)) >> _HALF
         replaced = np.where(draws < _REPLACED, self._ordinary[which.astype(np.int64)], labels)
         replaced[draws < _MASKED] = self._vocabulary.mask
-        short = drawn == MAX_KEY
-        if short.any():  # a row with too few maskable tokens
-            replaced[short] = labels[short]
-            labels[short] = IGNORED
-        flat[places] = replaced
+        short = drawn == MAX_KEY  # in a row with too few maskable tokens
+        flat[places] = np.where(short, labels, replaced)
+        labels[short] = IGNORED
         return places - np.arange(0, rows * length, length)[:, None], labels
 
 
@@ -374,7 +352,7 @@ def validation_batch(recipe: Recipe, corpus: Corpus) -> Batch:
         sequence_length=recipe.longest_sequence,
         mask_rate=recipe.evaluation.mask_rate,
     )
-    fit = len(corpus.validation) // text_tokens(shape, next_sentence=pairs)
+    fit = len(corpus.validation) // _text_tokens(shape, next_sentence=pairs)
     rows = max(2, min(recipe.evaluation.sequences, fit))
     plan = BatchPlan(
         corpus.validation,

@@ -31,45 +31,42 @@ class DataOrder:
     """
 
     def __init__(self, tokens: int, chunk: int, seed: int, *, shuffle: bool = True) -> None:
-        self.tokens = tokens
-        self.chunk = chunk
+        self._tokens = tokens
+        self._chunk = chunk
         self._seed = seed
         self._shuffle = shuffle
         # (epoch, number of the first, where they go): kept because steps follow one another. One
         # attribute, so that a thread sees the three of one draw.
         self._drawn: tuple[int, int, I64] = (-1, 0, np.empty(0, dtype=np.int64))
-        self._next = (0, 0)
 
     def segments(self, position: int, length: int) -> Segments:
         """The pieces that make up tokens position … position + length - 1 of the string."""
         pieces: list[Segments] = []
         end = position + length
         while position < end:
-            epoch = position // self.tokens
-            begin = epoch * self.tokens
-            stop = min(end, begin + self.tokens)
+            epoch = position // self._tokens
+            begin = epoch * self._tokens
+            stop = min(end, begin + self._tokens)
             pieces += self._within_epoch(epoch, position - begin, stop - begin)
             position = stop
-        if len(pieces) == 1:
-            return pieces[0]
         starts, lengths = zip(*pieces, strict=True)
         return np.concatenate(starts), np.concatenate(lengths)
 
     def _within_epoch(self, epoch: int, start: int, end: int) -> list[Segments]:
         # The first `head` tokens complete the chunk that the last epoch's end left open; then come
         # whole chunks, shuffled; then what is left of the corpus.
-        head = min(-epoch * self.tokens % self.chunk, self.tokens)
-        whole = (self.tokens - head) // self.chunk
-        tail = head + whole * self.chunk
+        head = min(-epoch * self._tokens % self._chunk, self._tokens)
+        whole = (self._tokens - head) // self._chunk
+        tail = head + whole * self._chunk
         pieces: list[Segments] = []
         if start < head:
             pieces.append((np.array([start]), np.array([min(end, head) - start])))
         low, high = max(start, head), min(end, tail)
         if low < high:
-            first, skipped = divmod(low - head, self.chunk)
-            last, kept = divmod(high - 1 - head, self.chunk)
-            starts = self._shuffled(epoch, whole, first, last + 1) * self.chunk + head
-            lengths = np.full(len(starts), self.chunk)
+            first, skipped = divmod(low - head, self._chunk)
+            last, kept = divmod(high - 1 - head, self._chunk)
+            starts = self._shuffled(epoch, whole, first, last + 1) * self._chunk + head
+            lengths = np.full(len(starts), self._chunk)
             lengths[-1] = kept + 1
             starts[0] += skipped
             lengths[0] -= skipped
@@ -85,12 +82,9 @@ class DataOrder:
             return np.arange(first, stop, dtype=np.int64)
         drawn, start, places = self._drawn
         if epoch != drawn or first < start or stop > start + len(places):
-            # Ahead only for who reads on, which may be in the chunk read last; one of many ranks
-            # skips the others' rows.
-            reads_on = self._next[0] == epoch and first - self._next[1] in (-1, 0)
-            end = min(chunks, first + _AHEAD) if reads_on else stop
-            start, numbers = first, np.arange(first, max(stop, end), dtype=np.int64)
-            places = Permutation(chunks, derive_key(self._seed, "order", epoch))(numbers)
+            end = max(stop, min(chunks, first + _AHEAD))
+            numbers = np.arange(first, end, dtype=np.int64)
+            permutation = Permutation(chunks, derive_key(self._seed, "order", epoch))
+            start, places = first, permutation(numbers)
             self._drawn = epoch, start, places
-        self._next = epoch, stop
         return places[first - start : stop - start]

@@ -69,16 +69,8 @@ class Permutation:
         return high * self._width + low
 
     def __call__(self, indices: I64) -> I64:
-        """Where each index goes; any shape.
-
-        Raises:
-            IndexError: an index is outside 0 … size - 1.
-        """
-        if indices.size and (indices.min() < 0 or indices.max() >= self.size):
-            raise IndexError(f"index outside a permutation of {self.size}")
-        values = self._once(indices.astype(np.uint64).reshape(-1))
-        outside = values >= self.size
-        while outside.any():
+        """Where each index goes; indices (N,) from 0 to size - 1."""
+        values = self._once(indices.astype(np.uint64))
+        while (outside := values >= self.size).any():
             values[outside] = self._once(values[outside])
-            outside = values >= self.size
-        return values.astype(np.int64).reshape(indices.shape)
+        return values.astype(np.int64)

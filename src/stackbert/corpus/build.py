@@ -2,33 +2,51 @@
 
 import contextlib
 import errno
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any
 
-from stackbert.corpus.encoder import encoder_for
+import numpy as np
+import numpy.typing as npt
+
+from stackbert.corpus.encoder import Encode, encoder_for
+from stackbert.corpus.sentences import split_sentences
 from stackbert.corpus.store import (
     MANIFEST,
+    SENTENCES,
     TOKENIZER,
+    TOKENS,
     Corpus,
     Manifest,
+    Side,
     Source,
     fingerprint,
     open_corpus,
 )
-from stackbert.corpus.text import MAX_DOCUMENT_BYTES, DataSet, Text, open_files
-from stackbert.corpus.tokenizer import CorpusTokenizer, Sample, learn_tokenizer, load_tokenizer
-from stackbert.corpus.writer import SideWriter
+from stackbert.corpus.text import DataSet, Text, open_files
+from stackbert.corpus.tokenizer import (
+    CorpusTokenizer,
+    Sample,
+    Vocabulary,
+    learn_tokenizer,
+    load_tokenizer,
+)
 from stackbert.errors import UserError
 from stackbert.files import new_folder, writing
 from stackbert.progress import Progress
 
-VALIDATION_FRACTION = 0.005
-"""One document in 200: the paper's 199:1 split (Gong et al., ICML 2019)."""
-_REPORT_BYTES = 1 << 19
+_BATCH_CHARACTERS = 1 << 20
+_PIECE_COST = 32
+"""Characters that a sentence counts for besides its own: many short ones need memory as well."""
+_WORD = re.compile(r"\S+")
+
+Read = Callable[[str], Iterator[tuple[bytes, bool, str]]]
+"""From the name of a phase to what `_read` gives."""
 
 
 def build_corpus(
@@ -40,8 +58,7 @@ def build_corpus(
     tokenizer: str | Path | None = None,
     vocab_size: int | None = None,
     lowercase: bool = True,
-    validation: float = VALIDATION_FRACTION,
-    max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    validation: float = 0.005,
     progress: Progress | None = None,
 ) -> Corpus:
     """Turn text into a corpus: a tokenizer, and memory-mapped token ids with a manifest.
@@ -54,7 +71,7 @@ def build_corpus(
         out: the folder to make; it must not exist. It appears only once it is complete.
         text: files, folders or glob patterns of .txt (a blank line between documents, a paragraph
             a line), .jsonl and .parquet, the first two also as .gz, .xz, .bz2 or .zst. UTF-8. This
-            or `dataset`, not both.
+            or `dataset`, not both. A document has at most 64 MiB.
         dataset: a folder or hub name for the `datasets` library (`NAME` or `NAME:CONFIGURATION`);
             its training split is read. Only a hub name uses the network.
         field: the field or column that holds the text, where there are several. A null there
@@ -66,41 +83,12 @@ def build_corpus(
         lowercase: whether a learned tokenizer lower-cases, as the paper's does.
         validation: fraction of the documents held out; 0.005 is the paper's 199:1 split (Gong et
             al., "Efficient Training of BERT by Progressively Stacking", ICML 2019).
-        max_document_bytes: a longer document is refused, as memory grows with the longest one.
         progress: hears of the phases, and of the megabytes read.
-
-    Returns:
-        The corpus, opened.
 
     Raises:
         UserError: an argument or the text is wrong; the sentence names the file and the line.
         RunError: the disk is full.
     """
-    out = Path(out).expanduser()
-    if out.exists():
-        raise UserError(f"{out} exists already. Remove it or choose another folder.")
-    _check(text, dataset, tokenizer, vocab_size, validation)
-    texts: Sequence[Text]
-    if dataset is None:
-        texts = open_files(text, field, max_document_bytes)
-    else:
-        texts = [DataSet(dataset, field, max_document_bytes)]
-    existing = None if tokenizer is None else load_tokenizer(tokenizer)
-    documents = _Documents(texts, validation, progress or Progress())
-    with writing(f"building the corpus {out}"), new_folder(out) as partial:
-        chosen = existing or _learn(documents, vocab_size, lowercase=lowercase)
-        chosen.save(partial / TOKENIZER)
-        _tokenise(documents, chosen, partial).write(partial / MANIFEST)
-    return open_corpus(out)
-
-
-def _check(
-    text: str | Path | Sequence[str | Path],
-    dataset: str | None,
-    tokenizer: str | Path | None,
-    vocab_size: int | None,
-    validation: float,
-) -> None:
     if bool(text) == (dataset is not None):
         raise UserError("Give either text (files, folders, patterns) or a data set, one of them.")
     if tokenizer is not None and vocab_size is not None:
@@ -110,160 +98,185 @@ def _check(
     if vocab_size is not None and vocab_size < 64:
         raise UserError(f"The vocabulary must have at least 64 entries, not {vocab_size}.")
     if not 0 < validation < 1:
+        raise UserError(f"The validation fraction must lie between 0 and 1, not {validation}.")
+    out = Path(out).expanduser()
+    with writing(f"building the corpus {out}"), new_folder(out) as folder:
+        texts = open_files(text, field) if dataset is None else [DataSet(dataset, field)]
+        progress = progress or Progress()
+        read = partial(_read, texts, validation, progress)
+        if tokenizer is None:
+            sample = _sample(read)
+            progress.say("learning the vocabulary …")
+            chosen = learn_tokenizer(sample, vocab_size, lowercase=lowercase)
+        else:
+            chosen = load_tokenizer(tokenizer)
+        vocabulary = chosen.save(folder / TOKENIZER)
+        train, held_out, duplicates = _tokenise(read, chosen, vocabulary, folder)
+        found = sum(each.found for each in texts)
+        Manifest(
+            stackbert_version=version("stackbert"),
+            sources=tuple(
+                Source(name=each.label, bytes=each.size, documents=each.found) for each in texts
+            ),
+            duplicate_documents=duplicates,
+            empty_documents=found - duplicates - train.documents - held_out.documents,
+            validation_fraction=validation,
+            vocabulary=vocabulary,
+            fingerprint=fingerprint(folder, vocabulary),
+            train=train,
+            validation=held_out,
+        ).write(folder / MANIFEST)
+    return open_corpus(out)
+
+
+def _read(
+    texts: Sequence[Text], validation: float, progress: Progress, phase: str
+) -> Iterator[tuple[bytes, bool, str]]:
+    """Digest, whether it is held out, and text of each document that is not blank."""
+    progress.say(f"{phase} …")
+    total = sum(each.size for each in texts)
+    before = reported = 0
+    for each in texts:
+        for raw in each.documents():
+            text = raw.replace("\r\n", "\n").strip()
+            if text:
+                digest = blake2b(text.encode(), digest_size=16).digest()
+                yield digest, int.from_bytes(digest[:8]) < int(validation * 2**64), text
+            done = (before + each.position) >> 20
+            if done > reported:
+                reported = done
+                progress.step(done, max(done, total >> 20), f"MB, {phase}")
+        before += each.size
+
+
+def _require(training: int, held_out: int) -> None:
+    if not training or not held_out:
         raise UserError(
-            f"The validation fraction must lie between 0 and 1, not {validation}. "
-            "Both sides need a document."
+            f"Of the text's {training + held_out:,} documents {training:,} fall to the training "
+            f"side and {held_out:,} to the validation side, and both need one. Give more text or "
+            "change the validation fraction (--validation). In .txt files a blank line separates "
+            "documents."
         )
 
 
-class _Document(NamedTuple):
-    """One document that is not blank."""
-
-    text: str
-    data: bytes
-    """The text in UTF-8."""
-    digest: bytes
-    """BLAKE2b of `data`, 16 bytes."""
-    held_out: bool
-    """Whether it belongs to the validation side."""
-
-
-class _Documents:
-    """The documents of all texts; can be read again.
-
-    Attributes:
-        found: documents in each text, of the latest reading, blank and duplicate ones included.
-        empty: blank documents of the latest reading.
-    """
-
-    def __init__(self, texts: Sequence[Text], validation: float, progress: Progress) -> None:
-        self._texts = texts
-        self.validation = validation
-        self._below = int(validation * 2**64)
-        self.progress = progress
-        self.found = [0] * len(texts)
-        self.empty = 0
-
-    def read(self, phase: str) -> Iterator[_Document]:
-        """All documents that are not blank, duplicates included."""
-        self.found = [0] * len(self._texts)
-        self.empty = 0
-        before = unreported = 0
-        total = sum(each.size for each in self._texts)
-        self.progress.say(f"{phase} …")
-        for index, each in enumerate(self._texts):
-            for raw in each.documents():
-                self.found[index] += 1
-                text = raw.replace("\r\n", "\n").strip()
-                if not text:
-                    self.empty += 1
-                    continue
-                data = text.encode()
-                digest = blake2b(data, digest_size=16).digest()
-                yield _Document(text, data, digest, int.from_bytes(digest[:8]) < self._below)
-                unreported += len(data)
-                if unreported >= _REPORT_BYTES:
-                    unreported = 0
-                    self._report(before + each.position, total, phase)
-            before += each.size
-        self._report(before, total, phase)
-
-    def _report(self, done: int, total: int, phase: str) -> None:
-        self.progress.step(done >> 20, max(1, total >> 20), f"MB, {phase}")
-
-    def sources(self) -> tuple[Source, ...]:
-        """What the manifest says of the texts."""
-        return tuple(
-            Source(name=each.label, bytes=each.size, documents=found)
-            for each, found in zip(self._texts, self.found, strict=True)
-        )
-
-    def require(self, training: int, held_out: int) -> None:
-        """Both sides need a document, else a `UserError` says what to do."""
-        if training + held_out == 0:
-            names = ", ".join(each.name for each in self._texts[:3])
-            more = f" and {len(self._texts) - 3} more" if len(self._texts) > 3 else ""
-            what = "hold only documents without text" if sum(self.found) else "hold no document"
-            raise UserError(f"{names}{more} {what}. Give text to build a corpus from.")
-        if not held_out or not training:
-            side, change = ("validation", "raise") if training else ("training", "lower")
-            raise UserError(
-                f"Of {training + held_out:,} documents none falls to the {side} side: {change} the "
-                "validation fraction (--validation) or give more text. "
-                "In .txt files a blank line separates documents."
-            )
-
-
-def _learn(documents: _Documents, vocab_size: int | None, *, lowercase: bool) -> CorpusTokenizer:
+def _sample(read: Read) -> Sample:
     sample = Sample()
     sides = [0, 0]
-    for document in documents.read("reading"):
-        sides[document.held_out] += 1
-        if not document.held_out:
-            sample.add(document.digest, document.data)
-    documents.require(*sides)
-    documents.progress.say("learning the vocabulary …")
-    return learn_tokenizer(sample, vocab_size, lowercase=lowercase)
+    for digest, held_out, text in read("reading"):
+        sides[held_out] += 1
+        if not held_out:
+            sample.add(digest, text.encode())
+    _require(*sides)
+    return sample
 
 
-def _tokenise(documents: _Documents, tokenizer: CorpusTokenizer, folder: Path) -> Manifest:
-    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+def _tokenise(
+    read: Read, tokenizer: CorpusTokenizer, vocabulary: Vocabulary, folder: Path
+) -> tuple[Side, Side, int]:
+    """Write both sides; the two, and the number of duplicates."""
     encode = encoder_for(tokenizer.tokenizer)
-    writers = [
-        SideWriter(
-            folder / name,
-            encode,
-            vocab_size=tokenizer.vocab_size,
-            separator=tokenizer.separator_id,
-            dtype=dtype,
-        )
-        for name in ("train", "validation")
-    ]
+    train = SideWriter(folder / "train", encode, vocabulary)
+    validation = SideWriter(folder / "validation", encode, vocabulary)
     duplicates = 0
     with _seen(folder / "seen.sqlite") as is_new:
-        for document in documents.read("tokenising"):
-            if is_new(document.digest):
-                writers[document.held_out].add(document.text)
+        for digest, held_out, text in read("tokenising"):
+            if is_new(digest):
+                (validation if held_out else train).add(text)
             else:
                 duplicates += 1
-    train, held_out = (writer.finish() for writer in writers)
-    documents.require(train.documents, held_out.documents)
-    return Manifest(
-        stackbert_version=version("stackbert"),
-        sources=documents.sources(),
-        duplicate_documents=duplicates,
-        empty_documents=documents.empty + sum(writer.empty for writer in writers),
-        validation_fraction=documents.validation,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer_size=tokenizer.size,
-        separator_id=tokenizer.separator_id,
-        lowercase=tokenizer.lowercase,
-        dtype=dtype,
-        fingerprint=fingerprint(
-            folder, tokenizer.vocab_size, tokenizer.size, tokenizer.separator_id
-        ),
-        train=train,
-        validation=held_out,
-    )
+    train.flush()
+    validation.flush()
+    _require(train.documents, validation.documents)
+    return train.describe(), validation.describe(), duplicates
 
 
 @contextlib.contextmanager
 def _seen(path: Path) -> Iterator[Callable[[bytes], bool]]:
     """A test whether a digest is new, over a table on the disk: memory may not hold them all."""
     table = sqlite3.connect(path, isolation_level=None)
-
-    def is_new(digest: bytes) -> bool:
-        return table.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount > 0
-
     try:
         # It never outlives the build, so nothing needs to be safe; 64 MiB of it stay in memory.
-        for setting in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
-            table.execute(f"PRAGMA {setting}")
-        table.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-        table.execute("BEGIN")
-        yield is_new
+        table.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;"
+            "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID; BEGIN;"
+        )
+        insert = "INSERT OR IGNORE INTO seen VALUES (?)"
+        yield lambda digest: table.execute(insert, (digest,)).rowcount > 0
     except sqlite3.OperationalError as error:
         raise OSError(errno.ENOSPC, str(error), str(path)) from error
     finally:
         table.close()
         path.unlink(missing_ok=True)
+
+
+class SideWriter:
+    """Takes documents and writes their token ids; memory does not grow with them.
+
+    Args:
+        folder: of the side, made here.
+        encode: from sentences to ids.
+        vocabulary: of these ids.
+    """
+
+    def __init__(self, folder: Path, encode: Encode, vocabulary: Vocabulary) -> None:
+        folder.mkdir()
+        self.documents = 0
+        self._tokens = self._sentences = self._words = 0
+        self._folder = folder
+        self._encode = encode
+        self._vocabulary = vocabulary
+        self._counts = np.zeros(vocabulary.size, np.int64)
+        self._open = 0
+        """Tokens on the disk of the document that is not at its end yet."""
+        self._clear()
+
+    def _clear(self) -> None:
+        self._pieces: list[str] = []
+        self._ends: list[int] = []
+        """How many of the pieces there were when each document ended."""
+        self._size = 0
+
+    def add(self, text: str) -> None:
+        """Append a document that is not blank."""
+        for piece in split_sentences(text):
+            self._pieces.append(piece)
+            self._size += len(piece) + _PIECE_COST
+            if self._size >= _BATCH_CHARACTERS:
+                self.flush()
+        self._ends.append(len(self._pieces))
+        # Not split(): the list of a long text takes too much memory.
+        self._words += sum(1 for _ in _WORD.finditer(text))
+
+    def flush(self) -> None:
+        """Write what was added so far."""
+        ids, lengths = self._encode(self._pieces)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        ends = bounds[np.array(self._ends, np.int64)]
+        # Text of control characters alone gives no token: such a sentence or document is dropped.
+        ends = ends[np.diff(ends, prepend=-self._open) > 0]
+        starts = bounds[:-1][lengths > 0]
+        stream = np.insert(ids.astype(self._vocabulary.dtype), ends, self._vocabulary.sep)
+        self._append(TOKENS, stream)
+        starts += self._tokens + np.searchsorted(ends, starts, side="right")  # the separators
+        self._append(SENTENCES, starts)
+        self._open = len(ids) - int(ends[-1]) if len(ends) else self._open + len(ids)
+        self._counts += np.bincount(ids, minlength=len(self._counts))
+        self._tokens += len(stream)
+        self.documents += len(ends)
+        self._sentences += len(starts)
+        self._clear()
+
+    def _append(self, name: str, array: npt.NDArray[Any]) -> None:
+        with (self._folder / name).open("ab") as file:
+            file.write(array.data)
+
+    def describe(self) -> Side:
+        """What the manifest says of the side."""
+        share = self._counts[self._counts > 0] / self._counts.sum()
+        return Side(
+            tokens=self._tokens,
+            documents=self.documents,
+            sentences=self._sentences,
+            words=self._words,
+            unigram_entropy=float(-(share * np.log(share)).sum()),
+        )

@@ -37,18 +37,14 @@ def encoder_for(tokenizer: Any) -> Encode:  # noqa: ANN401 (tokenizers is import
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    return encode_words(tokenizer) if _looks_at_words_only(tokenizer) else encode_pieces(tokenizer)
-
-
-def _looks_at_words_only(tokenizer: Any) -> bool:  # noqa: ANN401
     parts = json.loads(tokenizer.to_str())
-    kinds = tuple((parts[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer"))
-    return (
-        parts["model"].get("type") == "WordPiece"
-        and kinds == ("BertNormalizer", "BertPreTokenizer")
+    kinds = [(parts[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")]
+    looks_at_words_only = (
+        kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
         and parts["normalizer"]["clean_text"]
         and all(token["special"] for token in parts["added_tokens"])
     )
+    return encode_words(tokenizer) if looks_at_words_only else encode_pieces(tokenizer)
 
 
 def encode_pieces(tokenizer: Any) -> Encode:  # noqa: ANN401

@@ -1,43 +1,37 @@
 """A corpus on the disk: the format, and reading it by memory map.
 
-    CORPUS/manifest.json          counts, sources, and a fingerprint of all that follows
+    CORPUS/manifest.json          vocabulary, counts, sources, and a fingerprint of what follows
     CORPUS/tokenizer/             a Hugging Face fast tokenizer
     CORPUS/train/tokens.bin       token ids, uint16 or uint32: every document, then one separator
-    CORPUS/train/documents.bin    where each document starts in them, int64
-    CORPUS/train/sentences.bin    where each sentence starts, int64; a document's start is one too
+    CORPUS/train/sentences.bin    where each sentence starts in them, int64
     CORPUS/validation/            the same for the held-out documents
 
-The .bin files are plain little-endian arrays without a header, so they are written as the text
-comes, and memory does not grow with them.
+The .bin files are little-endian arrays without a header, so they can be written bit by bit.
 """
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
-from stackbert.corpus.tokenizer import Vocabulary, load_vocabulary
+from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.errors import UserError
 from stackbert.files import Record, reading, sha256
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
-TOKENS, DOCUMENTS, SENTENCES = "tokens.bin", "documents.bin", "sentences.bin"
+TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
+_DAMAGED = "The corpus is damaged: build it again."
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 """uint16 where the vocabulary fits, else uint32."""
 Offsets = npt.NDArray[np.int64]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Part):
+@dataclass(frozen=True)
+class Source:
     """One file or data set that the text came from."""
 
     name: str
@@ -48,7 +42,8 @@ class Source(_Part):
     """Documents found in it, empty ones and duplicates included."""
 
 
-class Side(_Part):
+@dataclass(frozen=True)
+class Side:
     """What is trained on, or what is held out."""
 
     tokens: int
@@ -71,21 +66,14 @@ class Manifest(Record):
     duplicate_documents: int
     empty_documents: int
     validation_fraction: float
-    vocab_size: int
-    """Rows of a model's embedding: the tokenizer's size rounded up to a multiple of 64."""
-    tokenizer_size: int
-    """One more than the tokenizer's highest id."""
-    separator_id: int
-    lowercase: bool | None
-    """None if an existing tokenizer was taken."""
-    dtype: Literal["uint16", "uint32"]
+    vocabulary: Vocabulary
     fingerprint: str
-    """SHA-256 over the tokens, the tokenizer and the sizes above."""
+    """SHA-256 over the tokens, the tokenizer and the vocabulary."""
     train: Side
     validation: Side
 
 
-def fingerprint(folder: Path, vocab_size: int, tokenizer_size: int, separator_id: int) -> str:
+def fingerprint(folder: Path, vocabulary: Vocabulary) -> str:
     """SHA-256 over every file of a corpus but the manifest, and over what the ids mean."""
     files = [
         path
@@ -94,8 +82,7 @@ def fingerprint(folder: Path, vocab_size: int, tokenizer_size: int, separator_id
         if not path.name.startswith(".")
     ]
     parts = [f"{path.relative_to(folder)} {sha256(path)}" for path in files]
-    parts.append(f"{vocab_size} {tokenizer_size} {separator_id}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*parts, str(vocabulary)]).encode()).hexdigest()
 
 
 class TokenStream:
@@ -103,18 +90,15 @@ class TokenStream:
 
     Args:
         folder: of the side.
-        side: what the manifest says of it.
         dtype: of the token ids.
 
     Raises:
-        UserError: a file is missing or has another length than the manifest says.
+        UserError: a file is missing or empty.
     """
 
-    def __init__(self, folder: Path, side: Side, dtype: str) -> None:
-        self._tokens: TokenIds = _mapped(folder / TOKENS, dtype, side.tokens)
-        self.document_starts: Offsets = _mapped(folder / DOCUMENTS, "int64", side.documents)
-        """Index of the first token of every document, ascending."""
-        self.sentence_starts: Offsets = _mapped(folder / SENTENCES, "int64", side.sentences)
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self._tokens: TokenIds = _mapped(folder / TOKENS, dtype)
+        self.sentence_starts: Offsets = _mapped(folder / SENTENCES, "int64")
         """Index of the first token of every sentence, ascending; documents' starts included."""
 
     def __len__(self) -> int:
@@ -144,16 +128,10 @@ class TokenStream:
         return self.sentence_starts[place], owner
 
 
-def _mapped(path: Path, dtype: str, length: int) -> npt.NDArray[Any]:
-    with reading(path, "The corpus is damaged: build it again."):
+def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:
+    with reading(path, _DAMAGED):
         # As a plain array: slicing numpy's memmap class is slow.
-        array = np.memmap(path, dtype, mode="r").view(np.ndarray)
-    if len(array) != length:
-        raise UserError(
-            f"{path} holds {len(array):,} entries, the manifest says {length:,}. The corpus is "
-            "damaged: build it again."
-        )
-    return array
+        return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -162,6 +140,7 @@ class Corpus:
 
     folder: Path
     manifest: Manifest
+    vocabulary: Vocabulary
     train: TokenStream
     validation: TokenStream
 
@@ -175,27 +154,15 @@ class Corpus:
         """Differs when the tokens or the tokenizer differ."""
         return self.manifest.fingerprint
 
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """Sizes and special ids; loads transformers."""
-        manifest = self.manifest
-        return load_vocabulary(
-            self.tokenizer_folder,
-            size=manifest.vocab_size,
-            tokenizer_size=manifest.tokenizer_size,
-            separator=manifest.separator_id,
-        )
-
     def verify(self) -> None:
         """Read every file and compare the fingerprint with the manifest's; about 1 s a gigabyte.
 
         Raises:
             UserError: a file was changed since the corpus was built.
         """
-        m = self.manifest
-        with reading(self.folder, "The corpus is damaged: build it again."):
-            found = fingerprint(self.folder, m.vocab_size, m.tokenizer_size, m.separator_id)
-        if found != m.fingerprint:
+        with reading(self.folder, _DAMAGED):
+            found = fingerprint(self.folder, self.vocabulary)
+        if found != self.fingerprint:
             raise UserError(
                 f"The corpus {self.folder} was changed after it was built: its tokens or its "
                 "tokenizer no longer have the fingerprint in its manifest. Build it again."
@@ -207,13 +174,10 @@ def open_corpus(folder: str | Path) -> Corpus:
 
     Raises:
         UserError: there is no corpus, its manifest is damaged or of another version, or a file is
-            missing or has the wrong length. The contents are left to `Corpus.verify`.
+            missing. The contents are left to `Corpus.verify`.
     """
     folder = Path(folder).expanduser()
     manifest = Manifest.read(folder / MANIFEST)
-    return Corpus(
-        folder,
-        manifest,
-        TokenStream(folder / "train", manifest.train, manifest.dtype),
-        TokenStream(folder / "validation", manifest.validation, manifest.dtype),
-    )
+    words = manifest.vocabulary
+    sides = (TokenStream(folder / side, words.dtype) for side in ("train", "validation"))
+    return Corpus(folder, manifest, words, *sides)

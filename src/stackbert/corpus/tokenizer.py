@@ -1,14 +1,13 @@
 """The tokenizer of a corpus: learning a WordPiece one from a sample, or taking an existing one."""
 
-import heapq
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from stackbert.errors import UserError
 from stackbert.files import reading
@@ -44,36 +43,15 @@ class Vocabulary:
     pad: int
     cls: int
     sep: int
+    """Stands behind every document, too."""
     mask: int
     special: tuple[int, ...]
     """Every special id, ascending: never masked, never a replacement."""
 
-
-def load_vocabulary(folder: Path, *, size: int, tokenizer_size: int, separator: int) -> Vocabulary:
-    """The vocabulary of the tokenizer in a corpus.
-
-    Args:
-        folder: of the tokenizer.
-        size: rows of the embedding.
-        tokenizer_size: one more than the highest id.
-        separator: the id behind every document.
-
-    Raises:
-        UserError: transformers cannot open the tokenizer, or it lacks a special token.
-    """
-    from transformers import AutoTokenizer
-
-    with reading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    cls = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-    ids = {"pad": tokenizer.pad_token_id, "cls": cls, "mask": tokenizer.mask_token_id}
-    missing = [name for name, value in ids.items() if value is None]
-    if missing:
-        raise UserError(f"The tokenizer in {folder} has no {', '.join(missing)} token.")
-    special = {*tokenizer.all_special_ids, *ids.values(), separator}
-    return Vocabulary(size, tokenizer_size, sep=separator, special=tuple(sorted(special)), **ids)
+    @property
+    def dtype(self) -> str:
+        """What ids are stored as."""
+        return "uint16" if self.size <= 1 << 16 else "uint32"
 
 
 @dataclass(frozen=True)
@@ -82,25 +60,32 @@ class CorpusTokenizer:
 
     tokenizer: Any
     """A `tokenizers.Tokenizer`."""
-    separator_id: int
+    separator: int
     """Put behind every document: the id of sep, or of eos where there is no sep."""
-    size: int
-    """One more than the highest id."""
-    lowercase: bool | None
-    """What it was learned with; None for an existing one."""
     files: dict[str, bytes]
     """The content of its folder, by file name."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Rows of a model's embedding: `size` rounded up to a multiple of 64."""
-        return -(-self.size // ROW_MULTIPLE) * ROW_MULTIPLE
+    def save(self, folder: Path) -> Vocabulary:
+        """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens.
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens."""
+        Raises:
+            UserError: transformers cannot open it.
+        """
+        from transformers import AutoTokenizer
+
         folder.mkdir()
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
+        with reading(folder):
+            opened = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        cls = opened.bos_token_id if opened.cls_token_id is None else opened.cls_token_id
+        pad, mask, sep = opened.pad_token_id, opened.mask_token_id, self.separator
+        special = sorted({*opened.all_special_ids, pad, cls, sep, mask})
+        size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        rows = -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
+        return Vocabulary(rows, size, pad, cls, sep, mask, tuple(special))
 
 
 def _plain_json(value: dict[str, Any]) -> bytes:
@@ -110,37 +95,33 @@ def _plain_json(value: dict[str, Any]) -> bytes:
 class Sample:
     """A bounded choice of documents, the same in whatever order they come.
 
-    Documents are ranked by their digest, and the first that fit in `limit` bytes stay: every part
-    of the input is drawn from alike, without knowing its size beforehand.
+    The documents with the lowest digests are kept: every part of the input is drawn from alike,
+    without knowing its size beforehand.
     """
 
     def __init__(self, limit: int = SAMPLE_BYTES) -> None:
         self._limit = limit
         self._size = 0
-        self._heap: list[tuple[int, bytes]] = []
-        self._ranks: set[int] = set()
+        self._documents: dict[bytes, bytes] = {}
 
     def add(self, digest: bytes, text: bytes) -> None:
         """Offer a document; of a long one only the first MiB counts."""
-        rank = -int.from_bytes(digest)
-        if rank in self._ranks:
-            return
-        if self._size >= self._limit and rank < self._heap[0][0]:
-            return
-        text = text[:_SAMPLE_BYTES_A_DOCUMENT]
-        heapq.heappush(self._heap, (rank, text))
-        self._ranks.add(rank)
+        self._documents[digest] = text[:_SAMPLE_BYTES_A_DOCUMENT]
         self._size += len(text)
-        # The one that crosses the limit stays, so a single document is never dropped.
-        while self._size - len(self._heap[0][1]) >= self._limit:
-            dropped, data = heapq.heappop(self._heap)
-            self._ranks.remove(dropped)
-            self._size -= len(data)
+        if self._size > 2 * self._limit:
+            self._documents = self._lowest()
+            self._size = sum(map(len, self._documents.values()))
+
+    def _lowest(self) -> dict[bytes, bytes]:
+        """Documents in the order of their digests, up to the one that reaches the limit."""
+        ranked = sorted(self._documents.items())
+        sizes = accumulate(len(text) for _, text in ranked)
+        return dict(ranked[: sum(1 for size in sizes if size < self._limit) + 1])
 
     def texts(self) -> Iterator[str]:
         """The chosen documents, in the order of their digests."""
-        for _, data in sorted(self._heap, reverse=True):
-            yield data.decode("utf-8", "ignore")  # a cut may have gone through a character
+        for text in self._lowest().values():
+            yield text.decode("utf-8", "ignore")  # a cut may have gone through a character
 
 
 def learn_tokenizer(
@@ -180,7 +161,9 @@ def learn_tokenizer(
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
     )
-    learner.train_from_iterator(_lines(sample.texts()), trainer)
+    # Lines in short pieces, as the trainer holds hundreds of them at once.
+    lines = (re.findall(".{1,65536}", text) for text in sample.texts())
+    learner.train_from_iterator(lines, trainer)
     vocabulary: dict[str, int] = learner.get_vocab()
     size = len(vocabulary)
     if vocab_size is not None and size != vocab_size:
@@ -212,17 +195,7 @@ def learn_tokenizer(
         "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
         "tokenizer_config.json": _plain_json(config),
     }
-    return CorpusTokenizer(tokenizer, separator, len(vocabulary), lowercase, files)
-
-
-def _lines(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in short pieces, as the trainer holds hundreds of them at once."""
-    for text in texts:
-        yield [
-            line[start : start + 65_536]
-            for line in text.split("\n")
-            for start in range(0, len(line), 65_536)
-        ]
+    return CorpusTokenizer(tokenizer, separator, files)
 
 
 def _alphabet(texts: Iterable[str], normalizer: Any, most: int) -> list[str]:  # noqa: ANN401
@@ -231,20 +204,17 @@ def _alphabet(texts: Iterable[str], normalizer: Any, most: int) -> list[str]:  #
     The rest, a foreign name here and there, becomes [UNK]; without a limit it would take up
     thousands of entries.
     """
-    codes = np.zeros(0x110000, np.int64)
+    raw: Counter[str] = Counter()
     for text in texts:
-        found, times = np.unique(
-            np.frombuffer(text.encode("utf-32-le"), np.uint32), return_counts=True
-        )
-        codes[found] += times
-    counts: dict[str, int] = {}
-    for code in np.flatnonzero(codes).tolist():
-        for character in normalizer.normalize_str(chr(code)):
-            if not character.isspace():
-                counts[character] = counts.get(character, 0) + int(codes[code])
+        raw.update(text)
+    counts: Counter[str] = Counter()
+    for character, times in raw.items():
+        for normal in normalizer.normalize_str(character):
+            if not normal.isspace():
+                counts[normal] += times
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
     running = accumulate(counts[character] for character in ranked)
-    enough = sum(1 for total in running if total < _COVERAGE * sum(counts.values())) + 1
+    enough = sum(1 for total in running if total < _COVERAGE * counts.total()) + 1
     return sorted(ranked[: min(enough, most)])
 
 
@@ -262,7 +232,7 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     with reading(main, "A fast tokenizer's save_pretrained writes a tokenizer.json."):
         files = {"tokenizer.json": main.read_bytes()}
         tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-        _try_out(tokenizer)
+        tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂")  # parts may not fit each other
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if path.is_dir():
         files |= {name: (path / name).read_bytes() for name in _COPIED if (path / name).is_file()}
@@ -285,24 +255,13 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
         )
     files["tokenizer_config.json"] = _plain_json(config)
     separator = ids["sep_token"] if "sep_token" in ids else ids["eos_token"]
-    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return CorpusTokenizer(tokenizer, separator, size, None, files)
+    return CorpusTokenizer(tokenizer, separator, files)
 
 
 def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401
     text = token.get("content") if isinstance(token, dict) else token  # with or without settings
     found: int | None = tokenizer.token_to_id(text) if isinstance(text, str) else None
     return found
-
-
-def _try_out(tokenizer: Any) -> None:  # noqa: ANN401
-    """Encode a little: parts of a tokenizer that do not fit each other show only then."""
-    try:
-        tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂")
-    except BaseException as error:
-        if type(error).__name__ == "PanicException":  # of the Rust code, and not an `Exception`
-            raise ValueError(str(error)) from error
-        raise
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -83,30 +83,17 @@ def score_table(
 
 
 def summary(result: "FinetuneResult") -> pd.DataFrame:
-    """The score table with its intervals as text, narrow enough for a terminal."""
-    rows = []
-    for row in score_table(result).to_dict("records"):
-        short = {name: row[name] for name in ("task", "metric", "model")}
-        mean, half = f"{row['mean']:.1f}", row["high"] - row["mean"]
-        short["mean ± 95 %"] = mean if math.isnan(half) else f"{mean} ± {half:.1f}"
-        short |= {"runs": row["runs"] or "", "failed": row["failed"] or ""}
-        short["guess"] = "" if math.isnan(row["guess"]) else f"{row['guess']:.1f}"
-        if isinstance(row.get("outcome"), str):
-            short |= {"difference": _difference(row), "outcome": row["outcome"]}
-        if "step" in row:
-            short |= {"step": row["step"], "time": format_duration(row["seconds"])}
-        rows.append(short)
-    return pd.DataFrame(rows).fillna("")
-
-
-def _difference(row: dict[str, Any], *, long: bool = False) -> str:
-    shown = _signed(row["difference"]) + (" points" if long else "")
-    between = f"{_signed(row['difference_low'])} to {_signed(row['difference_high'])}"
-    if row["pairs"] < 2:
-        return shown
-    if long:
-        between = f"95 % interval {between}, {row['pairs']:.0f} pairs"
-    return f"{shown} ({between})"
+    """The score table as text, with fewer columns, for a terminal."""
+    table = score_table(result)
+    halves = (table["high"] - table["mean"]).map(" ± {:.1f}".format, na_action="ignore")
+    table["mean ± 95 %"] = table["mean"].map("{:.1f}".format) + halves.fillna("")
+    table["guess"] = table["guess"].map("{:.1f}".format, na_action="ignore")
+    differences = ["difference", "difference_low", "difference_high"]
+    for name in table.columns.intersection(differences):
+        table[name] = table[name].map(_signed, na_action="ignore")
+    columns = ["task", "metric", "model", "step", "mean ± 95 %", "runs", "failed", "guess"]
+    table = table[[c for c in (*columns, *differences, "outcome") if c in table]]
+    return table.rename(columns={"difference_low": "from", "difference_high": "to"}).fillna("")
 
 
 def _signed(value: float) -> str:
@@ -197,7 +184,11 @@ def _compared(table: pd.DataFrame, name: str, base: str) -> list[str]:
         lines.append(f"{name} against {base}, {counts.sum()} measures: {shown}.")
     for row in rows.to_dict("records"):
         what = f"{row['task']} ({row['metric']})" if row["runs"] else row["task"]
-        lines.append(f"{what}: {how[row['outcome']]}, {_difference(row, long=True)}.")
+        found = f"{_signed(row['difference'])} points"
+        if row["pairs"] > 1:
+            between = f"{_signed(row['difference_low'])} to {_signed(row['difference_high'])}"
+            found += f" (95 % interval {between}, {row['pairs']:.0f} pairs)"
+        lines.append(f"{what}: {how[row['outcome']]}, {found}.")
     if counts.sum() > 4:
         lines.append("One interval in twenty leaves out zero by chance alone.")
     return lines

@@ -1,11 +1,10 @@
 """Carry a depth map out on a transformers model: every tensor lands by its name, bit for bit.
 
-The new model is built without initialising what is about to be overwritten. Fresh layers are drawn
-on the CPU in float32, whatever the model's device and dtype, so that one seed gives the same layers
-everywhere. Each copied tensor is a clone that replaces untouched memory, so there is never more
-than one copy of the target.
+Fresh layers are drawn on the CPU in float32, so that one seed gives the same ones everywhere. A
+copy replaces untouched memory, so there is never more than one copy of the target.
 """
 
+import contextlib
 import copy
 import inspect
 import re
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import local_torch_dtype
 
 from stackbert.errors import UserError
 from stackbert.files import reason
-from stackbert.growth.operators import NOISE_SIGMA, DepthMap, Operator, get_operator
+from stackbert.growth.operators import NOISE_SIGMA, DepthMap, Operator, Origin, get_operator
 
 # Within a layer, the projection that ends attention and the one that ends the feed-forward part.
 _OUTPUT_PROJECTIONS = (
@@ -44,20 +44,13 @@ _LAYER_NUMBERS = re.compile(r"(layers?|blocks?)$|(layer|block|attn|mlp|moe).*_(i
 
 @dataclass(frozen=True)
 class Growth:
-    """A grown model and where its parts come from.
-
-    Attributes:
-        model: the grown model.
-        depth_map: the origin of each of its layers.
-        origins: for each name of `model.named_parameters()` the name in the source model of the
-            parameter that it copies bit for bit; None for a fresh or changed one.
-        source_parameters: every name of the source model's `named_parameters()`.
-    """
+    """A grown model and where its parts come from."""
 
     model: PreTrainedModel
     depth_map: DepthMap
     origins: Mapping[str, str | None]
-    source_parameters: frozenset[str]
+    """Of each parameter of the model, by name: the source's parameter that it copies bit for bit;
+    None for a fresh or changed one."""
 
 
 def grow(
@@ -70,8 +63,8 @@ def grow(
         depth: layers of the new model.
         operator: an `Operator` or the name of one. The default is the paper's (Gong et al. 2019,
             section 3), which repeats the trained layers: new[j] = old[j mod L].
-        seed: of the fresh layers and the noise, for operators that have any. These are a pure
-            function of (seed, config, depths); the global random state is not touched.
+        seed: of fresh layers and noise, for operators that have any. These are a pure function of
+            (seed, config, depths); the global random state is not touched.
 
     Returns:
         A model of the same class, device, dtype, attention implementation and training mode.
@@ -93,19 +86,16 @@ def grow_with_origins(
         operator = get_operator(operator)
     stack, layers = find_layers(model)
     depth_map = operator.depth_map(len(layers), depth)
-    _check_weights(model, layers)
+    _check_weights(model)
     new = _build(model, grown_config(model.config, depth_map))
     find_layers(new)  # refuses a class whose layers do not follow its config
     places = _places(model, new, stack, depth_map)
     _draw_fresh(new, stack, places, depth_map, seed)
     _fill(new, model, stack, places)
-    _set_modes(new, model)
-    return Growth(
-        model=new,
-        depth_map=depth_map,
-        origins={name: places[name] for name, _ in new.named_parameters()},
-        source_parameters=frozenset(name for name, _ in model.named_parameters()),
-    )
+    new.train(model.training)
+    if getattr(model, "generation_config", None) is not None:
+        new.generation_config = copy.deepcopy(model.generation_config)
+    return Growth(new, depth_map, {name: places[name] for name, _ in new.named_parameters()})
 
 
 def grow_optimizer_state(
@@ -114,32 +104,18 @@ def grow_optimizer_state(
     """Map an optimizer's state onto the grown model's parameters, by name.
 
     Args:
-        state: for each parameter name of the source model its tensors: `exp_avg` of the parameter's
-            shape, `step` of shape (), whatever the optimizer keeps. Left as it is.
+        state: for each parameter name of the source model the tensors that the optimizer keeps.
         growth: what `grow_with_origins` returned.
         policy: "reset" starts every moment anew (Gong et al. 2019, section 3); "copy" gives each
-            parameter the state of the one it copies (Shen et al., Staged Training, ICML 2022).
-
-    Returns:
-        Under "reset" an empty mapping; under "copy" an entry, in tensors of its own, for each
-        parameter that copies one with state. Fresh and changed parameters start anew.
-
-    Raises:
-        UserError: `state` names something that is not a parameter of the source model (checked
-            under both policies, as a reset would hide the mistake), or the policy is unknown.
+            parameter the state of the one it copies (Shen et al., Staged Training, ICML 2022), in
+            tensors of its own. What is fresh or changed starts anew.
     """
-    if policy not in ("reset", "copy"):
-        raise UserError(f"The optimizer-state policy is '{policy}'; choose 'reset' or 'copy'.")
-    unknown = sorted(set(state) - growth.source_parameters)
-    if unknown:
-        raise UserError(
-            f"The optimizer's state names {', '.join(unknown)}, which the source model does not "
-            "have. State goes by the names of named_parameters()."
-        )
+    if policy == "reset":
+        return {}
     return {
         name: {key: tensor.detach().clone() for key, tensor in state[origin].items()}
         for name, origin in growth.origins.items()
-        if policy == "copy" and origin is not None and origin in state
+        if origin is not None and origin in state
     }
 
 
@@ -165,7 +141,7 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
         and len(module) == depth
-        and all(any(True for _ in layer.parameters()) for layer in module)
+        and _have_own_weights(module)
         # Inside a layer, experts or heads may happen to be as many as the layers.
         and not any(part.isdigit() for part in name.split("."))
     ]
@@ -178,22 +154,28 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
+def _have_own_weights(layers: nn.ModuleList) -> bool:
+    owned = [{id(parameter) for parameter in layer.parameters()} for layer in layers]
+    return all(owned) and sum(map(len, owned)) == len(set().union(*owned))
+
+
 def depth_key(config: PretrainedConfig) -> str:
     """The config's own name for its number of layers: `num_hidden_layers`, `n_layer`, …
 
     Raises:
-        UserError: the config does not have a single number of layers.
+        UserError: the config does not have a single number of layers that are alike.
     """
     key: str = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    if config.is_encoder_decoder or not isinstance(getattr(config, key, None), int):
+    unlike = config.is_encoder_decoder or getattr(config, "is_heterogeneous", False)
+    if unlike or not isinstance(getattr(config, key, None), int):
         raise UserError(
-            f"'{config.model_type}' is an encoder-decoder or composite model; growth works on "
-            "models with one stack of layers, whose number is num_hidden_layers in the config."
+            f"'{config.model_type}' is an encoder-decoder or composite model, or its layers have "
+            "configs of their own; growth works on models with one stack of like layers."
         )
     return key
 
 
-def _check_weights(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+def _check_weights(model: PreTrainedModel) -> None:
     quantised = getattr(model, "hf_quantizer", None) is not None
     for name, parameter in model.named_parameters():
         if quantised or parameter.is_meta or parameter.dtype not in _PLAIN_DTYPES:
@@ -202,48 +184,30 @@ def _check_weights(model: PreTrainedModel, layers: nn.ModuleList) -> None:
                 f"the {parameter.device} device. Growth needs plain floating-point weights in "
                 "memory; load the model without quantisation or off-loading."
             )
-    parameters = [id(parameter) for layer in layers for parameter in layer.parameters()]
-    if len(set(parameters)) < len(parameters):
-        raise UserError(
-            f"The layers of this {type(model).__name__} share weights, which growth would separate."
-        )
 
 
 def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedConfig:
-    """Copy a config and let its depth and per-layer lists follow a depth map.
+    """A copy of a config whose depth and per-layer lists follow a depth map.
 
-    Returns:
-        A deep copy with the new depth. Each per-layer list (ModernBERT's `layer_types`) takes for
-        a copied layer the source layer's entry, and for a fresh one what the class's default
-        pattern has at that place.
+    A per-layer list (ModernBERT's `layer_types`) takes for a copied layer the source layer's entry,
+    and for a fresh one what the class's default pattern has at that place.
 
     Raises:
         UserError: a field names layers by number, or the entry of a fresh layer is unknown.
     """
-    if getattr(config, "is_heterogeneous", False):
-        raise UserError(
-            f"'{config.model_type}' gives single layers a config of their own (per_layer_config); "
-            "growth does not know what the new layers should get."
-        )
     key, target = depth_key(config), len(depth_map)
     depth = getattr(config, key)
-    lists = {
-        name: value
-        for name, value in vars(config).items()
-        if isinstance(value, list | tuple) and value and not name.startswith("_")
-    }
+    lists, defaults = _lists(config), {}
     # A list's length alone proves nothing: three end-of-text ids may meet three layers. Proof is
     # that the class, asked for another depth, makes the list follow; other lists go by their name.
     fields = {k: v for k, v in config.to_dict().items() if len(lists.get(k, ())) != depth}
-    try:
-        defaults = vars(type(config).from_dict(fields | {key: target}))
-    except Exception:  # a class that refuses the open fields has no defaults to offer
-        defaults = {}
+    with contextlib.suppress(Exception):  # of a class that has no defaults for the open fields
+        defaults = _lists(type(config).from_dict(fields | {key: target}))
     grown = copy.deepcopy(config)
     setattr(grown, key, target)
     for name, old in lists.items():
-        default: Any = defaults.get(name)
-        follows = isinstance(default, list | tuple) and len(default) == target
+        default = defaults.get(name, ())
+        follows = len(default) == target
         numbers = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in old)
         if len(old) == depth and (follows or (_PER_LAYER.search(name) and not numbers)):
             if not follows and any(origin.source is None for origin in depth_map):
@@ -264,35 +228,29 @@ def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedCon
     return grown
 
 
-def _build(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """Construct the target without initialising anything; its weights are untouched memory.
+def _lists(config: PretrainedConfig) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if isinstance(value, list | tuple) and value and not name.startswith("_")
+    }
 
-    On the CPU that memory costs nothing until it is written to. The meta device would leave
-    non-persistent buffers (position ids, rotary frequencies) without values.
+
+def _build(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """The target without any initialisation: memory that costs nothing until it is written to.
+
+    The meta device would leave non-persistent buffers (rotary frequencies) without values.
     """
     takes_switch = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
     without_pooler = takes_switch and getattr(model, "pooler", None) is None
     options = {"add_pooling_layer": False} if without_pooler else {}
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
+    plain: Any = local_torch_dtype(torch.float32)
     try:
-        with no_init_weights(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        with plain, no_init_weights(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
             return type(model)(config, **options)
     except Exception as error:  # constructors raise whatever they like
-        depth = config.num_hidden_layers
-        raise UserError(
-            f"{type(model).__name__} cannot be built with {depth} layers: {reason(error)}."
-        ) from error
-    finally:
-        torch.set_default_dtype(default)
-
-
-def _split(name: str, stack: str) -> tuple[int | None, str]:
-    """('bert.encoder.layer.3.output.dense.bias') -> (3, 'output.dense.bias'); (None, name) else."""
-    if not name.startswith(f"{stack}."):
-        return None, name
-    number, _, rest = name.removeprefix(f"{stack}.").partition(".")
-    return int(number), rest
+        what = f"A deeper {type(model).__name__} cannot be built"
+        raise UserError(f"{what}: {reason(error)}.") from error
 
 
 def _places(
@@ -304,27 +262,28 @@ def _places(
     strict loading then names what does not fit.
     """
     dropped = _NOT_IN_FIRST_LAYER.get(old.config.model_type)
-    places: dict[str, str | None] = {}
-    for name in old.state_dict():
-        layer, rest = _split(name, stack)
-        if layer is None:
-            places[name] = name
-        for place, origin in enumerate(depth_map):
-            loses = place == 0 and dropped is not None and rest.startswith(dropped)
-            if layer is not None and origin.source == layer and not loses:
-                places[f"{stack}.{place}.{rest}"] = name
+    names = list(old.state_dict())
+    places: dict[str, str | None] = {n: n for n in names if not n.startswith(f"{stack}.")}
     for place, origin in enumerate(depth_map):
-        layer_module = new.get_submodule(f"{stack}.{place}")
-        changed = _output_projections(layer_module, new) if origin.outputs != "kept" else ()
-        for name in layer_module.state_dict():
-            places.setdefault(f"{stack}.{place}.{name}", None)
+        here, there = f"{stack}.{place}.", f"{stack}.{origin.source}."
+        for name in names:
+            rest = name.removeprefix(there)
+            loses = place == 0 and dropped is not None and rest.startswith(dropped)
+            if name.startswith(there) and not loses:
+                places[here + rest] = name
+        layer = new.get_submodule(here.removesuffix("."))
+        changed = _changed_projections(layer, origin)
+        for name in layer.state_dict():
             if name.rpartition(".")[0] in changed:
-                places[f"{stack}.{place}.{name}"] = None
+                places[here + name] = None
+            places.setdefault(here + name, None)
     return places
 
 
-def _output_projections(layer: nn.Module, model: PreTrainedModel) -> tuple[str, str]:
-    """Names, within a layer, of the modules whose outputs are added to the residual stream."""
+def _changed_projections(layer: nn.Module, origin: Origin) -> tuple[str, ...]:
+    """Names, within a layer, of the projections onto the residual stream that are not kept."""
+    if origin.outputs == "kept":
+        return ()
     modules = dict(layer.named_modules())
     known = [
         names
@@ -334,8 +293,8 @@ def _output_projections(layer: nn.Module, model: PreTrainedModel) -> tuple[str, 
     # A layer with cross-attention has a third projection.
     if len(known) != 1 or any("cross" in name for name in modules):
         raise UserError(
-            f"The layers of {type(model).__name__} have no output projections known by name, which "
-            "this operator changes. Use stack, interleave or random."
+            f"{type(layer).__name__} has no output projections known by name, which this operator "
+            "changes. Use stack, interleave or random."
         )
     return known[0]
 
@@ -349,10 +308,8 @@ def _draw_fresh(
 ) -> None:
     """Initialise what is not copied: whole fresh layers, missing norms, changed projections."""
     initialise: Any = new._init_weights
-    # fork_rng restores only the generators it is told of. torch.manual_seed would seed the GPUs'
-    # as well; the CPU's alone is seeded here, so none is listed.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
         for place, origin in enumerate(depth_map):
             layer = new.get_submodule(f"{stack}.{place}")
             fresh = {
@@ -367,7 +324,7 @@ def _draw_fresh(
             else:
                 for name in sorted({name.rpartition(".")[0] for name in fresh}):
                     initialise(layer.get_submodule(name))
-            for name in _output_projections(layer, new) if origin.outputs != "kept" else ():
+            for name in _changed_projections(layer, origin):
                 for kind, parameter in layer.get_submodule(name).named_parameters():
                     parameter.zero_()
                     if origin.outputs == "noised" and kind == "weight":
@@ -393,22 +350,22 @@ def _fill(
     known = {**dict(old.named_buffers()), **source}
     layers = find_layers(old)[1]
     top = next(layers[-1].parameters())
+    in_layer = re.compile(rf"^{re.escape(stack)}\.\d+\.")
 
-    def fitted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """With dtype and device of its counterpart in the old model or its top layer, if any."""
-        place, rest = _split(name, stack)
-        like = known.get(name if place is None else f"{stack}.{len(layers) - 1}.{rest}")
-        if like is None:
-            return tensor.detach().to(top.device, dtype if tensor.is_floating_point() else None)
-        return tensor.detach().to(like.device, like.dtype)
+    def fitted(name: str, tensor: Tensor) -> Tensor:
+        """With the dtype of its counterpart, outside the layers or in the old model's top one."""
+        without = top if isinstance(tensor, nn.Parameter) else tensor
+        like = known.get(in_layer.sub(f"{stack}.{len(layers) - 1}.", name), without)
+        return tensor.detach().to(top.device, like.dtype)
 
     state: dict[str, Tensor] = {}
-    made: dict[tuple[int | None, int], Tensor] = {}
+    made: dict[tuple[str, int], Tensor] = {}
     for name, origin in places.items():
         tensor = built[name] if origin is None else source[origin]
-        key = (_split(name, stack)[0], id(tensor))
+        layer = in_layer.match(name)
+        key = (layer[0] if layer else "", id(tensor))
         if key not in made:
-            value = fitted(name, tensor, top.dtype) if origin is None else tensor.detach().clone()
+            value = fitted(name, tensor) if origin is None else tensor.detach().clone()
             made[key] = nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
         state[name] = made[key]
     try:
@@ -422,18 +379,4 @@ def _fill(
             parameter.requires_grad_(source[origin].requires_grad)
     for name, buffer in new.named_buffers():
         if name not in state:  # computed by the constructor, which knows each layer's place
-            buffer.data = fitted(name, buffer, buffer.dtype)
-
-
-def _set_modes(new: PreTrainedModel, old: PreTrainedModel) -> None:
-    """Train, recompute activations and generate as the old model does."""
-    new.train(old.training)
-    # By attribute: the public switch has changed its name between versions and forgets options.
-    switches = ("gradient_checkpointing", "_gradient_checkpointing_func")
-    recomputing = [module for module in old.modules() if getattr(module, switches[0], False)]
-    for module in new.modules() if recomputing else ():
-        if hasattr(module, switches[0]):
-            for switch in switches:
-                setattr(module, switch, getattr(recomputing[0], switch))
-    if getattr(old, "generation_config", None) is not None:
-        new.generation_config = copy.deepcopy(old.generation_config)
+            buffer.data = fitted(name, buffer)

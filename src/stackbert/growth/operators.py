@@ -1,10 +1,8 @@
 """Growth operators: which old layer each new layer starts from.
 
-An operator turns (source depth, target depth) into a depth map. It knows nothing of tensors, so
-this module imports without torch; `stackbert.growth.grow` carries a depth map out on a model.
-
-To add your own: write a rule, make an `Operator` of it and call `register_operator`
-(examples/own_operator.py). Every operator shipped here has a card in docs/operators/.
+An operator knows nothing of tensors, so this module imports without torch. To add your own, make an
+`Operator` of a rule and call `register_operator` (examples/own_operator.py). Every operator shipped
+here has a card in docs/operators/.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,27 +19,19 @@ NOISE_SIGMA = 0.03
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one new layer comes from.
-
-    Attributes:
-        source: the old layer it copies, counted from 0 at the bottom; None for a fresh layer with
-            the architecture's own initialisation.
-        outputs: what happens to its two output projections (of attention and of the feed-forward
-            part). `kept` leaves them; `zeroed` sets weights and biases to zero, so that a pre-norm
-            layer passes its input through; `noised` zeroes the biases and draws the matrices from
-            N(0, `NOISE_SIGMA`²).
-    """
+    """Where one new layer comes from."""
 
     source: int | None
+    """The old layer it copies, counted from 0 at the bottom; None for a fresh layer with the
+    architecture's own initialisation."""
     outputs: Outputs = "kept"
+    """Its two output projections (of attention and of the feed-forward part). `zeroed`: weights and
+    biases are zero, so that a pre-norm layer passes its input through; `noised`: biases are zero,
+    matrices drawn from N(0, `NOISE_SIGMA`²)."""
 
 
 DepthMap = tuple[Origin, ...]
 """One `Origin` for each layer of the grown model, bottom first."""
-
-
-def _deeper(source: int, target: int) -> bool:
-    return target > source
 
 
 def _whole_blocks(source: int, target: int) -> bool:
@@ -50,22 +40,17 @@ def _whole_blocks(source: int, target: int) -> bool:
 
 @dataclass(frozen=True)
 class Operator:
-    """A named way of growing in depth.
-
-    Attributes:
-        name: what recipes and the command line call it.
-        rule: gives, for a source and a target depth, one entry for each new layer, bottom first:
-            the old layer to copy, None for a fresh one, or an `Origin`.
-        reaches: whether the rule is defined for (source depth, target depth); by default, for
-            every target deeper than the source.
-        preserves_function: the grown model computes what the source computed. Claimed for
-            pre-norm models only: a post-norm layer normalises even what it passes through.
-    """
+    """A named way of growing in depth."""
 
     name: str
     rule: Callable[[int, int], Sequence[Origin | int | None]]
-    reaches: Callable[[int, int], bool] = _deeper
+    """Gives for (source depth, target depth) an entry for each new layer, bottom first: the old
+    layer to copy, None for a fresh one, or an `Origin`."""
+    reaches: Callable[[int, int], bool] = lambda source, target: target > source
+    """Whether the rule is defined for (source depth, target depth)."""
     preserves_function: bool = False
+    """The grown model computes what the source computed. Claimed for pre-norm models only: a
+    post-norm layer normalises even what it passes through."""
 
     def depth_map(self, source_depth: int, target_depth: int) -> DepthMap:
         """Say where each of `target_depth` layers comes from, bottom layer first.
@@ -74,20 +59,16 @@ class Operator:
             UserError: this operator cannot get from one depth to the other (the sentence names
                 the nearest depths that it can reach), or its rule gives something else.
         """
-        if source_depth < 1:
-            raise UserError(f"A model to grow has at least 1 layer, not {source_depth}.")
         if not self.reaches(source_depth, target_depth):
             # A rule that repeats blocks reaches something within two source depths of any target.
-            above = max(target_depth, source_depth)
-            sides = (
-                range(target_depth - 1, 0, -1),
-                range(max(target_depth, 0) + 1, above + 2 * source_depth + 1),
-            )
-            near = (next((n for n in s if self.reaches(source_depth, n)), None) for s in sides)
+            last = max(target_depth, source_depth) + 2 * source_depth
+            reached = [n for n in range(1, last + 1) if self.reaches(source_depth, n)]
+            near = [n for n in reached if n < target_depth][-1:]
+            near += [n for n in reached if n > target_depth][:1]
             raise UserError(
                 f"The operator '{self.name}' cannot grow {source_depth} layers to {target_depth}. "
                 f"The nearest depths it can reach from {source_depth}: "
-                f"{' or '.join(str(n) for n in near if n is not None) or 'none'}."
+                f"{' or '.join(map(str, near)) or 'none'}."
             )
         entries = [
             entry if isinstance(entry, Origin) else Origin(entry)

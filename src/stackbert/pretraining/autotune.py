@@ -1,7 +1,6 @@
 """What a run chooses by measuring before it starts: precision, micro-batches, compilation, steps.
 
-The choices are written into the run's recipe, so a resumed run makes the same ones, and the recipe
-of a finished run repeats it.
+The choices are written into the run's recipe, so a resumed run makes the same ones.
 """
 
 import functools
@@ -68,7 +67,7 @@ def autotune(
     """Replace every "auto" of a recipe that is worth a measurement on this machine.
 
     Args:
-        recipe: as asked for, over its final steps unless `seconds` says how long it may take.
+        recipe: over its final steps, unless there is a budget.
         vocabulary: of the corpus.
         plan: the batches of the run.
         device: where it will run.
@@ -92,9 +91,8 @@ def autotune(
             size = stage.micro_batch
             if size is None:
                 trainer = _trainer(recipe, stage.depth, vocabulary, device)
-                size = fastest_micro_batch(trainer, plan.batch(first_step, 0, world_size))
-                chosen = f"{size} rows" if size else "the default, as no other size can be tried"
-                notes.append(f"micro-batch at depth {stage.depth}: {chosen}")
+                size = _fastest_micro_batch(trainer, plan.batch(first_step, 0, world_size))
+                notes.append(f"micro-batch at depth {stage.depth}: {size or 'default'} rows")
             stages.append(stage.model_copy(update={"micro_batch": size}))
         recipe = recipe.model_copy(update={"stages": tuple(stages)})
 
@@ -127,16 +125,8 @@ def _estimated_seconds(
     return total / (rate * 0.5)
 
 
-def fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
-    """The micro-batch, of the even divisions of a step, whose rows take least time each.
-
-    Args:
-        trainer: thrown away afterwards; its weights stay as they are.
-        batch: of a whole step.
-
-    Returns:
-        None where no division has a size worth trying, or none fits into memory.
-    """
+def _fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
+    """The even division of a step whose rows take least time each; None if none can be tried."""
     device = trainer.device
     best, best_time, slower = None, math.inf, 0
     for size in _even_divisions(len(batch), batch.input_ids_BS.shape[1], device.type):
@@ -181,8 +171,8 @@ def _compiling_pays(
     if not supports_masked_forward(eager.model):
         return False
     eager.micro_batch = recipe.stage(len(recipe.stages) - 1).micro_batch
+    size = eager.rows_at_once(*batch.input_ids_BS.shape)
     try:
-        size = eager.rows_at_once(*batch.input_ids_BS.shape)
         eager_time, compiled_time = _pass_seconds([eager, compiled], batch, size)
     except Exception as error:  # a compiler may raise anything, and a run can do without one
         first = str(error).strip().partition("\n")[0]
@@ -233,20 +223,16 @@ def _medians(
     *,
     warmup: int,
     timed: int,
-    at_most: int = 0,
     patience: float = 0.0,
 ) -> list[float]:
     """Median seconds of each work, which is called with the number of the turn.
 
     They take turns, so that a machine whose speed drifts treats them alike: `timed` turns after the
-    warm-up, or `at_most` while `patience` (seconds) lasts.
+    warm-up, up to six times as many while `patience` (seconds) lasts.
     """
     times: list[list[float]] = [[] for _ in works]
-    begun = 0.0
-    for turn in range(warmup + max(timed, at_most)):
-        if turn == warmup:
-            begun = time.perf_counter()
-        if turn >= warmup + timed and time.perf_counter() - begun >= patience:
+    for turn in range(warmup + 6 * timed):
+        if turn >= warmup + timed and sum(sum(s[warmup:]) for s in times) >= patience:
             break
         for work, seconds in zip(works, times, strict=True):
             synchronise(device)
@@ -259,12 +245,10 @@ def _medians(
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds at each stage's depth."""
+    """Median seconds of a step and of an evaluation at each stage's depth."""
 
     step: tuple[float, ...]
-    """One optimiser step."""
     evaluation: tuple[float, ...]
-    """One evaluation."""
 
 
 def measure(
@@ -285,18 +269,17 @@ def measure(
         recipe: autotuned.
         batch: (stage index, turn) to a training batch, or this process's share of one.
         validation: all rows of an evaluation.
-        vocabulary: sizes the embedding.
+        vocabulary: of the corpus.
         device: where to measure.
-        patience: keep timing steps for up to this many seconds (of five turns, up to 30), so that
-            a short burst of load does not move the median. For one process only: several would
-            not stop at the same turn.
+        patience: seconds for further turns of steps, so that a short burst of load does not move
+            the median. For one process only: several would not stop at the same turn.
         world: the processes that train together.
     """
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
     compile = recipe.compile is True
     trainers = {
         depth: _trainer(recipe, depth, vocabulary, device, compile=compile, world=world)
-        for depth in dict.fromkeys(stage.depth for stage in stages)
+        for depth in {stage.depth: None for stage in stages}
     }
     first = [batch(index, 0) for index in range(len(stages))]
 
@@ -311,7 +294,7 @@ def measure(
     timed_rows = min(rows, 4 * max(map(len, first)))
     part = validation.rows(0, timed_rows)
     evaluations = [lambda _, t=trainers[stage.depth]: t.evaluate(part) for stage in stages]
-    step_seconds = _medians(steps, device, warmup=2, timed=5, at_most=30, patience=patience)
+    step_seconds = _medians(steps, device, warmup=2, timed=5, patience=patience)
     part_seconds = _medians(evaluations, device, warmup=1, timed=3)
     return Timing(tuple(step_seconds), tuple(rows / timed_rows * each for each in part_seconds))
 
@@ -322,11 +305,7 @@ def evaluation_interval(recipe: Recipe) -> int:
 
 
 def evaluations_by_stage(recipe: Recipe) -> tuple[int, ...]:
-    """Evaluations that a run makes at each stage's depth.
-
-    One before the first step, one at every interval and at every stage's end, and one right after
-    each growth.
-    """
+    """Evaluations of each stage: at its end, every interval, after a growth, and at step 0."""
     every = evaluation_interval(recipe)
     counts = []
     for first, end in itertools.pairwise(recipe.boundaries):
@@ -339,7 +318,7 @@ def scaled_to(recipe: Recipe, timing: Timing, seconds: float) -> Recipe:
     """The recipe over as many steps as fit into `seconds` with their evaluations.
 
     Each stage keeps its share of the steps. Where the recipe leaves the interval of evaluations
-    open and twenty would take more than a tenth of the time, there are fewer.
+    open, they take a tenth of the time at most.
 
     Raises:
         UserError: not even one step a stage fits.

@@ -68,12 +68,8 @@ class World:
         return int(box)
 
     def all_pass(self, check: Callable[[], None]) -> None:
-        """Call `check` on every rank; if one raises, all stop and the lowest such rank reports it.
-
-        Raises:
-            StackBertError: what `check` raised here.
-            OtherRankError: another rank reports the error.
-        """
+        """Call `check` on every rank. If it raises on some, the lowest of them raises its error,
+        and all others `OtherRankError`."""
         error: StackBertError | None = None
         try:
             check()
@@ -87,11 +83,8 @@ class World:
             raise OtherRankError(first % 256)
 
     def broadcast_object(self, make: Callable[[], Any]) -> Any:  # noqa: ANN401 (JSON values)
-        """What `make` returns on rank 0 (a value that JSON holds), on every rank.
-
-        Raises:
-            StackBertError: `make` raised it; the other ranks raise `OtherRankError`.
-        """
+        """What `make` returns on rank 0 (a value that JSON holds), on every rank. An error of
+        `make` is raised on rank 0; the others raise `OtherRankError`."""
         if self.size == 1:
             return make()
         made: list[Any] = []
@@ -111,12 +104,11 @@ class World:
             tensors.update(make())
             return {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
 
-        for name, (shape, dtype) in self.broadcast_object(layout).items():
+        told = self.broadcast_object(layout)
+        for name, (shape, dtype) in told.items() if self.size > 1 else ():
             if not self.is_main:
-                dtype = getattr(torch, dtype.removeprefix("torch."))
-                tensors[name] = torch.empty(shape, dtype=dtype)
-            if self.size > 1:
-                dist.broadcast(tensors[name], src=0, group=self._cpu_group)
+                tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype[len("torch.") :]))
+            dist.broadcast(tensors[name], src=0, group=self._cpu_group)
         return tensors
 
 
@@ -130,9 +122,8 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[World]:
-    """Within this block the processes that `torchrun` started form a `World`.
-
-    A process group that the caller has started is used and left.
+    """Within this block the processes that `torchrun` started form a `World`; a process group
+    that the caller has started is used and left.
 
     Raises:
         UserError: torchrun's environment is incomplete.
@@ -204,13 +195,9 @@ class _Losses(nn.Module):
 
 
 class ParallelModel:
-    """A model in one of the engines.
+    """A model, already on its device, in one of the engines; a single process needs none.
 
-    Args:
-        model: on its device. With "fsdp" and several processes its parameters become DTensors, of
-            which each process holds a shard.
-        world: the processes; a single one needs no engine.
-        engine: "ddp" or "fsdp".
+    With "ddp" each process holds a copy, with "fsdp" a shard of each parameter (a DTensor).
     """
 
     def __init__(self, model: "PreTrainedModel", world: World, engine: Engine) -> None:

@@ -4,7 +4,6 @@ torch's fake tensors go through the real model, loss and optimiser and have shap
 here repeats what a layer keeps for its backward pass, and every type of model comes out right.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 def footprint(
     model: "PreTrainedModel",
     optimizer: OptimizerSpec,
-    batches: Sequence[Batch],
+    row: Batch,
     *,
     precision: Precision,
     is_cpu: bool,
@@ -35,30 +34,25 @@ def footprint(
     Args:
         model: on the meta device; used up.
         optimizer: the recipe's.
-        batches: two of the stage, of two rows and of four.
+        row: of the stage.
         precision: of the forward pass.
         is_cpu: on a CPU, attention with dropout is multiplied out and keeps its probabilities.
         shards: devices that each hold a part of weights, gradients and optimiser state (FSDP).
 
     Returns:
-        (bytes however small the micro-batch, bytes of each row of a micro-batch): weights,
-        gradients and optimiser state in fp32, what autocast copies; activations (not compiled),
-        logits and their gradient.
+        (bytes however small the micro-batch, bytes of each row): weights, gradients, optimiser
+        state and what autocast copies; activations (not compiled), logits and their gradient.
     """
     for name, module in model.named_modules():
-        if (
-            not is_cpu
-            and isinstance(module, nn.Dropout)
-            and name.endswith("attention.self.dropout")
-        ):
-            module.p = 0.0
+        if isinstance(module, nn.Dropout) and name.endswith("attention.self.dropout"):
+            module.p = module.p if is_cpu else 0.0
     # Unlike tensors on the meta device, fake ones are on the CPU to every choice that depends on
     # the device, so attention is torch's fused one, which keeps what the fused one of a GPU keeps.
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         model.tie_weights()
         with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
-            (two, logits), (four, _) = (_kept(model, batch) for batch in batches)
+            (two, logits), (four, _) = (_kept(model, row, rows) for rows in (2, 4))
         optimizers = Optimizers(model, optimizer)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
@@ -70,8 +64,9 @@ def footprint(
     return held + 2 * two - four, (four - two) // 2 + 3 * logits // 2
 
 
-def _kept(model: "PreTrainedModel", batch: Batch) -> tuple[int, int]:
+def _kept(model: "PreTrainedModel", row: Batch, rows: int) -> tuple[int, int]:
     """Bytes that autograd keeps of a forward pass: (all but log-probabilities, these alone)."""
+    batch = row.each(lambda tensor: tensor[[0] * rows])
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, Tensor] = {}  # the tensors are held, so that no storage's place is used again
 
@@ -81,7 +76,7 @@ def _kept(model: "PreTrainedModel", batch: Batch) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss_sums(model, batch.each(torch.clone))  # of rows that are views, the rest would count
+        loss_sums(model, batch)
     sizes = [(t.shape, t.untyped_storage().nbytes()) for t in kept.values()]
     logits_shape = (batch.labels_BK.numel(), model.config.vocab_size)
     logits = sum(size for shape, size in sizes if shape == logits_shape)

@@ -16,15 +16,11 @@ def model_card(
 ) -> str:
     """How to use the model, how it was trained, and on what.
 
-    Args:
-        recipe: as run.
-        manifest: of the corpus.
-        stages: of the run, as `stage_table` gives them; None if its ledger is damaged.
-        machine: versions and hardware.
+    `stages` is the run's `stage_table`, None if its ledger is damaged.
     """
     tags = ["stackbert", "progressive-stacking", recipe.model.type]
     header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
-    train, held_out = manifest.train, manifest.validation
+    train, held_out, vocabulary = manifest.train, manifest.validation, manifest.vocabulary
     sources = "\n".join(
         f"- {html.escape(source.name.replace('`', ''))}: {source.documents:,} documents, "
         f"{source.bytes:,} bytes"
@@ -61,7 +57,7 @@ Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
 
 {train.documents:,} documents ({train.words:,} words, {train.tokens:,} tokens) for training,
 {held_out.documents:,} held out; {manifest.duplicate_documents:,} exact duplicates dropped.
-Vocabulary: {manifest.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
+Vocabulary: {vocabulary.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
 
 {sources}
 

@@ -21,13 +21,12 @@ def synthetic_vocabulary(size: int) -> Vocabulary:
 
 
 class SyntheticStream(TokenStream):
-    """Evenly drawn tokens in memory, always the same; documents of 1,000, sentences of 25."""
+    """Evenly drawn tokens in memory, always the same; sentences of 25."""
 
     def __init__(self, vocabulary: Vocabulary, tokens: int) -> None:
         draw = np.random.default_rng(0)
         lowest, highest = len(SPECIAL), vocabulary.tokenizer_size
         self._tokens = draw.integers(lowest, highest, tokens, dtype=np.uint32)
-        self.document_starts = np.arange(0, tokens, 1000)
         self.sentence_starts = np.arange(0, tokens, 25)
 
 
@@ -37,5 +36,5 @@ class SyntheticCorpus(Corpus):
     def __init__(self, vocab_size: int, tokens: int = 1 << 22) -> None:
         vocabulary = synthetic_vocabulary(vocab_size)
         stream = SyntheticStream(vocabulary, tokens)
-        # Corpus is frozen, and its vocabulary a cached property: both live here.
+        # Corpus is frozen: its fields live here.
         self.__dict__.update(train=stream, validation=stream, vocabulary=vocabulary)

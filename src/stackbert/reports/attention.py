@@ -24,7 +24,6 @@ from stackbert.reports.heatmaps import (
     default_heads,
     explorer,
     growth_maps,
-    head_grid,
     head_maps,
     plain_axis,
 )
@@ -48,7 +47,8 @@ def attention_page(folder: Path) -> Page:
         Chart(
             "Any head, any sentence",
             explorer(result, chosen[0]),
-            f"{_SHADES} Choose sentence, layer and head from the lists.",
+            f"{_SHADES} Choose sentence, layer and head from the lists. The grid has all heads; "
+            "docs/attention.md has the rules for the classes.",
         ),
         Chart(
             "Heads of low, middle and high layers",
@@ -56,11 +56,6 @@ def attention_page(folder: Path) -> Page:
             f"{_SHADES} The heads were chosen by a rule: of the lower, the middle and the upper "
             f"third of the layers the one with most mass within {LOCAL_WINDOW} positions, then of "
             "each the one with most mass on the first token.",
-        ),
-        Chart(
-            "All heads",
-            specification(head_grid(heads), height=max(120, 24 * int(about["depth"]))),
-            "docs/attention.md has the rules for the classes.",
         ),
         Chart(
             "Attention by relative position",
@@ -119,15 +114,15 @@ def _likeness(result: AttentionResult) -> list[Chart | Table]:
     parts: list[Chart | Table] = []
     name = result.about()["name"]
     contrasts = {f"top half and bottom half of {name}": result.top_bottom}
-    note = "Jensen-Shannon divergence, 0 to 1, heads matched one to one. Dark: alike."
-    for model in ("measured", "compared") if result.shallow_deep else ("measured",):
-        other = result.about(model)["name"]
-        title = "How alike layers are"
+    note = "Jensen-Shannon divergence, 0 to 1, heads matched one to one."
+    for model, rows in result.likeness.groupby("model", sort=False):
+        if model == "untrained":
+            continue
+        other, title = result.about(str(model))["name"], "How alike layers are"
         if model == "compared":
             title += f": {name} and {other}"
             contrasts[f"{name} and {other}"] = result.shallow_deep
-        rows = result.likeness[result.likeness["model"] == model].round(4)
-        parts.append(Chart(title, _layers(rows, name, other), note))
+        parts.append(Chart(title, _layers(rows.round(4), name, other), f"{note} Dark: alike."))
     rows = pd.DataFrame(
         {
             "layers of": of,
@@ -139,12 +134,9 @@ def _likeness(result: AttentionResult) -> list[Chart | Table]:
         if each
     )
     if len(rows):
-        table_note = (
-            f"{note[:-13]} Means over the layers, on up to {SENTENCES} sentences, "
-            f"{result.likeness_queries:,} queries."
-        )
+        note += f" Means over the layers, on up to {SENTENCES} sentences."
         formats = dict.fromkeys(rows.columns[1:], "{:.3f}")
-        parts.append(Table("How alike layers are, on average", rows, table_note, formats))
+        parts.append(Table("How alike layers are, on average", rows, note, formats))
     return parts
 
 
@@ -168,6 +160,8 @@ def _layers(rows: pd.DataFrame, name: str, other: str) -> dict[str, Any]:
 
 
 def _growths(result: AttentionResult) -> list[Chart | Table]:
+    if result.growths.empty:
+        return []
     parts: list[Chart | Table] = []
     for group in growth_groups(result):
         first = group.iloc[0]
@@ -181,32 +175,25 @@ def _growths(result: AttentionResult) -> list[Chart | Table]:
                 "were chosen by the shallow model's measures, as those above."
             )
             parts.append(Chart(change, drawn, note))
-    if not result.growths.empty:
-        growths = pd.concat(growth_groups(result))
-        rows = pd.DataFrame(
-            {
-                "growth": [
-                    f"{row.source_depth} → {row.depth}, {row.run}" for row in growths.itertuples()
-                ],
-                "moment": growths["moment"].map(MOMENTS).to_numpy(),
-                "step": growths["step"].to_numpy(),
-                "from the source": growths["divergence"].to_numpy(),
-                "source is most similar": growths["source_is_nearest"].to_numpy(),
-                f"within {LOCAL_WINDOW}": growths["within_4"].to_numpy(),
-                "on [CLS]": growths["first"].to_numpy(),
-                **{name: growths[name].to_numpy() for name in (*PAPER_CLASSES, *OUTCOMES)},
-            }
-        )
-        shares = dict.fromkeys(rows.columns[3:7], "{:.3f}") | {rows.columns[4]: "{:.0%}"}
-        formats = shares | dict.fromkeys(OUTCOMES, "{:.0f}")
-        note = (
-            "Of the new layers' heads; in the rows of the shallow model, of all its heads. From "
-            "the source: divergence from the head that was copied (for fresh layers: that stacking "
-            "would have copied). Kept: of all heads of the shallow model the source is the most "
-            "similar, at both later moments; regained: only at the end; changed: not at the end."
-        )
-        parts.append(Table("Across growth", rows, note, formats))
-    return parts
+    rows = pd.concat(growth_groups(result))
+    rows["growth"] = [f"{row.source_depth} → {row.depth}, {row.run}" for row in rows.itertuples()]
+    rows["moment"] = rows["moment"].map(MOMENTS)
+    shares = {
+        "divergence": "from the source",
+        "source_is_nearest": "source is most similar",
+        f"within_{LOCAL_WINDOW}": f"within {LOCAL_WINDOW}",
+        "first": "on [CLS]",
+    }
+    columns = ["growth", "moment", "step", *shares, *PAPER_CLASSES, *OUTCOMES]
+    formats = dict.fromkeys(shares.values(), "{:.3f}") | dict.fromkeys(OUTCOMES, "{:.0f}")
+    note = (
+        "Of the new layers' heads; in the rows of the shallow model, of all its heads. From the "
+        "source: divergence from the head that was copied, or that stacking would have copied. "
+        "Kept: the source is the most similar of all heads of the shallow model at both later "
+        "moments; regained: only at the end; changed: not at the end."
+    )
+    frame = rows[columns].rename(columns=shares)
+    return [*parts, Table("Across growth", frame, note, formats)]
 
 
 def _classes(result: AttentionResult) -> Table:

@@ -1,8 +1,4 @@
-"""Charts as Vega-Lite specifications, made with altair; and the look that all of them share.
-
-A specification holds its data but no colours of the page: `STYLES` gives those, light or dark, to
-whatever draws it.
-"""
+"""Charts as Vega-Lite specifications, made with altair; `STYLES` holds the look of all."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +8,9 @@ import pandas as pd
 
 from stackbert.units import format_duration
 
-AXES = {"time": "seconds", "FLOPs": "flops", "tokens": "tokens", "steps": "steps"}
-"""What a loss can be drawn over: the choice in the page, and the column."""
-PALETTE = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#8c6bb1",
-    "#7f7f7f",
-)
+AXES = {"seconds": "time", "flops": "FLOPs", "tokens": "tokens", "steps": "steps"}
+"""Columns that a loss can be drawn over, and what the choice in the page calls them."""
+PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"]
 """The first six are Okabe and Ito's: told apart by colour-blind readers, on white and on black."""
 GREY = "#7d858e"
 HEIGHT = 340
@@ -37,9 +24,9 @@ def loss_curves(points: pd.DataFrame, bands: pd.DataFrame | None = None) -> dict
 
     Args:
         points: a row an evaluation, in order: `group` (names the colour), `run` (a line), `detail`
-            (for the tooltip), `main` (drawn strong), `seconds`, `flops`, `tokens`, `steps`, `loss`.
+            (for the tooltip), `main` (drawn strong), the columns of `AXES`, `loss`.
         bands: stages to shade behind the lines: `label`, and `start_X` and `end_X` for each of
-            seconds, flops, tokens and steps.
+            `AXES`.
 
     Returns:
         A Vega-Lite specification as wide as what it is put into.
@@ -47,84 +34,63 @@ def loss_curves(points: pd.DataFrame, bands: pd.DataFrame | None = None) -> dict
     points = points[points.loss.notna()]
     unit, scale = _time_unit(points.seconds.max() if len(points) else 0.0)
     points = points.assign(
-        time=[format_duration(seconds) for seconds in points.seconds],
+        time=points.seconds.map(format_duration),
         seconds=points.seconds / scale,
         nth=range(len(points)),
     )
-    over = alt.param(
-        name="over", value="time", bind=alt.binding_radio(options=list(AXES), name="over ")
-    )
-    chosen = "{'time': datum.%sseconds, 'FLOPs': datum.%sflops, 'tokens': datum.%stokens, "
-    chosen = chosen + "'steps': datum.%ssteps}[over]"
-    titles = f"{{'time': '{unit} of training', 'FLOPs': 'FLOPs', 'tokens': 'tokens', "
-    titles += "'steps': 'steps'}[over]"
-    low, high = loss_range(points)
-    x_scale = alt.Scale(zero=True, nice=False)
-    number = "datum.value < 1e5 ? format(datum.value, '~r') : format(datum.value, '.3~s')"
-    x = alt.X("x:Q", title=None, scale=x_scale, axis=alt.Axis(labelExpr=number, grid=False))
-    y = alt.Y("loss:Q", title="loss, nats", scale=alt.Scale(domain=[low, high], nice=False))
-    colour = colours("group", list(dict.fromkeys(points.group)))
+    choices = alt.binding_radio(options=list(AXES), labels=list(AXES.values()), name="over ")
+    over = alt.param(name="over", value="seconds", bind=choices)
     hover = alt.selection_point(
         name="hover", nearest=True, on="pointerover", clear="pointerout", empty=False
     )
-    base = alt.Chart(points).transform_calculate(x=chosen % (("",) * 4))
+    number = "datum.value < 1e5 ? format(datum.value, '~r') : format(datum.value, '.3~s')"
+    axis = alt.Axis(labelExpr=number, grid=False)
+    x = alt.X("x:Q", title=None, scale=alt.Scale(zero=True, nice=False), axis=axis)
+    y_scale = alt.Scale(domain=list(loss_range(points)), nice=False)
+    base = (
+        alt.Chart(points)
+        .transform_calculate(x="datum[over]")
+        .encode(
+            x=x,
+            y=alt.Y("loss:Q", title="loss, nats", scale=y_scale),
+            color=colours("group", list(dict.fromkeys(points.group))),
+        )
+    )
+    main = alt.when("datum.main")
     lines = base.mark_line(clip=True).encode(
-        x=x,
-        y=y,
-        color=colour,
         detail="run:N",
         order="nth:Q",
-        size=alt.when("datum.main").then(alt.value(2.2)).otherwise(alt.value(1.2)),
-        opacity=alt.when("datum.main").then(alt.value(1.0)).otherwise(alt.value(0.4)),
+        size=main.then(alt.value(2.2)).otherwise(alt.value(1.2)),
+        opacity=main.then(alt.value(1.0)).otherwise(alt.value(0.4)),
     )
+    formats = {"loss": ".3f", "steps": ",.0f", "flops": ".3s", "tokens": ",.0f"}
+    told = [alt.Tooltip(f"{name}:Q", format=form) for name, form in formats.items()]
     dots = base.mark_point(filled=True, clip=True).encode(
-        x=x,
-        y=y,
-        color=colour,
         size=alt.when(hover).then(alt.value(110)).otherwise(alt.value(28)),
-        opacity=alt.when(hover)
-        .then(alt.value(1.0))
-        .when("datum.main")
-        .then(alt.value(1.0))
-        .otherwise(alt.value(0.0)),
-        tooltip=[
-            alt.Tooltip("group:N", title="run"),
-            alt.Tooltip("detail:N"),
-            alt.Tooltip("loss:Q", format=".3f"),
-            alt.Tooltip("steps:Q", format=",.0f"),
-            alt.Tooltip("time:N"),
-            alt.Tooltip("flops:Q", title="FLOPs", format=".3s"),
-            alt.Tooltip("tokens:Q", format=",.0f"),
-        ],
+        opacity=main.then(alt.value(1.0)).otherwise(alt.value(0.0)),
+        tooltip=["group:N", "detail:N", "time:N", *told],
     )
-    label = alt.Chart(pd.DataFrame([{}])).mark_text(text={"expr": titles}, fontSize=12.5)
-    label = label.encode(x=alt.value({"expr": "width / 2"}), y=alt.value(HEIGHT + 34))
+    titles = {**AXES, "seconds": f"{unit} of training"}
+    title = alt.Chart(pd.DataFrame([{}])).mark_text(text={"expr": f"{titles}[over]"}, fontSize=12.5)
+    title = title.encode(x=alt.value({"expr": "width / 2"}), y=alt.value(HEIGHT + 34))
     layers: list[Any] = []
     if bands is not None and len(bands):
         bands = bands.assign(odd=[place % 2 == 1 for place in range(len(bands))])
-        for edge in ("start", "end"):
-            bands[f"{edge}_seconds"] /= scale
-        shade = alt.Chart(bands).transform_calculate(
-            x=chosen % (("start_",) * 4), x2=chosen % (("end_",) * 4)
-        )
+        bands[["start_seconds", "end_seconds"]] /= scale
+        shade = alt.Chart(bands).encode(x=x)
+        shade = shade.transform_calculate(x="datum['start_' + over]", x2="datum['end_' + over]")
         opacity = alt.when("datum.odd").then(alt.value(0.17)).otherwise(alt.value(0.07))
-        layers.append(shade.mark_rect(color=GREY).encode(x=x, x2="x2:Q", opacity=opacity))
-        text = shade.mark_text(align="left", baseline="bottom", dx=4, fontSize=11.5, color=GREY)
+        layers.append(shade.mark_rect(color=GREY).encode(x2="x2:Q", opacity=opacity))
         # Neighbours take turns on two lines: a short stage has no room for its label.
-        for odd, line in (("datum.odd", HEIGHT - 21), ("!datum.odd", HEIGHT - 6)):
-            turn = text.transform_filter(odd)
-            layers.append(turn.encode(x=x, y=alt.value(line), text="label:N"))
-    layers += [lines, dots.add_params(hover), label]
+        line = {"expr": "datum.odd ? -21 : -6"}
+        labels = shade.mark_text(align="left", baseline="bottom", dx=4, dy=line, color=GREY)
+        layers.append(labels.encode(y=alt.value(HEIGHT), text="label:N"))
+    layers += [lines, dots.add_params(hover), title]
     return specification(alt.layer(*layers).add_params(over))
 
 
 def intervals(
-    rows: pd.DataFrame,
-    *,
-    y: str,
-    title: str,
-    zero: str = "",
-    colour: str | None = None,
+    rows: pd.DataFrame, *, y: str, title: str, zero: str = "", colour: str | None = None
 ) -> dict[str, Any]:
     """Means with their intervals, a row a line, one below the other.
 
@@ -141,9 +107,10 @@ def intervals(
     shift = alt.YOffset(f"{colour}:N") if colour else alt.Undefined
     base = alt.Chart(rows).encode(y=names, color=hue, yOffset=shift)
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
-    tips = [alt.Tooltip(f"{y}:N"), *(alt.Tooltip(f"{n}:Q", format=".3f") for n in _MEANS)]
+    told = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high")]
     dots = base.mark_point(filled=True, size=70).encode(
-        x=alt.X("mean:Q", title=title, scale=alt.Scale(zero=bool(zero))), tooltip=tips
+        x=alt.X("mean:Q", title=title, scale=alt.Scale(zero=bool(zero))),
+        tooltip=[f"{y}:N", *told],
     )
     layers = [bars, dots]
     if zero:
@@ -153,15 +120,10 @@ def intervals(
     return specification(alt.layer(*layers), height=height)
 
 
-_MEANS = ("mean", "low", "high")
-
-
 def specification(chart: Any, *, height: int | None = HEIGHT) -> dict[str, Any]:  # noqa: ANN401
-    """A chart as a Vega-Lite specification, as wide as what it is put into.
+    """An altair chart as a Vega-Lite specification, as wide as what it is put into.
 
-    Args:
-        chart: altair's.
-        height: in pixels; None for views in a row, which keep their own sizes.
+    `height` is in pixels; with None, for views in a row, the chart keeps its own sizes.
     """
     if height is not None:
         chart = chart.properties(width="container", height=height)
@@ -171,19 +133,12 @@ def specification(chart: Any, *, height: int | None = HEIGHT) -> dict[str, Any]:
     return spec
 
 
-def colours(field: str, groups: Sequence[str], *, legend: bool | None = None) -> alt.Color:
-    """The colour channel that gives a group the same colour in all charts of a page.
-
-    Args:
-        field: the column with the group.
-        groups: all groups, in the order of the legend.
-        legend: whether there is one; by default, if there is something to tell apart.
-    """
-    shown = len(groups) > 1 if legend is None else legend
+def colours(field: str, groups: Sequence[str]) -> alt.Color:
+    """The colour channel that gives a group the same colour in all charts of a page."""
     key = alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1.0)
     hues = [PALETTE[place % len(PALETTE)] for place in range(len(groups))]
     scale = alt.Scale(domain=list(groups), range=hues)
-    return alt.Color(f"{field}:N", scale=scale, legend=key if shown else None)
+    return alt.Color(f"{field}:N", scale=scale, legend=key if len(groups) > 1 else None)
 
 
 def loss_range(points: pd.DataFrame) -> tuple[float, float]:

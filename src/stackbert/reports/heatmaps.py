@@ -1,9 +1,10 @@
 """Attention maps in the paper's style: row = query, column = key, a token label at each.
 
-A map travels as one row of data with its weights in thousandths, and is taken apart where it is
-drawn: with a row for each weight a page would be ten times as long.
+A map travels as one row of data and is taken apart where it is drawn: a row a weight would be ten
+times as long.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,8 +22,7 @@ Head = tuple[int, int]
 
 SHADES = ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
 STOPS = (0.0, 0.0625, 0.25, 0.5625, 1.0)
-"""Weights of the shades: the squares of 0 to 1 in quarters. With even steps all weights of a head
-that looks at ten tokens would be white."""
+"""Weights of the shades: with even steps a head that looks at ten tokens would be white."""
 MOST_WEIGHTS = 1_200_000
 """Of the maps to choose from: some 4 MB of page. Examples beyond are left out."""
 
@@ -32,23 +32,17 @@ def default_heads(heads: pd.DataFrame, count: int = 6) -> list[Head]:
 
     Layers are divided into groups from bottom to top, half as many as heads are wanted. Of each
     group the head with most mass within `LOCAL_WINDOW` positions (first column apart) is taken,
-    then of each the one with most mass on the first token, and so on with the heads that are left.
-
-    Args:
-        heads: layer, head and measures.
-        count: heads wanted; all are returned if there are fewer.
+    then of each the one with most mass on the first token, among the heads that are left.
     """
-    layers = np.array_split(np.arange(1, heads["layer"].max() + 1), (count + 1) // 2)
-    groups = [group for group in layers if len(group)]
-    free = heads.sort_values(["layer", "head"]).set_index(["layer", "head"])
+    layers = np.array_split(np.arange(1, heads["layer"].max() + 1), count // 2)
+    free = heads.set_index(["layer", "head"])
     chosen: list[Head] = []
-    while len(free) and len(chosen) < count:
-        for mass in (f"near_{LOCAL_WINDOW}", "first"):
-            for group in groups:
-                found = free[free.index.isin(group, level="layer")]
-                if len(found) and len(chosen) < count:
-                    chosen.append(found[mass].idxmax())
-                    free = free.drop(chosen[-1])
+    for mass in (f"near_{LOCAL_WINDOW}", "first"):
+        for group in layers:
+            found = free[free.index.isin(group, level="layer")]
+            if len(found):
+                chosen.append(found[mass].idxmax())
+                free = free.drop(chosen[-1])
     return chosen
 
 
@@ -57,13 +51,10 @@ def head_maps(result: AttentionResult, heads: Sequence[Head]) -> dict[str, Any]:
     classes = result.heads_of().set_index(["layer", "head"])["class"]
     number = result.shortest
     rows = [
-        {
-            "panel": f"{_label(at)} ({classes[at]})",
-            **_map(result, f"maps_{number}", at, result.examples[number]),
-        }
+        {"panel": f"{_label(at)} ({classes[at]})", **_map(result, f"maps_{number}", at, number)}
         for at in heads
     ]
-    cells = _cells(pd.DataFrame(rows), by=["panel"], side=228, tokens=result.examples[number])
+    cells = _cells(rows, by=["panel"], side=228, tokens=result.examples[number])
     facet = alt.Facet("panel:N", title=None, sort=[row["panel"] for row in rows], header=_header())
     return specification(cells.facet(facet=facet, columns=3, spacing=14), height=None)
 
@@ -73,7 +64,7 @@ def growth_maps(result: AttentionResult, group: pd.DataFrame) -> dict[str, Any] 
 
     A column a head, a row a run and moment. In the rows of the shallow model the head itself is
     drawn, in the others the head of the highest new layer that copies it, or stands where stacking
-    would have copied it. Where all runs grew from the same maps, these are drawn once.
+    would have copied it.
 
     Args:
         result: what was measured.
@@ -82,36 +73,26 @@ def growth_maps(result: AttentionResult, group: pd.DataFrame) -> dict[str, Any] 
     Returns:
         A Vega-Lite specification; None if no chosen head is copied by every growth.
     """
-    heads = result.growth_heads
-    numbers = list(dict.fromkeys(group["growth"]))
-    copies = {}
-    for number in numbers:
-        grown = heads[(heads["growth"] == number) & (heads["moment"] == "grown") & heads["new"]]
-        copies[number] = grown.groupby("source")["layer"].max()
-    shallow = heads[(heads["growth"] == numbers[0]) & (heads["moment"] == "shallow")]
-    chosen = [
-        at for at in default_heads(shallow, 4) if all(at[0] in copies[number] for number in numbers)
-    ]
-    if not chosen:
-        return None
-    tokens = result.examples[result.shortest]
-    first = result.arrays[f"growth_{numbers[0]}_shallow"]
-    start = all(np.array_equal(first, result.arrays[f"growth_{n}_shallow"]) for n in numbers)
+    runs = group.groupby("growth", sort=False)["run"].first()
+    heads = result.growth_heads[result.growth_heads["growth"].isin(runs.index)]
+    new = heads[(heads["moment"] == "grown") & heads["new"]]
+    copies = new.groupby(["growth", "source"])["layer"].max()
+    first = heads[(heads["growth"] == runs.index[0]) & (heads["moment"] == "shallow")]
     rows = []
-    for number in numbers:
-        run = group[group["growth"] == number]["run"].iloc[0]
-        for moment, called in MOMENTS.items():
-            if moment == "shallow" and start and number != numbers[0]:
-                continue
-            what = called if moment == "shallow" and start else f"{run}: {called}"
-            for layer, head in chosen:
-                at = (layer if moment == "shallow" else int(copies[number][layer]), head)
-                maps = _map(result, f"growth_{number}_{moment}", at, tokens)
-                # Runs may put the copy into different layers, so the column is the source's.
-                panel = f"copies of {_label((layer, head))}"
-                rows.append({"moment": what, "panel": panel, "drawn": _label(at), **maps})
-    by = ["moment", "panel"]
-    chart = _cells(pd.DataFrame(rows), by=by, side=168, tokens=tokens, titles=False, tell="drawn")
+    for layer, head in default_heads(first, 4):
+        if not all((number, layer) in copies.index for number in runs.index):
+            continue
+        # Runs may put the copy into different layers, so the column is the source's.
+        panel = f"copies of {_label((layer, head))}"
+        for (number, run), moment in itertools.product(runs.items(), MOMENTS):
+            at = (layer if moment == "shallow" else int(copies[number, layer]), head)
+            maps = _map(result, f"growth_{number}_{moment}", at, result.shortest)
+            what = f"{run}: {MOMENTS[moment]}"
+            rows.append({"moment": what, "panel": panel, "drawn": _label(at), **maps})
+    if not rows:
+        return None
+    by, tokens = ["moment", "panel"], result.examples[result.shortest]
+    chart = _cells(rows, by=by, side=168, tokens=tokens, titles=False, tell="drawn")
     row, column = (list(dict.fromkeys(each[name] for each in rows)) for name in by)
     drawn = chart.facet(
         row=alt.Row("moment:N", title=None, sort=row, header=_header()),
@@ -122,65 +103,48 @@ def growth_maps(result: AttentionResult, group: pd.DataFrame) -> dict[str, Any] 
 
 
 def explorer(result: AttentionResult, start: Head) -> dict[str, Any]:
-    """The map of any head on any example, chosen from lists, beside a grid of all heads."""
-    numbers, weights = [], 0
-    for number in range(len(result.examples)):
-        weights += result.arrays[f"maps_{number}"].size
-        if number and weights > MOST_WEIGHTS:
-            break
-        numbers.append(number)
+    """The map of any head on any example, chosen from lists, next to a grid of all heads."""
+    weights = np.cumsum([result.arrays[f"maps_{n}"].size for n in range(len(result.examples))])
+    numbers = list(range(max(1, int((weights <= MOST_WEIGHTS).sum()))))
     heads = result.heads_of()
-    places = list(zip(heads["layer"].tolist(), heads["head"].tolist(), strict=True))
+    layers, places = heads["layer"].unique().tolist(), heads["head"].unique().tolist()
     rows = [
         {
             "sentence": number,
             "layer": layer,
             "head": head,
-            **_map(result, f"maps_{number}", (layer, head), result.examples[number]),
+            **_map(result, f"maps_{number}", (layer, head), number),
         }
         for number in numbers
-        for layer, head in places
+        for layer, head in itertools.product(layers, places)
     ]
-    texts = [" ".join(result.examples[number]) for number in numbers]
     choices = [
-        _choice("sentence", 0, numbers, texts),
-        _choice("layer", start[0], heads["layer"].unique().tolist()),
-        _choice("head", start[1], heads["head"].unique().tolist()),
+        _choice("sentence", 0, numbers, [" ".join(result.examples[number]) for number in numbers]),
+        _choice("layer", start[0], layers),
+        _choice("head", start[1], places),
     ]
     shown = "datum.layer == shown_layer && datum.head == shown_head"
     chosen = alt.when(shown)
-    grid = head_grid(heads).encode(
-        opacity=chosen.then(alt.value(1.0)).otherwise(alt.value(0.55)),
-        stroke=chosen.then(alt.value(GREY)).otherwise(alt.value("transparent")),
-        strokeWidth=alt.value(2.5),
+    masses = [f"within_{LOCAL_WINDOW}", "first", "sep", "entropy"]
+    gap = alt.Scale(paddingInner=0.06)
+    grid = (
+        alt.Chart(heads[["layer", "head", "class", *masses]].round(4))
+        .mark_rect(strokeWidth=2.5)
+        .encode(
+            x=alt.X("head:O", axis=plain_axis("head"), scale=gap),
+            y=alt.Y("layer:O", axis=plain_axis("layer"), scale=gap, sort="descending"),
+            color=colours("class", CLASSES),
+            opacity=chosen.then(alt.value(1.0)).otherwise(alt.value(0.55)),
+            stroke=chosen.then(alt.value(GREY)).otherwise(alt.value("transparent")),
+            tooltip=["layer:O", "head:O", "class:N", *(f"{name}:Q" for name in masses)],
+        )
+        .properties(width=18 * len(places), height=18 * len(layers))
     )
-    grid = grid.properties(width=18 * max(head for _, head in places), height=18 * places[-1][0])
     longest = max(result.examples, key=len)
-    maps = _cells(pd.DataFrame(rows), by=["sentence", "layer", "head"], side=440, tokens=longest)
+    maps = _cells(rows, by=["sentence", "layer", "head"], side=440, tokens=longest)
     maps.transform.insert(0, alt.FilterTransform(f"{shown} && datum.sentence == shown_sentence"))
     drawn = alt.hconcat(grid, maps, spacing=24).add_params(*choices)
     return specification(drawn.resolve_scale(color="independent"), height=None)
-
-
-def head_grid(heads: pd.DataFrame) -> alt.Chart:
-    """A cell for each head, coloured by class; the top layer is on top."""
-    masses = [f"within_{LOCAL_WINDOW}", "first", "sep", "entropy"]
-    drawn: alt.Chart = (
-        alt.Chart(heads[["layer", "head", "class", *masses]].round(4))
-        .mark_rect()
-        .encode(
-            x=alt.X("head:O", axis=plain_axis("head"), scale=alt.Scale(paddingInner=0.06)),
-            y=alt.Y(
-                "layer:O",
-                axis=plain_axis("layer"),
-                scale=alt.Scale(paddingInner=0.06),
-                sort="descending",
-            ),
-            color=colours("class", CLASSES),
-            tooltip=["layer:O", "head:O", "class:N", *(f"{name}:Q" for name in masses)],
-        )
-    )
-    return drawn
 
 
 def plain_axis(title: str) -> alt.Axis:
@@ -196,16 +160,14 @@ def _choice(
     return alt.param(name=f"shown_{name}", value=start, bind=bind)
 
 
-def _map(result: AttentionResult, name: str, at: Head, tokens: Sequence[str]) -> dict[str, Any]:
+def _map(result: AttentionResult, name: str, at: Head, example: int) -> dict[str, Any]:
     weights = result.arrays[name][at[0] - 1, at[1] - 1].astype(np.float32)
-    return {
-        "tokens": list(tokens),
-        "weights": np.rint(weights * 1000).astype(int).ravel().tolist(),
-    }
+    thousandths = np.rint(weights * 1000).astype(int).ravel().tolist()
+    return {"tokens": list(result.examples[example]), "weights": thousandths}
 
 
 def _cells(
-    maps: pd.DataFrame,
+    rows: list[dict[str, Any]],
     *,
     by: list[str],
     side: int,
@@ -232,7 +194,7 @@ def _cells(
     legend = alt.Legend(title="attention", orient="top", gradientLength=180, tickCount=5)
     scale = alt.Scale(domain=list(STOPS), range=list(SHADES))
     drawn: alt.Chart = (
-        alt.Chart(maps)
+        alt.Chart(pd.DataFrame(rows))
         .transform_flatten(["weights"], as_=["thousandths"])
         .transform_window(nth="row_number()", groupby=by)
         .transform_calculate(

@@ -1,6 +1,5 @@
 """A report as one HTML file that asks nothing of anybody: no server, no font, no remote script.
 
-Whoever has something to show fills a `Page`; nothing here knows where the numbers come from.
 jinja escapes all text, and a content security policy in the page allows its two scripts only.
 """
 
@@ -46,7 +45,7 @@ class Table:
     formats: Mapping[str, str] = field(default_factory=dict)
     """How to write a column's values ("{:.3f}")."""
     folded: bool = False
-    """Closed until clicked; for recipes and other long things."""
+    """Closed until clicked."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Page:
 
     title: str
     verdict: tuple[str, ...]
-    """Sentences; the first is set large."""
+    """The first sentence is set large."""
     parts: tuple[Chart | Table | Text, ...]
     facts: Mapping[str, str] = field(default_factory=dict)
     """The foot: versions, hardware, corpus, command."""
@@ -89,10 +88,6 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests |= {
-        kind.__name__.lower(): lambda part, kind=kind: isinstance(part, kind)
-        for kind in (Chart, Table, Text)
-    }
     return environment.get_template("page.html.j2").render(
         page=page,
         css=(_HERE / "page.css").read_text("utf-8"),
@@ -105,19 +100,7 @@ def render(page: Page) -> str:
     )
 
 
-def write_page(page: Page, path: Path) -> None:
-    """Write `page` to `path`, whole or not at all; the folder is made if need be.
-
-    Raises:
-        UserError: the path cannot be written.
-    """
-    html = render(page)
-    with writing(f"writing the report to {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, html)
-
-
-def save_figures(page: Page, folder: Path) -> list[Path]:
+def save_figures(page: Page, folder: Path) -> None:
     """Draw the figures of a page as SVG and PNG, named after their titles.
 
     Raises:
@@ -125,23 +108,19 @@ def save_figures(page: Page, folder: Path) -> list[Path]:
     """
     import vl_convert
 
-    saved = []
     with writing(f"writing figures to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         for part in page.parts:
             if not isinstance(part, Chart):
                 continue
             name = re.sub(r"\W+", "-", part.title.lower()).strip("-")
-            spec = dict(part.spec) | {"title": part.title}
+            spec = {**part.spec, "title": part.title}
             if "mark" in spec or "layer" in spec:  # views in a row keep their own widths
                 spec["width"] = _WIDTH
-            config = STYLES["light"]
             # An empty list of addresses: drawing asks nothing of the network.
-            svg = vl_convert.vegalite_to_svg(spec, config=config, allowed_base_urls=[])
+            svg = vl_convert.vegalite_to_svg(spec, config=STYLES["light"], allowed_base_urls=[])
             write_text(folder / f"{name}.svg", svg)
             (folder / f"{name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2.0))
-            saved += [folder / f"{name}.svg", folder / f"{name}.png"]
-    return saved
 
 
 def _cells(table: Table) -> list[list[tuple[str, bool]]]:

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stackbert.errors import UserError
+from stackbert.files import write_text, writing
 from stackbert.pretraining.record import RUN
-from stackbert.reports.page import Page, is_report, save_figures, write_page
+from stackbert.reports.page import Page, is_report, render, save_figures
 
 FolderPath = str | os.PathLike[str]
 COMPARISON, ATTENTION, FINETUNE = "comparison.json", "attention.json", "finetune.json"
@@ -42,7 +44,10 @@ def report(
     if out.exists() and not is_report(out):
         raise UserError(f"{out} exists and is not a report. Give --out a new name.")
     page = report_page(list({Path(path).resolve(): Path(path) for path in paths}.values()))
-    write_page(page, out)
+    html = render(page)
+    with writing(f"writing the report to {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, html)
     if figures is not None:
         save_figures(page, Path(figures))
     return out
@@ -54,7 +59,7 @@ def report_page(folders: Sequence[Path]) -> Page:
     Raises:
         UserError: as `report`.
     """
-    kinds: dict[str, list[Path]] = {RUN: [], COMPARISON: [], ATTENTION: [], FINETUNE: []}
+    kinds: dict[str, list[Path]] = {RUN: [], COMPARISON: [], FINETUNE: [], ATTENTION: []}
     for folder in folders:
         held = [name for name in kinds if (folder / name).is_file()]
         if not held:
@@ -64,22 +69,18 @@ def report_page(folders: Sequence[Path]) -> Page:
             )
         for name in held:
             kinds[name].append(folder)
-    for name in (COMPARISON, ATTENTION, FINETUNE):
-        if len(kinds[name]) > 1:
-            first, second = kinds[name][:2]
-            raise UserError(f"{first} and {second} both hold a {name}; a report shows one.")
-    subjects = [name for name in (RUN, COMPARISON, FINETUNE) if kinds[name]]
-    if len(subjects) > 1:
-        raise UserError(
-            f"{kinds[subjects[0]][0]} and {kinds[subjects[1]][0]} hold results of different kinds. "
-            "Report them one by one."
-        )
-    pages = [_page(name, kinds[name]) for name in (*subjects, ATTENTION) if kinds[name]]
-    if not pages:
+    held = [name for name, found in kinds.items() if found]
+    if not held:
         raise UserError("Name at least one folder to report.")
-    first, *rest = pages
-    parts = [*first.parts, *(part for other in rest for part in other.parts)]
-    return Page(first.title, first.verdict, tuple(parts), first.facts)
+    subjects = [name for name in held if name != ATTENTION]
+    if len(subjects) > 1 or any(len(kinds[name]) > 1 for name in held if name != RUN):
+        names = "; ".join(f"{name} in {', '.join(map(str, kinds[name]))}" for name in held)
+        raise UserError(
+            "A report shows runs, one comparison or one fine-tuning, and one measurement of "
+            f"attention, but these folders hold more: {names}."
+        )
+    first, *rest = (_page(name, kinds[name]) for name in held)
+    return replace(first, parts=sum((page.parts for page in rest), first.parts))
 
 
 def _page(name: str, folders: list[Path]) -> Page:

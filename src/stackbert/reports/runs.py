@@ -1,6 +1,6 @@
 """The report on one pre-training run, or on several side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from stackbert.recipes import flat_fields
 from stackbert.reports.charts import clipping_note, loss_curves
 from stackbert.reports.page import Chart, Page, Table
 from stackbert.units import counted, format_duration
+
+Row = dict[str, object]
 
 _POINTS = 250
 """Of a training loss: more than a screen shows."""
@@ -40,11 +42,10 @@ class RunData:
     """A run directory, read."""
 
     name: str
-    folder: Path
     record: RunRecord
     ledger: pd.DataFrame
-    stages: pd.DataFrame | None
-    """`stage_table`; None if no stage has ended."""
+    stages: pd.DataFrame
+    """`stage_table`; empty if no stage has ended."""
 
     @property
     def recipe(self) -> Recipe:
@@ -54,11 +55,11 @@ class RunData:
     @property
     def finished(self) -> bool:
         """Whether every stage has ended."""
-        return self.stages is not None and len(self.stages) == len(self.recipe.stages)
+        return len(self.stages) == len(self.recipe.stages)
 
     @property
     def evaluations(self) -> pd.DataFrame:
-        """The ledger's evaluations that gave a loss."""
+        """Those that gave a loss."""
         return self.ledger[(self.ledger.kind == "evaluation") & self.ledger.loss.notna()]
 
     @property
@@ -68,8 +69,9 @@ class RunData:
 
     @property
     def depths(self) -> str:
-        """ "2 → 4 → 8 layers"."""
-        return depths(self.recipe)
+        """ "2 → 4 → 8 layers"; a depth that stays is named once."""
+        *earlier, last = dict.fromkeys(stage.depth for stage in self.recipe.stages)
+        return " → ".join([*map(str, earlier), counted(last, "layer")])
 
     def manifest(self) -> Manifest | None:
         """The corpus' manifest, if the corpus still lies where it lay and is the same."""
@@ -78,12 +80,6 @@ class RunData:
         except UserError:
             return None
         return corpus.manifest if corpus.fingerprint == self.record.request.corpus else None
-
-
-def depths(recipe: Recipe) -> str:
-    """A recipe's depths: "2 → 4 → 8 layers"; a depth that stays is named once."""
-    *earlier, last = dict.fromkeys(stage.depth for stage in recipe.stages)
-    return " → ".join([*map(str, earlier), counted(last, "layer")])
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunData]:
@@ -100,10 +96,10 @@ def read_runs(folders: Sequence[Path]) -> list[RunData]:
             raise UserError(f"{folder} has not evaluated its model yet: there is nothing to show.")
         try:
             stages = stage_table(folder)
-        except UserError:
-            stages = None
+        except UserError:  # no stage has ended
+            stages = pd.DataFrame()
         name = name if short.count(name) == 1 else str(folder)
-        runs.append(RunData(name, folder, read_run(folder), ledger, stages))
+        runs.append(RunData(name, read_run(folder), ledger, stages))
     return runs
 
 
@@ -150,43 +146,78 @@ def stage_bands(recipe: Recipe, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def run_page(folders: Sequence[Path]) -> Page:
-    """Fill a page with what the ledgers of run directories say.
+    """Fill a page with what the ledgers of run directories say, finished or not.
 
-    A run need not be finished: the page shows what is there and says so. It does not claim which
-    recipe is better; that takes runs of equal budget, which `stackbert compare` makes.
-
-    Args:
-        folders: run directories, at least one.
+    It does not claim which recipe is better; that takes runs of equal budget, which
+    `stackbert compare` makes.
 
     Raises:
-        UserError: one is not a run directory, or is damaged.
+        UserError: a folder is not a run directory, or is damaged.
     """
     runs = read_runs(folders)
     alone = len(runs) == 1
-    curves = []
-    for run in runs:
-        points = validation_points(run.ledger)
-        group = "validation loss" if alone else run.name
-        curves.append(points.assign(group=group, run=group, detail=run.depths, main=True))
-        if alone:
-            points = training_points(run.ledger)
-            group = "training loss"
-            curves.append(points.assign(group=group, run=group, detail=run.depths, main=False))
-    points = pd.concat(curves)
-    bands = stage_bands(runs[0].recipe, validation_points(runs[0].ledger)) if alone else None
-    note = "Time is training alone."
-    if any((run.ledger.kind == "growth").any() for run in runs):
-        note += " A vertical piece is a growth: the loss right before and right after it."
-    if alone:
-        note += " The training loss is the mean since the point before."
-    chart = Chart("Loss", loss_curves(points, bands), f"{note} {clipping_note(points)}".strip())
-    tables = [] if alone else [_overview(runs)]
-    tables += [_stages(runs), _growths(runs), _wall(runs), *([] if alone else [_differing(runs)])]
-    shown = [table for table in tables if len(table.frame)]
-    recipe = Table("Recipe, as run", _fields(runs[:1]), folded=True)
+    intervals = {evaluation_interval(run.recipe) for run in runs}
+    every = " or ".join(f"{steps:,}" for steps in sorted(intervals))
+    fields = pd.DataFrame({run.name: pd.Series(flat_fields(run.recipe)) for run in runs})
+    fields = fields.astype(str).reset_index(names="field")
+    differing = fields[fields.drop(columns="field").nunique(axis=1) > 1]
+    tables = [
+        _table(
+            "Runs",
+            runs,
+            _overview,
+            "Time is training alone; the loss is the last validation loss, in nats.",
+        ),
+        _table(
+            "Stages",
+            runs,
+            _stages,
+            "Only stages that have ended. MFU is the share of this machine's measured rate of "
+            "matrix products that training used. Losses are validation losses, in nats.",
+        ),
+        _table(
+            "Growth",
+            runs,
+            _growths,
+            "Back below: steps until an evaluation found the validation loss below what it was "
+            f"before. There is one every {every} steps, so it may have been earlier.",
+        ),
+        _table(
+            "Where the time went",
+            runs,
+            _wall,
+            "From the opening of the run's folder to its last checkpoint, in all its processes.",
+        ),
+        Table("Where the recipes differ", differing),
+        Table("Recipe, as run", fields, folded=True),
+    ]
     title = f"Pre-training run {runs[0].name}" if alone else f"{len(runs)} pre-training runs"
     sentences = _verdict(runs[0]) if alone else _verdict_of_several(runs)
-    return Page(title, tuple(sentences), (chart, *shown, recipe), _facts(runs))
+    shown = [table for table in tables if len(table.frame)]
+    return Page(title, tuple(sentences), (_curves(runs), *shown), _facts(runs))
+
+
+def _curves(runs: list[RunData]) -> Chart:
+    def curve(run: RunData, points: pd.DataFrame, group: str) -> pd.DataFrame:
+        main = group != "training loss"
+        return points.assign(group=group, run=group, detail=run.depths, main=main)
+
+    note, bands = "Time is training alone.", None
+    if any((run.ledger.kind == "growth").any() for run in runs):
+        note += " A vertical piece is a growth: the loss right before and right after it."
+    if len(runs) == 1:
+        (run,) = runs
+        note += " The training loss is the mean since the point before."
+        validation = validation_points(run.ledger)
+        bands = stage_bands(run.recipe, validation)
+        curves = [
+            curve(run, validation, "validation loss"),
+            curve(run, training_points(run.ledger), "training loss"),
+        ]
+    else:
+        curves = [curve(run, validation_points(run.ledger), run.name) for run in runs]
+    points = pd.concat(curves)
+    return Chart("Loss", loss_curves(points, bands), f"{note} {clipping_note(points)}".strip())
 
 
 def _verdict(run: RunData) -> list[str]:
@@ -200,7 +231,7 @@ def _verdict(run: RunData) -> list[str]:
             f"validation loss {loss.loss:.3f} nats at step {loss.step:,.0f}."
         ]
     sentences = [f"{layers}, validation loss {loss.loss:.3f} nats after {done} steps and {cost}."]
-    if run.stages is not None and len(run.stages) > 1:
+    if len(run.stages) > 1:
         deep = run.stages.iloc[-1]
         alone = format_duration(run.stages.steps.sum() * deep.seconds / deep.steps)
         sentences.append(
@@ -247,28 +278,31 @@ def _verdict_of_several(runs: list[RunData]) -> list[str]:
     ]
 
 
-def _overview(runs: list[RunData]) -> Table:
-    frame = pd.DataFrame(
-        {
-            "run": run.name,
-            "recipe": run.recipe.name,
-            "depth": run.depths,
-            "steps": run.last.step,
-            "tokens": run.last.tokens,
-            "FLOPs": run.last.flops,
-            "time": format_duration(run.last.seconds),
-            "loss": run.evaluations.loss.iloc[-1],
-        }
-        for run in runs
-    )
-    note = "Time is training alone; the loss is the last validation loss, in nats."
-    return Table("Runs", frame, note, _NUMBERS)
+def _table(
+    title: str, runs: list[RunData], rows_of: Callable[[RunData], Iterable[Row]], note: str
+) -> Table:
+    """The rows of every run; with one run only, its name needs no column."""
+    frame = pd.DataFrame([{"run": run.name, **row} for run in runs for row in rows_of(run)])
+    if len(runs) == 1:
+        frame = frame.drop(columns="run", errors="ignore")
+    return Table(title, frame, note, _NUMBERS)
 
 
-def _stages(runs: list[RunData]) -> Table:
-    rows = [
-        {
-            "run": run.name,
+def _overview(run: RunData) -> Iterator[Row]:
+    yield {
+        "recipe": run.recipe.name,
+        "depth": run.depths,
+        "steps": run.last.step,
+        "tokens": run.last.tokens,
+        "FLOPs": run.last.flops,
+        "time": format_duration(run.last.seconds),
+        "loss": run.evaluations.loss.iloc[-1],
+    }
+
+
+def _stages(run: RunData) -> Iterator[Row]:
+    for stage in run.stages.itertuples():
+        yield {
             "depth": stage.depth,
             "steps": stage.steps,
             "tokens": stage.tokens,
@@ -278,45 +312,20 @@ def _stages(runs: list[RunData]) -> Table:
             "loss after growth": stage.loss_grown,
             "loss at the end": stage.loss,
         }
-        for run in runs
-        if run.stages is not None
-        for stage in run.stages.itertuples()
-    ]
-    note = (
-        "Only stages that have ended. Time is training alone. MFU is the share of this machine's "
-        "measured rate of matrix products that training used. Losses are validation losses, in "
-        "nats."
-    )
-    return Table("Stages", _without_run(rows, runs), note, _NUMBERS)
 
 
-def _growths(runs: list[RunData]) -> Table:
-    rows = []
-    for run in runs:
-        took = 0.0
-        for growth in run.ledger[run.ledger.kind == "growth"].itertuples():
-            rows.append(
-                {
-                    "run": run.name,
-                    "growth": f"{growth.source_depth:.0f} → {growth.target_depth:.0f}",
-                    "operator": growth.operator,
-                    "optimiser state": growth.optimizer_state,
-                    "at step": growth.step,
-                    "loss before": growth.loss_before,
-                    "loss after": growth.loss_after,
-                    "jump": growth.loss_after - growth.loss_before,
-                    "back below after": _recovery(run, growth.step, growth.loss_before),
-                    "growing took": format_duration(growth.growth_seconds - took),
-                }
-            )
-            took = growth.growth_seconds  # the ledger sums over all growths so far
-    every = " or ".join(f"{n:,}" for n in sorted({evaluation_interval(r.recipe) for r in runs}))
-    note = (
-        "Back below: steps from the growth until an evaluation found the validation loss below "
-        f"what it was before. There is an evaluation every {every} steps, so it may have been "
-        "earlier."
-    )
-    return Table("Growth", _without_run(rows, runs), note, _NUMBERS)
+def _growths(run: RunData) -> Iterator[Row]:
+    for growth in run.ledger[run.ledger.kind == "growth"].itertuples():
+        yield {
+            "growth": f"{growth.source_depth:.0f} → {growth.target_depth:.0f}",
+            "operator": growth.operator,
+            "optimiser state": growth.optimizer_state,
+            "at step": growth.step,
+            "loss before": growth.loss_before,
+            "loss after": growth.loss_after,
+            "jump": growth.loss_after - growth.loss_before,
+            "back below after": _recovery(run, growth.step, growth.loss_before),
+        }
 
 
 def _recovery(run: RunData, step: float, before: float) -> str:
@@ -326,64 +335,31 @@ def _recovery(run: RunData, step: float, before: float) -> str:
     return "never" if run.finished else "not yet"
 
 
-def _wall(runs: list[RunData]) -> Table:
-    rows = []
-    for run in runs:
-        accounts = run.ledger[run.ledger.kind.isin(("time", "end"))]
-        if not len(accounts):  # no stage has ended yet
-            continue
-        wall = accounts.wall.iloc[-1]
-        total = sum(wall.values())
-        for kind, seconds in sorted(wall.items(), key=lambda item: -item[1]):
-            if seconds >= 0.0005 * total:
-                time = format_duration(seconds)
-                rows.append({"run": run.name, "work": kind, "time": time, "share": seconds / total})
-    note = "From the opening of the run's folder to its last checkpoint, in all its processes."
-    return Table("Where the time went", _without_run(rows, runs), note, _NUMBERS)
-
-
-def _fields(runs: list[RunData]) -> pd.DataFrame:
-    """Every field of the recipes, a column a run."""
-    columns = {run.name: pd.Series(flat_fields(run.recipe)) for run in runs}
-    frame = pd.DataFrame(columns).astype(str)
-    return frame.reset_index(names="field")
-
-
-def _differing(runs: list[RunData]) -> Table:
-    frame = _fields(runs)
-    values = frame.drop(columns="field")
-    return Table("Where the recipes differ", frame[values.nunique(axis=1) > 1])
-
-
-def _without_run(rows: list[dict[str, object]], runs: list[RunData]) -> pd.DataFrame:
-    """The rows; with one run only, its name needs no column."""
-    frame = pd.DataFrame(rows)
-    return frame.drop(columns="run") if len(runs) == 1 and len(frame) else frame
+def _wall(run: RunData) -> Iterator[Row]:
+    for wall in run.ledger[run.ledger.kind.isin(("time", "end"))].get("wall", [])[-1:]:
+        for work, seconds in sorted(wall.items(), key=lambda item: -item[1]):
+            share = seconds / sum(wall.values())
+            if share >= 0.0005:
+                yield {"work": work, "time": format_duration(seconds), "share": share}
 
 
 def _facts(runs: list[RunData]) -> dict[str, str]:
     """The foot. Where runs differ, each value is named once."""
     columns: dict[str, list[str]] = {}
     for run in runs:
-        request, machine = run.record.request, dict(run.record.machine)
-        manifest = run.manifest()
+        request, recipe, manifest = run.record.request, run.recipe, run.manifest()
         corpus = f"{Path(run.record.corpus_folder).name}, fingerprint {request.corpus}"
         if manifest is not None:
             corpus += f": {manifest.train.tokens:,} training tokens"
-        steps = "" if request.steps is None else f"{request.steps:,} steps"
         facts = {
-            "Run": run.folder.name,
-            "Budget asked": request.budget or steps,
+            "Run": run.name,
+            "Budget asked": request.budget or (f"{request.steps:,} steps" if request.steps else ""),
             "Corpus": corpus,
-            "Precision": run.recipe.precision
-            + (", compiled" if run.recipe.compile is True else ""),
+            "Precision": recipe.precision + (", compiled" if recipe.compile is True else ""),
             "Matrix products": f"{run.record.matrix_rate / 1e9:,.0f} GFLOP/s measured",
-            **{name: str(value) for name, value in machine.items()},
+            **{name: str(value) for name, value in run.record.machine.items()},
         }
         for name, value in facts.items():
             columns.setdefault(name, []).append(value)
-    return {
-        name: "; ".join(dict.fromkeys(filter(None, values)))
-        for name, values in columns.items()
-        if any(values)
-    }
+    named = {name: dict.fromkeys(filter(None, values)) for name, values in columns.items()}
+    return {name: "; ".join(values) for name, values in named.items() if values}
