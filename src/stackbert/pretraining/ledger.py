@@ -109,10 +109,9 @@ def read_ledger(run: str | Path) -> pd.DataFrame:
         with reading(path, f"Line {number} is damaged."):
             row = json.loads(line)
             rows.append({"kind": row["kind"], **row})
-    table = pd.DataFrame(
-        rows, columns=list(dict.fromkeys([*_COLUMNS, *(k for r in rows for k in r)]))
-    )
+    columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
     with reading(path):
+        table = pd.DataFrame(rows, columns=columns)
         for name in table.columns.difference(_TEXTS):
             table[name] = pd.to_numeric(table[name])
     return table
