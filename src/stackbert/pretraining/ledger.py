@@ -107,9 +107,9 @@ def read_ledger(run: str | Path) -> pd.DataFrame:
             rows.append({"kind": row["kind"], **row})
     with contextlib.suppress(ValueError):
         rows.append(json.loads(rest))
+    columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
     with reading(path):
-        table = pd.DataFrame(rows)
-        table = table.reindex(columns=[*_COLUMNS, *table.columns.difference(_COLUMNS, sort=False)])
+        table = pd.DataFrame(rows, columns=columns)
         for name in table.columns.difference(_TEXTS):
             table[name] = pd.to_numeric(table[name])
     return table
