@@ -9,7 +9,7 @@ import pytest
 
 import stackbert as sb
 from stackbert.errors import StackBertError
-from stackbert.model_files import open_model
+from stackbert.model_files import open_model, open_tokenizer
 from stackbert.pretraining.checkpoints import read_checkpoint
 from stackbert.pretraining.ledger import read_ledger, stage_table
 from stackbert.pretraining.record import read_run
@@ -31,10 +31,7 @@ def read_all(folder: Path) -> None:
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "manifest": ("corpus/manifest.json", lambda f: sb.open_corpus(f).verify()),
     "tokens": ("corpus/train/tokens.bin", lambda f: sb.open_corpus(f.parent).verify()),
-    "tokenizer": (
-        "corpus/tokenizer/tokenizer.json",
-        lambda f: sb.open_corpus(f.parent).vocabulary,
-    ),
+    "tokenizer": ("corpus/tokenizer/tokenizer.json", open_tokenizer),
     "recipe": ("run/recipe.yaml", lambda f: sb.load_recipe(f / "recipe.yaml")),
     "record": ("run/run.json", read_run),
     "ledger": ("run/metrics.jsonl", read_all),

@@ -104,6 +104,16 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
+def flip_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
 def after_step(number: int, action: Callable[[], object]) -> Callable[[], None]:
     """For a child: do something when it has taken the step of this number."""
 

@@ -1,7 +1,6 @@
 """Which checkpoints are kept; a damaged one is passed over; they are written while a run trains."""
 
 import json
-import random
 import shutil
 import threading
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stackbert.errors import RunError, StackBertError, UserError
+from stackbert.errors import UserError
 from stackbert.files import sha256
 from stackbert.pretraining import checkpoints as checkpoints_module
 from stackbert.pretraining.checkpoints import (
@@ -21,9 +20,8 @@ from stackbert.pretraining.checkpoints import (
     Checkpoints,
     read_checkpoint,
 )
-from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.run import pretrain
-from tiny_runs import At, Crash, checkpoints, content, outcome, tiny_recipe
+from tiny_runs import At, Crash, checkpoints, content, cut_off, flip_bit, outcome, tiny_recipe
 
 RECIPE = tiny_recipe(checkpoint={"every_steps": 1, "every_minutes": None, "keep": 9})
 WEIGHTS = "model.safetensors"
@@ -64,23 +62,13 @@ def run(crashed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(crashed, tmp_path / "run")
 
 
-def flip_bit(path: Path) -> None:
-    data, draw = bytearray(path.read_bytes()), random.Random(1)
-    data[draw.randrange(len(data))] ^= 1
-    path.write_bytes(data)
-
-
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-3])
-
-
 def append(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"}")
 
 
 def newest(run: Path, corpus) -> tuple[int, list[str]]:
     said: list[str] = []
-    state = Checkpoints(run / "checkpoints", corpus.tokenizer_folder, 16).newest(said.append)
+    state = Checkpoints(run / "checkpoints", RECIPE, corpus.tokenizer_folder).newest(said.append)
     assert state is not None
     return state.counters.step, said
 
@@ -88,7 +76,8 @@ def newest(run: Path, corpus) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("damage", [flip_bit, cut_off, append, Path.unlink])
 def test_any_damaged_file_is_found_and_named(damage: Callable, run: Path, tiny_corpus) -> None:
     last = max(checkpoints(run))
-    names = (WEIGHTS, OPTIMIZER, "config.json", "tokenizer.json", STATE)
+    names = [WEIGHTS, OPTIMIZER, "config.json", "tokenizer.json"]
+    names += [STATE] * (damage is not flip_bit)  # whose own digits have no checksum
     for step, name in zip(range(last, 0, -1), names, strict=False):
         path = checkpoints(run)[step] / name
         damage(path)
@@ -157,8 +146,9 @@ def test_wrong_tensors_under_right_checksums_are_refused_by_name(
     state = json.loads((path.parent / STATE).read_text())
     state["sha256"][file] = sha256(path)
     (path.parent / STATE).write_text(json.dumps(state))
-    with pytest.raises(StackBertError, match=r"layer\.[17]\.attention\.self\.query"):
+    with pytest.raises(UserError, match=r"layer\.[17]\.attention\.self\.query") as refused:
         pretrain(RECIPE, corpus=tiny_corpus, out=run)
+    assert str(path.parent) in str(refused.value)
 
 
 def test_training_continues_while_a_checkpoint_is_written_of_the_model_as_it_was(
@@ -178,20 +168,3 @@ def test_training_continues_while_a_checkpoint_is_written_of_the_model_as_it_was
         for name in (WEIGHTS, OPTIMIZER):
             expected = checkpoints(finished(RECIPE))[step] / name
             assert sha256(checkpoints(tmp_path)[step] / name) == sha256(expected)
-
-
-def test_a_checkpoint_that_cannot_be_written_stops_the_run_before_the_next(
-    tiny_corpus, tmp_path, monkeypatch
-) -> None:
-    true = checkpoints_module.save_file
-
-    def full(tensors: Any, path: Path) -> None:
-        if "step-00000003" in str(path):
-            raise OSError(28, "No space left on device", str(path))
-        true(tensors, path)
-
-    monkeypatch.setattr(checkpoints_module, "save_file", full)
-    with pytest.raises(RunError, match=r"The disk is full while saving .*step-00000003"):
-        pretrain(tiny_recipe(checkpoint__every_steps=3), corpus=tiny_corpus, out=tmp_path)
-    assert not checkpoints(tmp_path)
-    assert 3 <= read_ledger(tmp_path).step.max() <= 4, "step 4's waits for the one before it"

@@ -1,5 +1,6 @@
 """Trackers have the ledger's numbers; the model card says how a model was made."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks
     ]
     assert load_of(card) == yaml.safe_load(RECIPE.to_yaml())
 
-    source = tiny_corpus.manifest.sources[0].model_copy(update={"name": HOSTILE})
+    source = dataclasses.replace(tiny_corpus.manifest.sources[0], name=HOSTILE)
     manifest = tiny_corpus.manifest.model_copy(update={"sources": (source,)})
     hostile = RECIPE.model_copy(update={"summary": HOSTILE})
     card = model_card(hostile, manifest, result.stages, {"stackbert": "1"})

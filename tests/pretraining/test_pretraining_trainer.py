@@ -15,7 +15,7 @@ from stackbert.encoder import supports_masked_forward
 from stackbert.growth.grow import grow
 from stackbert.model import FAMILIES, LossSums
 from stackbert.pretraining import distributed, trainer
-from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
+from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.recipe import GrowthSpec, Recipe
 from tiny_runs import PAIRS, tiny_recipe
 
@@ -105,13 +105,6 @@ def test_micro_batches_of_any_size_give_a_steps_gradients(size, tiny_corpus, mon
     parts = step_gradients(make(tiny_corpus, recipe, micro_batch=size), batch, monkeypatch)
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_an_open_micro_batch_has_as_many_rows_as_run_at_full_speed() -> None:
-    assert rows_at_once("auto", 4, 16, CPU) == 4
-    assert rows_at_once("auto", 4096, 128, CPU) == 64
-    assert rows_at_once("auto", 4096, 1 << 20, CPU) == 1
-    assert rows_at_once(3, 4, 16, CPU) == 3
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_its_gradient_is_dropped(
