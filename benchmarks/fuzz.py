@@ -40,9 +40,7 @@ from stackbert.errors import StackBertError
 from stackbert.files import sha256, writing
 from stackbert.finetuning.data import official_tasks, own_data, read_tables
 
-SECONDS, MEMORY = 120, 4 << 30
-"""A case that takes longer counts as a hang (on an idle machine none takes five), one that takes
-more bytes fails."""
+SECONDS, MEMORY = 120, 4 << 30  # of a case; on an idle machine none takes five seconds
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
 FORBIDDEN += ("socket.connect", "pickle.find_class")
 ran: list[str] = []  # of these, what the present case did
@@ -63,9 +61,8 @@ VALUES: list[Json] = [
 TINY = [
     "model={type: bert, hidden_size: 16, num_attention_heads: 2, intermediate_size: 32}",
     "stages=[{depth: 1, steps: 2}, {depth: 2, steps: 2}]",
-    "batch={sequences: 4, sequence_length: 16, micro_batch: 4}",
-    "checkpoint={every_steps: 1, every_minutes: null, keep: 9}",
-    *("evaluation={sequences: 4, every_steps: 2}", "schedule={warmup_steps: 1}", "log_every=1"),
+    *("batch={sequences: 4, sequence_length: 16}", "schedule.warmup_steps=1", "log_every=1"),
+    *("evaluation.sequences=4", "checkpoint.every_steps=1", "checkpoint.keep=9"),
     *("precision=fp32", "compile=false", "optimizer.name=adamw"),
 ]
 COMPRESSION: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".zst": zstandard}
@@ -252,8 +249,9 @@ def work(readers: list[str], given: argparse.Namespace) -> None:
     with given.journal.open("a") as file:
         for number in range(given.first, given.cases):
             name = readers[number % len(readers)]
-            is_first = number < len(readers)  # an undamaged file must be accepted
-            draw = None if is_first else random.Random(f"{given.seed} {name} {number}")
+            draw = (
+                random.Random(f"{given.seed} {name} {number}") if number >= len(readers) else None
+            )
             print(json.dumps([name, *run_case(name, given.work, draw)]), file=file, flush=True)
 
 
@@ -263,14 +261,12 @@ def fuzz(readers: list[str], given: argparse.Namespace, material: Path, journal:
     command += [f"--cases={given.cases}", f"--seed={given.seed}", f"--work={material}"]
     journal.write_text("")
     while (first := len(journal.read_text().splitlines())) < given.cases:
-        ended = subprocess.run(
-            [*command, f"--first={first}", f"--journal={journal}"], capture_output=True
-        )
+        more = [f"--first={first}", f"--journal={journal}"]
+        ended = subprocess.run([*command, *more], stderr=subprocess.PIPE, text=True)
         number = len(journal.read_text().splitlines())
         if number < given.cases:
-            name, said = readers[number % len(readers)], ended.stderr.decode("utf-8", "replace")
-            with journal.open("a") as file:
-                print(json.dumps([name, "failed", said[-3000:]]), file=file)
+            row = [readers[number % len(readers)], "failed", ended.stderr[-3000:]]
+            journal.write_text(f"{journal.read_text()}{json.dumps(row)}\n")
 
 
 def main() -> None:

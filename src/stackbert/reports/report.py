@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stackbert.errors import UserError
+from stackbert.files import reading
 from stackbert.pretraining.record import RUN
 from stackbert.reports.page import Page, is_report, save_figures, write_page
 
@@ -74,7 +75,11 @@ def report_page(folders: Sequence[Path]) -> Page:
             f"{kinds[subjects[0]][0]} and {kinds[subjects[1]][0]} hold results of different kinds. "
             "Report them one by one."
         )
-    pages = [_page(name, kinds[name]) for name in (*subjects, ATTENTION) if kinds[name]]
+    pages = []
+    for name in (*subjects, ATTENTION):
+        for first in kinds[name][:1]:
+            with reading(first / name, "A value in it makes no sense."):
+                pages.append(_page(name, kinds[name]))
     if not pages:
         raise UserError("Name at least one folder to report.")
     first, *rest = pages
