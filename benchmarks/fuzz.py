@@ -79,8 +79,8 @@ def make_material(folder: Path) -> None:
     (text / "a.txt").write_bytes(plain)
     frame.to_json(text / "b.jsonl", orient="records", lines=True)
     frame.to_parquet(text / "c.parquet")
-    for suffix, library in COMPRESSION.items():
-        (text / f"d.txt{suffix}").write_bytes(library.compress(plain))
+    for suffix in COMPRESSION:
+        (text / f"d.txt{suffix}").write_bytes(COMPRESSION[suffix].compress(plain))
     corpus, run, recipe = folder / "corpus", folder / "run", sb.load_recipe("demo", TINY)
     sb.build_corpus(corpus, text=text / "a.txt", vocab_size=300, validation=0.2)
     sb.pretrain(recipe, corpus=corpus, out=run)
@@ -116,13 +116,11 @@ def read(name: str, folder: Path, file: Path, out: Path) -> None:
         case "set":
             sb.load_recipe("demo", [file.read_bytes().decode("utf-8", "surrogateescape")])
         case "text":
-            for text in open_files(file):
-                list(text.documents())
+            list(open_files(file)[0].documents())
         case "tokenizer":
             load_tokenizer(folder)
         case "corpus":
-            corpus = sb.open_corpus(folder)
-            corpus.verify()
+            (corpus := sb.open_corpus(folder)).verify()
             corpus.vocabulary  # noqa: B018 (opened when it is asked for)
         case "resume":
             state = file.with_name("state.json")
@@ -271,9 +269,8 @@ def fuzz(readers: list[str], given: argparse.Namespace, material: Path, journal:
 
 def main() -> None:
     """Run it all; see the module's text."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--cases", type=int, default=2000, help="in all; the readers take turns")
     add("--seed", type=int, default=0)
@@ -285,8 +282,7 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     readers = given.reader or list(READERS)
     if given.journal:
-        work(readers, given)
-        return
+        return work(readers, given)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         material, journal = given.work or Path(name) / "material", Path(name) / "journal.jsonl"
         if not material.exists():
@@ -294,8 +290,7 @@ def main() -> None:
         fuzz(readers, given, material, journal)
         rows = [json.loads(line) for line in journal.read_text().splitlines()]
     found = pd.DataFrame(rows, columns=["reader", "outcome", "what"])
-    failed = found[found.outcome == "failed"]
-    for number, reader, _, what in failed.itertuples():
+    for number, reader, _, what in (failed := found[found.outcome == "failed"]).itertuples():
         print(f"--- {reader}, case {number}: {what}\n")
     print(pd.crosstab(found.reader, found.outcome, margins=True, margins_name="cases").to_string())
     sys.exit(len(failed) > 0)

@@ -77,8 +77,8 @@ def report_page(folders: Sequence[Path]) -> Page:
         )
     pages = []
     for name in (*subjects, ATTENTION):
-        for first in kinds[name][:1]:
-            with reading(first / name, "A value in it makes no sense."):
+        for folder in kinds[name][:1]:
+            with reading(folder / name, "A value in it makes no sense."):
                 pages.append(_page(name, kinds[name]))
     if not pages:
         raise UserError("Name at least one folder to report.")
