@@ -214,7 +214,7 @@ def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
 def run_case(name: str, material: Path, draw: random.Random | None) -> tuple[str, str]:
     """(refused, accepted or failed, what was said); without `draw` nothing is damaged."""
     with tempfile.TemporaryDirectory(prefix="fuzz-case-") as out:
-        folder = shutil.copytree(material / name, Path(out) / "case")
+        folder = shutil.copytree(material / name, Path(out) / name)
         if name == "resume":
             shutil.copytree(material / "corpus", Path(out) / "corpus")
         files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
@@ -223,7 +223,7 @@ def run_case(name: str, material: Path, draw: random.Random | None) -> tuple[str
         if draw:
             file = draw.choice(top if top and draw.random() < 0.7 else files)
             file.write_bytes(damage(file.name, file.read_bytes(), draw))
-        watched = material if name == "resume" else Path(out) / "case"  # a run writes its folder
+        watched = material if name == "resume" else folder  # a run writes its folder
         (found, what), seen = ("accepted", ""), stamps(watched)
         ran.clear()
         faulthandler.dump_traceback_later(SECONDS, exit=True)
