@@ -40,9 +40,7 @@ from stackbert.errors import StackBertError
 from stackbert.files import sha256, writing
 from stackbert.finetuning.data import official_tasks, own_data
 
-SECONDS, MEMORY = 120, 4 << 30
-"""A case that takes longer counts as a hang (on an idle machine none takes five), one that takes
-more bytes fails."""
+SECONDS, MEMORY = 120, 4 << 30  # of a case; on an idle machine none takes five seconds
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
 FORBIDDEN += ("socket.connect", "pickle.find_class")
 ran: list[str] = []  # of these, what the present case did
@@ -63,9 +61,8 @@ VALUES: list[Json] = [
 TINY = [
     "model={type: bert, hidden_size: 16, num_attention_heads: 2, intermediate_size: 32}",
     "stages=[{depth: 1, steps: 2}, {depth: 2, steps: 2}]",
-    "batch={sequences: 4, sequence_length: 16, micro_batch: 4}",
-    "checkpoint={every_steps: 1, every_minutes: null, keep: 9}",
-    *("evaluation={sequences: 4, every_steps: 2}", "schedule={warmup_steps: 1}", "log_every=1"),
+    *("batch={sequences: 4, sequence_length: 16}", "schedule.warmup_steps=1", "log_every=1"),
+    *("evaluation.sequences=4", "checkpoint.every_steps=1", "checkpoint.keep=9"),
     *("precision=fp32", "compile=false", "optimizer.name=adamw"),
 ]
 COMPRESSION: dict[str, Any] = {".gz": gzip, ".xz": lzma, ".zst": zstandard}
@@ -82,8 +79,8 @@ def make_material(folder: Path) -> None:
     (text / "a.txt").write_bytes(plain)
     frame.to_json(text / "b.jsonl", orient="records", lines=True)
     frame.to_parquet(text / "c.parquet")
-    for suffix, library in COMPRESSION.items():
-        (text / f"d.txt{suffix}").write_bytes(library.compress(plain))
+    for suffix in COMPRESSION:
+        (text / f"d.txt{suffix}").write_bytes(COMPRESSION[suffix].compress(plain))
     corpus, run, recipe = folder / "corpus", folder / "run", sb.load_recipe("demo", TINY)
     sb.build_corpus(corpus, text=text / "a.txt", vocab_size=300, validation=0.2)
     sb.pretrain(recipe, corpus=corpus, out=run)
@@ -119,13 +116,11 @@ def read(name: str, folder: Path, file: Path, out: Path) -> None:
         case "set":
             sb.load_recipe("demo", [file.read_bytes().decode("utf-8", "surrogateescape")])
         case "text":
-            for text in open_files(file):
-                list(text.documents())
+            list(open_files(file)[0].documents())
         case "tokenizer":
             load_tokenizer(folder)
         case "corpus":
-            corpus = sb.open_corpus(folder)
-            corpus.verify()
+            (corpus := sb.open_corpus(folder)).verify()
             corpus.vocabulary  # noqa: B018 (opened when it is asked for)
         case "resume":
             state = file.with_name("state.json")
@@ -219,7 +214,7 @@ def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
 def run_case(name: str, material: Path, draw: random.Random | None) -> tuple[str, str]:
     """(refused, accepted or failed, what was said); without `draw` nothing is damaged."""
     with tempfile.TemporaryDirectory(prefix="fuzz-case-") as out:
-        folder = shutil.copytree(material / name, Path(out) / "case")
+        folder = shutil.copytree(material / name, Path(out) / name)
         if name == "resume":
             shutil.copytree(material / "corpus", Path(out) / "corpus")
         files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
@@ -228,7 +223,7 @@ def run_case(name: str, material: Path, draw: random.Random | None) -> tuple[str
         if draw:
             file = draw.choice(top if top and draw.random() < 0.7 else files)
             file.write_bytes(damage(file.name, file.read_bytes(), draw))
-        watched = material if name == "resume" else Path(out) / "case"  # a run writes its folder
+        watched = material if name == "resume" else folder  # a run writes its folder
         (found, what), seen = ("accepted", ""), stamps(watched)
         ran.clear()
         faulthandler.dump_traceback_later(SECONDS, exit=True)
@@ -252,8 +247,9 @@ def work(readers: list[str], given: argparse.Namespace) -> None:
     with given.journal.open("a") as file:
         for number in range(given.first, given.cases):
             name = readers[number % len(readers)]
-            is_first = number < len(readers)  # an undamaged file must be accepted
-            draw = None if is_first else random.Random(f"{given.seed} {name} {number}")
+            draw = (
+                random.Random(f"{given.seed} {name} {number}") if number >= len(readers) else None
+            )
             print(json.dumps([name, *run_case(name, given.work, draw)]), file=file, flush=True)
 
 
@@ -263,21 +259,18 @@ def fuzz(readers: list[str], given: argparse.Namespace, material: Path, journal:
     command += [f"--cases={given.cases}", f"--seed={given.seed}", f"--work={material}"]
     journal.write_text("")
     while (first := len(journal.read_text().splitlines())) < given.cases:
-        ended = subprocess.run(
-            [*command, f"--first={first}", f"--journal={journal}"], capture_output=True
-        )
+        more = [f"--first={first}", f"--journal={journal}"]
+        ended = subprocess.run([*command, *more], stderr=subprocess.PIPE, text=True)
         number = len(journal.read_text().splitlines())
         if number < given.cases:
-            name, said = readers[number % len(readers)], ended.stderr.decode("utf-8", "replace")
-            with journal.open("a") as file:
-                print(json.dumps([name, "failed", said[-3000:]]), file=file)
+            row = [readers[number % len(readers)], "failed", ended.stderr[-3000:]]
+            journal.write_text(f"{journal.read_text()}{json.dumps(row)}\n")
 
 
 def main() -> None:
     """Run it all; see the module's text."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--cases", type=int, default=2000, help="in all; the readers take turns")
     add("--seed", type=int, default=0)
@@ -289,8 +282,7 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     readers = given.reader or list(READERS)
     if given.journal:
-        work(readers, given)
-        return
+        return work(readers, given)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         material, journal = given.work or Path(name) / "material", Path(name) / "journal.jsonl"
         if not material.exists():
@@ -298,8 +290,7 @@ def main() -> None:
         fuzz(readers, given, material, journal)
         rows = [json.loads(line) for line in journal.read_text().splitlines()]
     found = pd.DataFrame(rows, columns=["reader", "outcome", "what"])
-    failed = found[found.outcome == "failed"]
-    for number, reader, _, what in failed.itertuples():
+    for number, reader, _, what in (failed := found[found.outcome == "failed"]).itertuples():
         print(f"--- {reader}, case {number}: {what}\n")
     print(pd.crosstab(found.reader, found.outcome, margins=True, margins_name="cases").to_string())
     sys.exit(len(failed) > 0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stackbert.errors import UserError
-from stackbert.files import write_text, writing
+from stackbert.files import reading, write_text, writing
 from stackbert.pretraining.record import RUN
 from stackbert.reports.page import Page, is_report, render, save_figures
 
@@ -79,7 +79,11 @@ def report_page(folders: Sequence[Path]) -> Page:
             "A report shows runs, one comparison or one fine-tuning, and one measurement of "
             f"attention, but these folders hold more: {names}."
         )
-    first, *rest = (_page(name, kinds[name]) for name in held)
+    pages = []
+    for name in held:
+        with reading(kinds[name][0] / name, "A value in it makes no sense."):
+            pages.append(_page(name, kinds[name]))
+    first, *rest = pages
     return replace(first, parts=sum((page.parts for page in rest), first.parts))
 
 
