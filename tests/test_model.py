@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from stackbert import encoder
 from stackbert.batches.batches import Batch, BatchPlan
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.errors import UserError
@@ -196,3 +197,18 @@ def test_more_positions_may_be_asked_for():
 def test_a_type_without_a_next_sentence_head_says_so(kind):
     with pytest.raises(UserError, match=f"{kind} has no next-sentence head"):
         make(kind, pairs=True)
+
+
+def test_attention_multiplied_out_in_bf16_equals_the_fused_one(monkeypatch):
+    model, batch, found = make("megatron-bert", depth=3), plain_batch(pairs=False), []
+    for positions in (encoder.MULTIPLIED_OUT, 0):
+        monkeypatch.setattr(encoder, "MULTIPLIED_OUT", positions)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_sums(model, batch).masked_lm
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (products, gradients), (fused, others) = found
+    assert products == pytest.approx(fused, rel=2e-3)
+    # A sum: a key's bias has a gradient of nothing but rounding.
+    assert 0.0 < (gradients - others).norm() < 0.01 * others.norm()
