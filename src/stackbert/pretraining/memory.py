@@ -47,11 +47,13 @@ def footprint(
         if isinstance(module, nn.Dropout) and name.endswith("attention.self.dropout"):
             module.p = module.p if is_cpu else 0.0
     # Unlike tensors on the meta device, fake ones are on the CPU to every choice that depends on
-    # the device, so attention is torch's fused one, which keeps what the fused one of a GPU keeps.
+    # the device. A GPU's fused attention keeps what the CPU's fused one keeps in fp16; in bf16 a
+    # CPU multiplies attention out.
+    half = DTYPES[precision] if is_cpu else torch.float16
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         model.tie_weights()
-        with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
+        with torch.autocast("cpu", half, enabled=precision != "fp32"):
             (two, logits), (four, _) = (_kept(model, row, rows) for rows in (2, 4))
         optimizers = Optimizers(model, optimizer)
         for parameter in model.parameters():
