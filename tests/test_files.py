@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stackbert.errors import RunError, UserError
@@ -184,6 +184,7 @@ def test_what_is_not_a_duration_is_refused(text):
 
 
 @given(st.floats(1, 1e7))
+@example(96495.0)  # 26.8 hours are "1 d 3 h"
 def test_a_written_duration_is_off_by_at_most_half_a_unit(seconds):
     text = format_duration(seconds).replace(" min", "m").replace(" ", "")
     assert parse_duration(text) == pytest.approx(seconds, abs=0.6, rel=0.03)

@@ -29,16 +29,18 @@ def format_duration(seconds: float) -> str:
     """A duration to read: "0.8 s", "48 s", "29 min 19 s", "3 h 5 min", "2 d 4 h"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
     for large, small, large_name, small_name in (
         (86400, 3600, "d", "h"),
         (3600, 60, "h", "min"),
         (60, 1, "min", "s"),
     ):
-        if whole >= large:
-            rest = whole % large // small
-            return f"{whole // large} {large_name}" + (f" {rest} {small_name}" if rest else "")
-    return f"{whole} s"
+        count = round(seconds / small)
+        if count * small >= large:
+            rest = count % (large // small)
+            return f"{count * small // large} {large_name}" + (
+                f" {rest} {small_name}" if rest else ""
+            )
+    return f"{round(seconds)} s"
 
 
 def counted(number: int, noun: str) -> str:
