@@ -55,18 +55,19 @@ def layer(
         rotation: of ModernBERT's queries and keys.
     """
     parts: Any = module
+    attend = _attend if rotation is None else functools.partial(_attend_rotated, rotation=rotation)
+    context = attend(parts, x_BSH, positions_M)
     at_BKH = x_BSH if positions_M is None else _at(x_BSH, positions_M)
-    if rotation is not None:
-        context = _attend_rotated(parts, x_BSH, positions_M, rotation)
-        attended = at_BKH + parts.attn.out_drop(parts.attn.Wo(context))
-        result: Tensor = attended + parts.mlp(parts.mlp_norm(attended))
+    if rotation is None:
+        result: Tensor = parts.feed_forward_chunk(parts.attention.output(context, at_BKH))
     else:
-        context = _attend(parts.attention, x_BSH, positions_M)
-        result = parts.feed_forward_chunk(parts.attention.output(context, at_BKH))
+        attended = at_BKH + parts.attn.out_drop(parts.attn.Wo(context))
+        result = attended + parts.mlp(parts.mlp_norm(attended))
     return result
 
 
-def _attend(attention: Any, x_BSH: Tensor, positions_M: Tensor | None) -> Tensor:  # noqa: ANN401
+def _attend(parts: Any, x_BSH: Tensor, positions_M: Tensor | None) -> Tensor:  # noqa: ANN401
+    attention = parts.attention
     own = attention.self
     # What the pre-norm types call their norm; post-norm BERT's belongs to attention.output.
     norm = getattr(attention, "ln", None) or getattr(attention, "LayerNorm", None)
