@@ -91,7 +91,7 @@ OWN = "finetune {model} --task own --data {recipe} --out {out}"
     [
         ("pretrain no-such --corpus {corpus} --out {out}", "no-such"),
         ("pretrain {recipe} --corpus {out} --out {out}", "manifest.json"),
-        ("pretrain {recipe} --corpus {corpus} --out {recipe}", "A file stands"),
+        ("pretrain {recipe} --corpus {corpus} --out {recipe}", "Choose a path that is free"),
         (f"{TRAIN} --set seed", "--set seed"),
         (f"{TRAIN} --set sead=1", "did you mean 'seed'?"),
         (f"{TRAIN} --budget 1h30x", "is not a duration"),

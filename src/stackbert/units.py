@@ -1,6 +1,7 @@
 """Durations, counts and suggestions, as users write and read them."""
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -29,17 +30,13 @@ def format_duration(seconds: float) -> str:
     """A duration to read: "0.8 s", "48 s", "29 min 19 s", "3 h 5 min", "2 d 4 h"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    for large, small, large_name, small_name in (
-        (86400, 3600, "d", "h"),
-        (3600, 60, "h", "min"),
-        (60, 1, "min", "s"),
-    ):
+    units = (86400, "d"), (3600, "h"), (60, "min"), (1, "s")
+    for (large, large_name), (small, small_name) in itertools.pairwise(units):
         count = round(seconds / small)
         if count * small >= large:
             rest = count % (large // small)
-            return f"{count * small // large} {large_name}" + (
-                f" {rest} {small_name}" if rest else ""
-            )
+            whole = f"{count * small // large} {large_name}"
+            return f"{whole} {rest} {small_name}" if rest else whole
     return f"{round(seconds)} s"
 
 

@@ -69,7 +69,7 @@ def test_a_plan_has_the_same_numbers(name: str) -> None:
 def test_models_and_their_flops_are_the_same() -> None:
     vocabulary, flops, weights = synthetic_vocabulary(500), {}, {}
     for kind, pairs, depth in product(FAMILIES, (False, True), (1, 3)):
-        if pairs and FAMILIES[kind].next_sentence is None:
+        if pairs and len(FAMILIES[kind]) < 2:
             continue
         name, spec = f"{kind} {pairs} {depth}", recipe_of(inputs.recipe(model={"type": kind})).model
         model = create_model(

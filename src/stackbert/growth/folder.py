@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import PreTrainedModel
@@ -72,7 +73,8 @@ def _open_whole(source: Path) -> PreTrainedModel:
     family = named.__name__.split("For")[0].removesuffix("Model")
     both = getattr(transformers, f"{family}ForPreTraining", named)
     failures = []
-    for relative, options in ((named, {}), (named, {"add_pooling_layer": False}), (both, {})):
+    without_pooler: dict[str, Any] = {"add_pooling_layer": False}
+    for relative, options in ((named, {}), (named, without_pooler), (both, {})):
         try:  # older versions of transformers stored the position ids, too
             return open_model(source, relative, dtype=None, may_ignore=r".*position_ids", **options)
         except UserError as error:
