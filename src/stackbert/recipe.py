@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stackbert.errors import UserError
-from stackbert.growth.operators import get_operator
+from stackbert.growth.operators import Operator, get_operator, layer_list
 
 ModelType = Literal["bert", "roberta-prelayernorm", "megatron-bert", "roberta", "modernbert"]
 NEXT_SENTENCE_TYPES: tuple[ModelType, ...] = ("bert", "megatron-bert")
@@ -93,8 +93,15 @@ class GrowthSpec(_Part):
     """How the model gets from one stage's depth to the next."""
 
     operator: Annotated[str, AfterValidator(lambda name: get_operator(name).name)] = "stack"
-    optimizer_state: Literal["reset", "copy"] = "reset"
-    """The paper resets Adam's moments at a switch."""
+    layers: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """Instead of an operator: the old layer that each new one copies, bottom first, from 0."""
+    optimizer_state: Literal["reset", "copy", "split"] = "reset"
+    """The paper resets Adam's moments at a switch; split keeps those of the trained layers."""
+
+    @property
+    def rule(self) -> Operator:
+        """The operator that is named or listed."""
+        return get_operator(self.operator) if self.layers is None else layer_list(self.layers)
 
 
 class BatchSpec(_Part):
@@ -204,7 +211,7 @@ class Recipe(_Part):
             if after.depth < before.depth:
                 raise ValueError(f"stages: depth falls from {before.depth} to {after.depth}")
             if after.depth > before.depth:
-                get_operator(self.growth.operator).depth_map(before.depth, after.depth)
+                self.growth.rule.depth_map(before.depth, after.depth)
         if self.objective.next_sentence and self.model.type not in NEXT_SENTENCE_TYPES:
             raise ValueError(
                 f"objective.next_sentence: {self.model.type} has no next-sentence head; use one "

@@ -30,6 +30,11 @@ def test_the_operators_draw_the_papers_diagrams():
     assert sources("stack", 3, 6) == [0, 1, 2, 0, 1, 2]
     assert sources("stack", 2, 6) == [0, 1, 0, 1, 0, 1]
     assert sources("interleave", 3, 6) == [0, 0, 1, 1, 2, 2]
+    assert sources("middle", 4, 6) == [0, 1, 2, 1, 2, 3]
+    assert sources("middle", 4, 8) == [0, 1, 2, 1, 2, 1, 2, 3]
+    assert sources("middle", 6, 8) == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert sources("identity-copy", 4, 6) == [0, 1, 1, 2, 3, 3]
+    assert [o.outputs == "zeroed" for o in OPERATORS["identity-copy"].depth_map(2, 4)] == [0, 1] * 2
     for name, outputs in (("identity", "zeroed"), ("identity-noise", "noised"), ("random", "kept")):
         fresh = Origin(None, outputs)
         assert OPERATORS[name].depth_map(2, 4) == (Origin(0), Origin(1), fresh, fresh)

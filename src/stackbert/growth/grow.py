@@ -122,7 +122,9 @@ def grow_with_origins(
 
 
 def grow_optimizer_state(
-    state: Mapping[str, Mapping[str, Tensor]], growth: Growth, policy: Literal["reset", "copy"]
+    state: Mapping[str, Mapping[str, Tensor]],
+    growth: Growth,
+    policy: Literal["reset", "copy", "split"],
 ) -> dict[str, dict[str, Tensor]]:
     """Map an optimizer's state onto the grown model's parameters, by name.
 
@@ -131,15 +133,17 @@ def grow_optimizer_state(
         growth: what `grow_with_origins` returned.
         policy: "reset" starts every moment anew (Gong et al. 2019, section 3); "copy" gives each
             parameter tensors equal to those of the one it copies (Shen et al., Staged Training,
-            ICML 2022). What is fresh or changed starts anew.
+            ICML 2022); "split" gives them to the lowest of its copies alone (arXiv 2609.19107).
+            What is fresh or changed starts anew.
     """
     if policy == "reset":
         return {}
-    return {
-        name: {key: tensor.detach().clone() for key, tensor in state[origin].items()}
-        for name, origin in growth.origins.items()
-        if origin is not None and origin in state
-    }
+    grown, taken = {}, set()
+    for name, origin in growth.origins.items():
+        if origin in state and not (policy == "split" and origin in taken):
+            grown[name] = {key: tensor.detach().clone() for key, tensor in state[origin].items()}
+            taken.add(origin)
+    return grown
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

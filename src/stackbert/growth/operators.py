@@ -84,14 +84,48 @@ def _on_top(outputs: Outputs) -> Callable[[int, int], list[Origin | int | None]]
     return lambda source, target: [*range(source), *[fresh] * (target - source)]
 
 
+def _core(source: int) -> range:
+    return range(source // 3, source - source // 3)
+
+
+def _middle(source: int, target: int) -> list[Origin | int | None]:
+    core = _core(source)
+    copies = 1 + (target - source) // len(core)
+    return [*range(core.start), *list(core) * copies, *range(core.stop, source)]
+
+
+def _followed_by_silent_copies(source: int, target: int) -> list[Origin | int | None]:
+    every = source // (target - source)
+    entries: list[Origin | int | None] = []
+    for layer in range(source):
+        silent = [Origin(layer, "zeroed")] if (layer + 1) % every == 0 else []
+        entries += [layer, *silent]
+    return entries
+
+
+def layer_list(layers: Sequence[int]) -> Operator:
+    """The operator that copies these old layers, bottom first."""
+    name = f"layers {' '.join(map(str, layers))}"
+    return Operator(name, lambda old, new: layers, lambda old, new: new == len(layers))
+
+
 # stack: Gong et al., ICML 2019, section 3 and Algorithm 1; G_stack in Du et al., NeurIPS 2024.
 # interleave: compared in Du et al.; called interposition in Orthogonal Growth, 2025.
+# middle: the core of "How Model Growth, Recursion, and Boundary Operators …", arXiv 2609.19107.
 # identity, identity-noise: baselines in Gong et al., section 4. random: the plain control.
+# identity-copy: block expansion of LLaMA Pro, Wu et al., ACL 2024.
 _BUILT_IN = (
     Operator("stack", lambda old, new: [i % old for i in range(new)], _whole_blocks),
     Operator("interleave", lambda old, new: [i * old // new for i in range(new)], _whole_blocks),
+    Operator("middle", _middle, lambda old, new: new > old and (new - old) % len(_core(old)) == 0),
     Operator("identity", _on_top("zeroed"), preserves_function=True),
     Operator("identity-noise", _on_top("noised")),
+    Operator(
+        "identity-copy",
+        _followed_by_silent_copies,
+        lambda old, new: old < new <= 2 * old and old % (new - old) == 0,
+        preserves_function=True,
+    ),
     Operator("random", _on_top("kept")),
 )
 OPERATORS = {operator.name: operator for operator in _BUILT_IN}
