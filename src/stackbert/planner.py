@@ -33,9 +33,8 @@ ASSUMED_MFU = 0.4  # a target: we aim at 0.35 for 12 Ã— 768 and at 0.45 for 24 Ã
 USABLE = 0.9  # of a device's memory; the rest goes to the driver's context and to gaps
 LINK_EFFICIENCY = 0.7  # of a link's published rate, by an all-reduce of large tensors; assumed
 MAX_TIMING_SECONDS = 30.0  # so that a short burst of load does not move the median
+# Seconds of matrix products in a step of every stage; beyond, fewer rows are timed and scaled up.
 LONGEST_TURN = 5.0
-"""Seconds of matrix products in a step of every stage; beyond, fewer rows are timed and scaled up,
-as at least seven turns are timed and a step takes two or three times as long."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def plan(
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
     if corpus is None:
-        corpus = SyntheticCorpus(DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size)
+        corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
 
     notes: list[str] = []

@@ -12,11 +12,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from "90s", "20m", "1.5h", "2d" or a combination such as "1h30m".
-
-    Raises:
-        UserError: it is not a duration, or not above zero.
-    """
+    """Seconds from "90s", "20m", "1.5h", "2d" or a combination such as "1h30m"."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text or math.isinf(seconds):

@@ -13,12 +13,13 @@ from stackbert.files import explain, reading
 from stackbert.recipe import Recipe
 from stackbert.units import did_you_mean
 
-_SHIPPED = Path(__file__).parent
+_FOLDER = Path(__file__).parent
+_SHIPPED = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def shipped_recipes() -> dict[str, Recipe]:
     """The recipes that come with StackBERT, by name."""
-    return {path.stem: load_recipe(path.stem) for path in sorted(_SHIPPED.glob("*.yaml"))}
+    return {name: load_recipe(name) for name in _SHIPPED}
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -32,12 +33,11 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: there is no such recipe, it is not YAML, or a field is unknown or impossible.
     """
-    known = sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
-    path = _SHIPPED / f"{name}.yaml" if name in known else Path(name)
+    path = _FOLDER / f"{name}.yaml" if name in _SHIPPED else Path(name)
     if not path.is_file():
         raise UserError(
-            f"There is no recipe '{name}': it is neither a file nor one of {', '.join(known)}"
-            f"{did_you_mean(str(name), known)}."
+            f"There is no recipe '{name}': it is neither a file nor one of {', '.join(_SHIPPED)}"
+            f"{did_you_mean(str(name), _SHIPPED)}."
         )
     raw = read_yaml(path)
     for override in overrides:
