@@ -14,7 +14,7 @@ from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
 from stackbert.machine import Precision, fastest_precision, keep_memory, pick_device
-from stackbert.model import forward_flops, parameter_count, training_flops
+from stackbert.model import forward_flops, parameter_count
 from stackbert.pretraining.autotune import (
     Timing,
     autotune,
@@ -23,6 +23,7 @@ from stackbert.pretraining.autotune import (
     scaled_to,
 )
 from stackbert.pretraining.memory import footprint
+from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import recipe_model, rows_at_once
 from stackbert.recipe import Recipe
@@ -181,7 +182,7 @@ def _stages(
             "depth": stage.depth,
             **shape,
             "parameters": parameter_count(model),
-            "step_flops": training_flops(model, **shape, masked=masked),
+            "step_flops": step_flops(model, recipe.optimizer, **shape, masked=masked),
             "evaluation_flops": forward_flops(model, **evaluation),
         }
         work["fixed_memory"], work["row_memory"] = footprint(

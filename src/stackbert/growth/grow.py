@@ -140,9 +140,10 @@ def grow_optimizer_state(
         return {}
     grown, taken = {}, set()
     for name, origin in growth.origins.items():
-        if origin in state and not (policy == "split" and origin in taken):
-            grown[name] = {key: tensor.detach().clone() for key, tensor in state[origin].items()}
-            taken.add(origin)
+        if origin is None or origin not in state or (policy == "split" and origin in taken):
+            continue
+        grown[name] = {key: tensor.detach().clone() for key, tensor in state[origin].items()}
+        taken.add(origin)
     return grown
 
 
