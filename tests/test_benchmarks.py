@@ -82,18 +82,11 @@ def test_overhead_accounts_for_the_wall_time_and_the_report_says_so(load, tmp_pa
 
 def test_the_soak_sees_a_leak_at_the_depth_where_it_is_and_forgives_a_growth(load) -> None:
     soak = load("soak")
-    rows = [
-        {
-            "seconds": 5.0 * n,
-            "depth": depth,
-            "memory": 200 * depth + n % 7,
-            "files": 20,
-            "threads": 9,
-        }
-        for depth, looks in ((2, range(360)), (4, range(360, 720)))
-        for n in looks
-    ]
-    flat = pd.DataFrame(rows)
+    looks = pd.Series(range(720))
+    depths = 2 + 2 * (looks >= 360)
+    memory = 200 * depths + looks % 7
+    constant = {"depth": depths, "memory": memory, "files": 20, "threads": 9}
+    flat = pd.DataFrame({"seconds": 5.0 * looks, **constant})
     assert soak.judge(flat)["MiB an hour"].abs().max() < 1
     is_deep = flat.depth == 4
     leaking = flat.assign(

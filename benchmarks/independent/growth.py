@@ -17,8 +17,10 @@ from stackbert import grow
 MAPS = {  # 2 layers → 4; None: a fresh layer
     "stack": [0, 1, 0, 1],
     "interleave": [0, 0, 1, 1],
+    "middle": [0, 1, 0, 1],
     "identity": [0, 1, None, None],
     "identity-noise": [0, 1, None, None],
+    "identity-copy": [0, 0, 1, 1],
     "random": [0, 1, None, None],
 }
 BERT, LLAMA = ("attention.output.dense", "output.dense"), ("self_attn.o_proj", "mlp.down_proj")
@@ -79,7 +81,9 @@ def check(
         place, rest = name.removeprefix(f"{prefix}.").split(".", 1)
         source, projection = MAPS[operator][int(place)], rest.rpartition(".")[0] in outputs
         original = f"{prefix}.{source}.{rest}"
-        if original in old:
+        if projection and operator == "identity-copy" and int(place) % 2:
+            assert not tensor.any(), f"{name} is not zero"
+        elif original in old:
             assert tensor.equal(old[original]), f"{name} is not {original}"
         elif rest.startswith("attn_norm"):  # ModernBERT's first layer has none to copy
             assert bool((tensor == 1).all()), f"{name} is not a new norm"
@@ -99,8 +103,8 @@ def check(
         grown.save_pretrained(folder)
         again = type(grown).from_pretrained(folder)
         assert again(IDS).logits.equal(grown(IDS).logits), "another model comes back from disk"
-        if pre_norm and operator == "identity":
-            assert grown(IDS).logits.equal(model(IDS).logits), "identity changed the logits"
+        if pre_norm and operator in ("identity", "identity-copy"):
+            assert grown(IDS).logits.equal(model(IDS).logits), f"{operator} changed the logits"
     return len(new)
 
 

@@ -3,62 +3,45 @@
 Heavy libraries load inside the commands, so that `stackbert --help` answers at once.
 """
 
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Exit, Option, Typer, echo
 
 from stackbert.errors import UserError
+from stackbert.progress import console_progress
 
-app = typer.Typer(
+app = Typer(
     name="stackbert",
-    help="Pre-train BERT-like encoders for less: train a shallow model, stack it, train on.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")]
+RecipeName = Annotated[str, Argument(help="A shipped recipe's name, or a YAML file.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a field: model.hidden_size=256, stages.0.steps=9."),
+    Option("--set", help="Override a field: model.hidden_size=256, stages.0.steps=9."),
 ]
-Steps = Annotated[
-    int | None, typer.Option(min=1, help="Scale the stages to this many steps in all.")
-]
-
-
-class Resume(StrEnum):
-    """Whether to resume a run that is there."""
-
-    auto = "auto"
-    never = "never"
-
-
-class LabelKind(StrEnum):
-    """What the labels of one's own data are."""
-
-    auto = "auto"
-    classification = "classification"
-    regression = "regression"
+Budget = Annotated[str | None, Option(help="Scale the stages to this time, measured: 30m, 1.5h.")]
+Steps = Annotated[int | None, Option(min=1, help="Scale the stages to this many steps in all.")]
+Corpus = Annotated[Path, Option(help="From 'stackbert corpus'.")]
+NewFolder = Annotated[Path, Argument(help="Folder to make; must not exist.")]
+Resumed = Annotated[Path, Option(help="Folder; unfinished work there is resumed.")]
 
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"stackbert {version('stackbert')}")
-        raise typer.Exit
+        echo(f"stackbert {version('stackbert')}")
+        raise Exit
 
 
 @app.callback()
 def main(
     version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the version and stop."
-        ),
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Pre-train BERT-like encoders for less: train a shallow model, stack it, train on."""
@@ -66,49 +49,34 @@ def main(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where corpus, run and report go.")] = Path("demo"),
+    out: Annotated[Path, Option(help="Where corpus, run and report go.")] = Path("demo"),
 ) -> None:
     """Run the main job on a small real corpus: text, corpus, three depths, a filled mask.
 
     Example: stackbert demo --out demo
     """
     from stackbert.demo import run_demo
-    from stackbert.progress import console_progress
 
-    run_demo(out, say=typer.echo, progress=console_progress())
+    run_demo(out, say=echo, progress=console_progress())
 
 
 @app.command()
 def corpus(
-    out: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
-    text: Annotated[
-        list[str] | None,
-        typer.Option(help="A file, folder or pattern: .txt, .jsonl, .parquet, also compressed."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="A data set for the library datasets: a folder or a name.")
-    ] = None,
-    field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Use this Hugging Face tokenizer instead of learning one.")
-    ] = None,
-    vocab_size: Annotated[
-        int | None, typer.Option(help="Word pieces; by default up to 32,768, as the text gives.")
-    ] = None,
-    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents.")] = False,
-    validation: Annotated[
-        float, typer.Option(help="Share of the documents held out (the paper: 199 to 1).")
-    ] = 0.005,
-    paths: Annotated[
-        list[str] | None, typer.Argument(help="More paths, as the shell expands them.")
-    ] = None,
+    out: NewFolder,
+    text: Annotated[list[str] | None, Option(help="A file, folder or pattern, repeatable.")] = None,
+    dataset: Annotated[str | None, Option(help="A data set of datasets: folder or name.")] = None,
+    field: Annotated[str, Option(help="The field that holds the text.")] = "text",
+    tokenizer: Annotated[Path | None, Option(help="Of Hugging Face, instead of a new one.")] = None,
+    vocab_size: Annotated[int | None, Option(help="Word pieces; by default up to 32,768.")] = None,
+    cased: Annotated[bool, Option("--cased", help="Keep upper case and accents.")] = False,
+    validation: Annotated[float, Option(help="Share of the documents held out.")] = 0.005,
+    paths: Annotated[list[str] | None, Argument(help="More paths, of the shell.")] = None,
 ) -> None:
     """Turn text into a corpus: a tokenizer and memory-mapped token files.
 
     Example: stackbert corpus corpus/ --text articles/ --vocab-size 32768
     """
     from stackbert.corpus.build import build_corpus
-    from stackbert.progress import console_progress
 
     with console_progress() as progress:
         built = build_corpus(
@@ -123,48 +91,31 @@ def corpus(
             progress=progress,
         )
     manifest = built.manifest
-    typer.echo(
-        f"{out}: {manifest.train.documents:,} documents and {manifest.train.tokens:,} tokens for "
-        f"training, {manifest.validation.documents:,} and {manifest.validation.tokens:,} held out; "
-        f"dropped {manifest.duplicate_documents:,} duplicates and {manifest.empty_documents:,} "
-        f"empty ones; vocabulary {built.vocabulary.tokenizer_size:,}; unigram entropy of the "
-        f"held-out text {manifest.validation.unigram_entropy:.3f} nats."
+    train, held_out = manifest.train, manifest.validation
+    echo(
+        f"{out}: {train.documents:,} documents and {train.tokens:,} tokens for training, "
+        f"{held_out.documents:,} and {held_out.tokens:,} held out; dropped "
+        f"{manifest.duplicate_documents:,} duplicates and {manifest.empty_documents:,} empty ones; "
+        f"vocabulary {built.vocabulary.tokenizer_size:,}; unigram entropy of the held-out text "
+        f"{held_out.unigram_entropy:.3f} nats."
     )
-    typer.echo(f"Next: stackbert pretrain small-cpu --corpus {out} --out run --budget 30m")
+    echo(f"Next: stackbert pretrain small-cpu --corpus {out} --out run --budget 30m")
 
 
 @app.command()
 def plan(
     recipe: RecipeName,
     device: Annotated[
-        str,
-        typer.Option(
-            help="here (measured, a minute or two), A100, H100, H200, L4, 'RTX 4090' or cpu."
-        ),
+        str, Option(help="here (measured, a minute or two), A100, H100, H200, L4, 'RTX 4090', cpu.")
     ] = "here",
     set_: Set = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Scale the stages to this time: 30m, 1.5h.")
-    ] = None,
+    budget: Budget = None,
     steps: Steps = None,
-    corpus: Annotated[
-        Path | None, typer.Option(help="From 'stackbert corpus'; by default random tokens.")
-    ] = None,
-    vocab_size: Annotated[
-        int | None, typer.Option(help="Word pieces without a corpus; by default 32,768.")
-    ] = None,
-    mfu: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=1.0,
-            help="Share of a named device's peak, by default 0.4: assumed, not measured.",
-        ),
-    ] = None,
-    price: Annotated[float | None, typer.Option(min=0.0, help="USD an hour of a device.")] = None,
-    devices: Annotated[
-        int, typer.Option(min=1, help="How many of a named device share every step.")
-    ] = 1,
+    corpus: Annotated[Path | None, Option(help="To measure on; by default random tokens.")] = None,
+    vocab_size: Annotated[int | None, Option(help="Without a corpus; by default 32,768.")] = None,
+    mfu: Annotated[float | None, Option(min=0.01, max=1.0, help="Assumed; by default 0.4.")] = None,
+    price: Annotated[float | None, Option(min=0.0, help="USD an hour of a device.")] = None,
+    devices: Annotated[int, Option(min=1, help="How many of them share every step.")] = 1,
 ) -> None:
     """Predict time, memory and money of a run, stacked and from scratch, before paying for it.
 
@@ -175,7 +126,7 @@ def plan(
 
     loaded = load_recipe(recipe, set_ or [])
     if device == "here":
-        typer.echo("measuring seconds per step at every depth …", err=True)
+        echo("measuring seconds per step at every depth …", err=True)
     planned = plan_run(
         loaded,
         device=device,
@@ -187,25 +138,21 @@ def plan(
         price=price,
         devices=devices,
     )
-    typer.echo(planned.text())
+    echo(planned.text())
 
 
 @app.command()
 def pretrain(
     recipe: RecipeName,
-    corpus: Annotated[Path, typer.Option(help="From 'stackbert corpus'.")],
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run there is resumed.")],
+    corpus: Corpus,
+    out: Resumed,
     set_: Set = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Scale the stages to this time, measured here: 30m, 1.5h.")
-    ] = None,
+    budget: Budget = None,
     steps: Steps = None,
     resume: Annotated[
-        Resume, typer.Option(help="auto resumes a run that is there; never refuses it.")
-    ] = Resume.auto,
-    track: Annotated[
-        str | None, typer.Option(help="tensorboard, wandb, or both with a comma.")
-    ] = None,
+        Literal["auto", "never"], Option(help="never refuses a run that is there.")
+    ] = "auto",
+    track: Annotated[str | None, Option(help="tensorboard, wandb, or both with a comma.")] = None,
 ) -> None:
     """Train a model in stages, growing it between them; writes a run directory.
 
@@ -215,7 +162,6 @@ def pretrain(
     """
     from stackbert.pretraining.distributed import is_main_process
     from stackbert.pretraining.run import pretrain as run_pretraining
-    from stackbert.progress import console_progress
     from stackbert.recipes import load_recipe
 
     result = run_pretraining(
@@ -224,50 +170,32 @@ def pretrain(
         out=out,
         budget=budget,
         steps=steps,
-        resume=resume.value,
-        track=[name.strip() for name in track.split(",")] if track else [],
+        resume=resume,
+        track=_words(track or ""),
         progress=console_progress(),
     )
     if is_main_process():
-        typer.echo(result.table())
-        typer.echo(
-            f"The model is {result.model_folder}; transformers opens it with from_pretrained."
-        )
+        echo(result.table())
+        echo(f"The model is {result.model_folder}; transformers opens it with from_pretrained.")
 
 
 @app.command()
 def compare(
     recipe: RecipeName,
-    corpus: Annotated[Path, typer.Option(help="From 'stackbert corpus'.")],
-    out: Annotated[Path, typer.Option(help="Folder; an unfinished comparison there is resumed.")],
+    corpus: Corpus,
+    out: Resumed,
     variants: Annotated[
         str,
-        typer.Option(
-            help="With commas: scratch (always there), stack, identity, identity-noise, "
-            "interleave, random, YAML files."
-        ),
+        Option(help="With commas: scratch (always there), a growth operator's name, YAML files."),
     ] = "scratch,stack",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Of each run: 30m, 2000steps, 4e15flops. By default what scratch takes for the "
-            "recipe's steps."
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="First scale the recipe's stages to so many steps.")
-    ] = None,
-    fractions: Annotated[
-        str, typer.Option(help="Shares of the budget at which variants are run: 1,0.65,0.5.")
-    ] = "1",
-    learning_rates: Annotated[
-        str, typer.Option(help="Factors that scratch tries; all take its best: 0.5,1,2.")
-    ] = "1",
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
+    seeds: Annotated[int, Option(min=1, help="Runs of each variant.")] = 3,
+    budget: Annotated[str | None, Option(help="Each run's: 30m, 2000steps, 4e15flops.")] = None,
+    steps: Steps = None,
+    fractions: Annotated[str, Option(help="Shares of the budget to run at: 1,0.65,0.5.")] = "1",
+    learning_rates: Annotated[str, Option(help="Factors scratch tries for all: 0.5,1,2.")] = "1",
+    jobs: Annotated[int, Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
     keep_checkpoints: Annotated[
-        bool,
-        typer.Option("--keep-checkpoints", help="Of finished runs, at the end of each stage."),
+        bool, Option("--keep-checkpoints", help="Of finished runs, at the end of each stage.")
     ] = False,
     set_: Set = None,
 ) -> None:
@@ -276,7 +204,6 @@ def compare(
     Example: stackbert compare small-cpu --corpus corpus --out comparison --jobs 2
     """
     from stackbert.comparison.compare import compare as run_comparison
-    from stackbert.progress import console_progress
     from stackbert.recipes import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
@@ -295,20 +222,16 @@ def compare(
             keep_checkpoints=keep_checkpoints,
             progress=progress,
         )
-    for sentence in found.verdict():
-        typer.echo(sentence)
-    _report(out)
+    _show(found.verdict(), out)
 
 
 @app.command()
 def grow(
-    source: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
-    destination: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
-    depth: Annotated[int, typer.Option(help="Layers of the new model.")],
-    operator: Annotated[
-        str, typer.Option(help="stack, interleave, identity, identity-noise or random.")
-    ] = "stack",
-    seed: Annotated[int, typer.Option(help="Of fresh layers and noise.")] = 0,
+    source: Annotated[Path, Argument(help="A Hugging Face checkpoint folder.")],
+    destination: NewFolder,
+    depth: Annotated[int, Option(help="Layers of the new model.")],
+    operator: Annotated[str, Option(help="A growth operator (docs/operators).")] = "stack",
+    seed: Annotated[int, Option(help="Of fresh layers and noise.")] = 0,
 ) -> None:
     """Make a deeper checkpoint out of any Hugging Face checkpoint with stacked layers.
 
@@ -317,32 +240,22 @@ def grow(
     from stackbert.growth.folder import grow_folder
 
     grown = grow_folder(source, destination, depth, operator, seed=seed)
-    typer.echo(
-        f"{destination}: a {grown.model_class} of {grown.depth} layers ({grown.parameters:,} "
-        f"parameters), grown from {grown.source_depth} by {grown.operator}."
+    echo(
+        f"{destination}: a {type(grown).__name__} of {depth} layers ({grown.num_parameters():,} "
+        f"parameters), grown by {operator}."
     )
 
 
 @app.command()
 def attention(
-    model: Annotated[
-        Path, typer.Argument(help="A Hugging Face checkpoint folder, or a run directory.")
-    ],
-    text: Annotated[str, typer.Option(help="A file, folder or pattern to take sentences from.")],
-    out: Annotated[Path, typer.Option(help="Folder for numbers and page; made if need be.")],
-    sentences: Annotated[int, typer.Option(min=1, help="Sampled from the text.")] = 256,
-    compare: Annotated[
-        Path | None,
-        typer.Option(help="A second model with the same tokenizer, shallower or deeper, or a run."),
-    ] = None,
-    beside: Annotated[
-        list[Path] | None,
-        typer.Option(help="Of a run: another run, whose growths are shown next to its own."),
-    ] = None,
-    max_length: Annotated[
-        int, typer.Option(min=2, help="Tokens of a sentence; longer ones are cut.")
-    ] = 128,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    model: Annotated[Path, Argument(help="A Hugging Face checkpoint folder, or a run directory.")],
+    text: Annotated[str, Option(help="A file, folder or pattern to take sentences from.")],
+    out: Annotated[Path, Option(help="Folder for numbers and page; made if need be.")],
+    sentences: Annotated[int, Option(min=1, help="Sampled from the text.")] = 256,
+    compare: Annotated[Path | None, Option(help="A second model with the same tokenizer.")] = None,
+    beside: Annotated[list[Path] | None, Option(help="A run whose growths are shown, too.")] = None,
+    max_length: Annotated[int, Option(min=2, help="Tokens at which a sentence is cut.")] = 128,
+    seed: Annotated[int, Option(help="Of the sample.")] = 0,
 ) -> None:
     """Measure where each head of an encoder looks, and how alike its layers are.
 
@@ -353,7 +266,6 @@ def attention(
     """
     from stackbert.attention.measure import measure_attention
     from stackbert.attention.statements import LAYER_FORMATS, layer_table, statements
-    from stackbert.progress import console_progress
     from stackbert.tables import table_text
 
     result = measure_attention(
@@ -367,65 +279,44 @@ def attention(
         beside=beside or (),
         progress=console_progress(),
     )
-    typer.echo(table_text(layer_table(result), formats=LAYER_FORMATS))
-    for sentence in statements(result):
-        typer.echo(sentence)
-    _report(out)
+    _show([table_text(layer_table(result), formats=LAYER_FORMATS), *statements(result)], out)
 
 
 @app.command()
 def finetune(
-    out: Annotated[Path, typer.Option(help="Folder; unfinished work there is resumed.")],
+    out: Resumed,
     task: Annotated[
         str,
-        typer.Option(
+        Option(
             help="glue (all whose data is there), cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, "
             "wnli, squad, squad-v2, several with commas; or own."
         ),
     ],
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(help="Checkpoint folders or run directories; the first is the yardstick."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The folder of the official files; of your own, the training table."),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="GLUE from the library datasets instead: a folder or a hub's name."),
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Runs of each; by default 6, of large tasks 3.")
-    ] = None,
+    models: Annotated[list[str] | None, Argument(help="The first is the yardstick.")] = None,
+    data: Annotated[Path | None, Option(help="The official files; your training table.")] = None,
+    dataset: Annotated[str | None, Option(help="GLUE from datasets: a folder or name.")] = None,
+    seeds: Annotated[int | None, Option(min=1, help="Runs; by default 6, large tasks 3.")] = None,
     group: Annotated[
         list[str] | None,
-        typer.Option(help="A model from several pre-training seeds: stack=run0,run1,run2."),
+        Option(help="One of several seeds: stack=run0,run1."),
     ] = None,
-    along: Annotated[
-        list[str] | None, typer.Option(help="A run, instead: each checkpoint that it kept.")
-    ] = None,
+    along: Annotated[list[str] | None, Option(help="Instead, a run: each kept checkpoint.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a field: epochs=4, for one task rte.epochs=10."),
+        Option("--set", help="Override a field: epochs=4, for one task rte.epochs=10."),
     ] = None,
-    dev: Annotated[Path | None, typer.Option(help="Your own: the table to score on.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Your own: a table to predict.")] = None,
-    text: Annotated[str | None, typer.Option(help="Your own: the column of the text.")] = None,
-    second: Annotated[
-        str | None, typer.Option(help="Your own: the column of a pair's other text.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="Your own: the column of the label.")] = None,
-    key: Annotated[str | None, typer.Option(help="Your own: the column of the row's id.")] = None,
-    kind: Annotated[LabelKind, typer.Option(help="Your own: what the labels are.")] = (
-        LabelKind.auto
-    ),
-    control: Annotated[
-        bool,
-        typer.Option("--control", help="Also the first model untrained, with random weights."),
-    ] = False,
+    dev: Annotated[Path | None, Option(help="Your own: the table to score on.")] = None,
+    test: Annotated[Path | None, Option(help="Your own: a table to predict.")] = None,
+    text: Annotated[str | None, Option(help="Your own: the column of the text.")] = None,
+    second: Annotated[str | None, Option(help="Your own: that of a pair's other text.")] = None,
+    label: Annotated[str | None, Option(help="Your own: the column of the label.")] = None,
+    key: Annotated[str | None, Option(help="Your own: the column of the row's id.")] = None,
+    kind: Annotated[
+        Literal["auto", "classification", "regression"], Option(help="Your own: what labels are.")
+    ] = "auto",
+    control: Annotated[bool, Option("--control", help="Also the first model, untrained.")] = False,
     predict: Annotated[
-        bool, typer.Option("--predict", help="Predict the tasks' unlabelled test splits as well.")
+        bool, Option("--predict", help="Also predict unlabelled test sets.")
     ] = False,
 ) -> None:
     """Fine-tune models on GLUE, SQuAD or your own data, several seeds each, and compare them.
@@ -433,12 +324,11 @@ def finetune(
     Example: stackbert finetune run --task glue --data glue --out finetuned
     """
     from stackbert.finetuning.study import finetune as run_study
-    from stackbert.progress import console_progress
 
-    own = task == "own"
-    if not own and any(option is not None for option in (dev, test, text, second, label, key)):
-        raise UserError("--dev, --test, --text, --second, --label and --key go with --task own.")
-    if own and (data is None or text is None or label is None):
+    own = {"--dev": dev, "--test": test, "--text": text, "--second": second, "--label": label}
+    if task != "own" and any(value is not None for value in (*own.values(), key)):
+        raise UserError(f"{', '.join(own)} and --key go with --task own.")
+    if task == "own" and None in (data, text, label):
         raise UserError(
             "--task own takes --data (the training table), --text and --label (its columns)."
         )
@@ -460,13 +350,10 @@ def finetune(
             second=second,
             label=label or "label",
             key=key,
-            kind=kind.value,
+            kind=kind,
             progress=progress,
         )
-    typer.echo(result.summary())
-    for sentence in result.verdict():
-        typer.echo(sentence)
-    _report(out)
+    _show([result.summary(), *result.verdict()], out)
 
 
 @app.command()
@@ -478,22 +365,14 @@ def recipes() -> None:
     from stackbert.recipes import shipped_recipes
 
     for name, recipe in shipped_recipes().items():
-        typer.echo(f"{name:20} {recipe.summary}")
+        echo(f"{name:20} {recipe.summary}")
 
 
 @app.command()
 def report(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Run directories, or the folder of one comparison, fine-tuning or measurement of "
-            "attention."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
-    figures: Annotated[
-        Path | None, typer.Option(help="A folder for the figures as SVG and PNG as well.")
-    ] = None,
+    folders: Annotated[list[Path], Argument(help="Runs, or one other result.")],
+    out: Annotated[Path, Option(help="The HTML file to write.")],
+    figures: Annotated[Path | None, Option(help="Folder for the figures as SVG and PNG.")] = None,
 ) -> None:
     """Write one self-contained HTML file of a run, of several, or of another result.
 
@@ -502,14 +381,14 @@ def report(
     from stackbert.reports.report import report as write_report
 
     page = write_report(folders, out, figures)
-    typer.echo(f"The report is {page}; any browser opens it, without a network.")
+    echo(f"The report is {page}; any browser opens it, without a network.")
 
 
-def _report(folder: Path) -> None:
-    """Write a result's page into its own folder."""
-    from stackbert.reports.report import report as write_report
-
-    typer.echo(f"The report is {write_report(folder, folder / 'report.html')}.")
+def _show(lines: list[str], folder: Path) -> None:
+    """Print what was found, and write the result's page into its own folder."""
+    for line in lines:
+        echo(line)
+    report([folder], folder / "report.html")
 
 
 def _words(text: str) -> list[str]:
@@ -524,12 +403,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _groups(given: list[str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for text in given:
-        name, equals, paths = text.partition("=")
-        if not equals or not name or not _words(paths):
-            raise UserError(f"--group {text}: write it as NAME=RUN,RUN,RUN.")
-        if name in groups:
-            raise UserError(f"--group {name} is given twice.")
-        groups[name] = _words(paths)
+    groups = {name: _words(paths) for name, _, paths in (text.partition("=") for text in given)}
+    if len(groups) < len(given) or not all(name and paths for name, paths in groups.items()):
+        raise UserError(f"--group {' '.join(given)}: write each as NAME=RUN,RUN,RUN, names once.")
     return groups

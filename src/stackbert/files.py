@@ -1,8 +1,6 @@
 """Files: read with one kind of error, written whole or not at all.
 
-Whatever a parser raises inside `reading` becomes one sentence. Everything StackBERT saves is
-written under another name, synced and renamed, so a crash never leaves half a file that looks
-whole. `Record` is the base of every JSON file that StackBERT reads back.
+What is saved is written under another name, synced and renamed.
 """
 
 import contextlib
@@ -22,8 +20,8 @@ from stackbert.errors import RunError, StackBertError, UserError
 from stackbert.units import did_you_mean
 
 LOCK = ".lock"
-_MARK = ".stackbert-partial"
-"""Lies in each folder that `new_folder` fills, so that nothing else is ever cleaned up."""
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
+_UNUSABLE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 def reason(error: BaseException) -> str:
@@ -31,23 +29,15 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip().rstrip(".")
-    return (
-        text
-        if " " in text and not isinstance(error, KeyError)
-        else f"{type(error).__name__}: {text}"
-    )
+    says_much = " " in text and not isinstance(error, KeyError)
+    return text if says_much else f"{type(error).__name__}: {text}"
 
 
 @contextlib.contextmanager
 def reading(path: str | Path, hint: str = "") -> Iterator[None]:
-    """Turn whatever a parser raises in this block into one sentence about `path`.
+    """Turn whatever a parser raises in this block into one sentence about `path`, a UserError.
 
-    Args:
-        path: the user's file or folder.
-        hint: a sentence on what to do, put at the end.
-
-    Raises:
-        UserError: the block raised something that is not a sentence already.
+    `hint` is a sentence on what to do, put at the end.
     """
     try:
         yield
@@ -56,55 +46,36 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
     except BaseException as error:  # each parser has its own; a panic in Rust is no Exception
         if isinstance(error, FileNotFoundError) and error.filename:
             raise UserError(f"{error.filename} does not exist. {hint}") from error
-        if isinstance(error, MemoryError):
-            raise UserError(f"{path} does not fit into memory. {hint}") from error
         raise UserError(f"{path} cannot be read: {reason(error)}. {hint}") from error
 
 
 @contextlib.contextmanager
 def writing(doing: str) -> Iterator[None]:
-    """Turn an error of the operating system in this block into a sentence.
+    """Turn an error of the operating system in this block into a sentence: "… while `doing`."
 
-    Args:
-        doing: what is being done, to follow "while" ("building the corpus in out/").
-
-    Raises:
-        RunError: the disk is full, or the system reports something unexpected.
-        UserError: permissions, a read-only or missing folder, a file in the place of a folder.
+    A path that cannot be used is a UserError, a full disk and all else a RunError.
     """
     try:
         yield
-    except OSError as error:
-        raise _os_sentence(error, doing) from error
     except Exception as error:
         # safetensors reports a failed write with an exception of its own.
         code = re.search(r"os error (\d+)", str(error))
-        if type(error).__name__ != "SafetensorError" or not code:
+        if type(error).__name__ == "SafetensorError" and code:
+            number, place = int(code[1]), ""
+        elif isinstance(error, OSError):
+            number, place = error.errno or 0, f" ({error.filename})" if error.filename else ""
+        else:
             raise
-        number = int(code.group(1))
-        raise _os_sentence(OSError(number, os.strerror(number)), doing) from error
-
-
-def _os_sentence(error: OSError, doing: str) -> StackBertError:
-    place = f" ({error.filename})" if error.filename else ""
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return RunError(
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
                 f"The disk is full while {doing}{place}. Free some space and run the command "
                 "again; nothing that was already saved is lost."
-            )
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return UserError(
-                f"{error.strerror} while {doing}{place}. Choose a folder you may write to."
-            )
-        case errno.ENOENT:
-            return UserError(f"A file or folder is missing while {doing}{place}. Check the path.")
-        case errno.ENOTDIR | errno.EISDIR | errno.EEXIST:
-            return UserError(
-                f"A file stands where a folder is needed, or the reverse, while {doing}{place}. "
-                "Choose another path."
-            )
-    return RunError(f"The operating system reports '{reason(error)}' while {doing}{place}.")
+            ) from error
+        said = f"{reason(error)} while {doing}{place}."
+        if number in _UNUSABLE:
+            said += " Choose a path that is free and that you may write to."
+            raise UserError(said) from error
+        raise RunError(said) from error
 
 
 def sha256(path: Path) -> str:
@@ -125,12 +96,12 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries (new names, renames) durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's entries (new names, renames), durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -141,71 +112,54 @@ def sync_folder(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder under another name; it takes its own once everything is on the disk.
 
-    Yields `FOLDER.partial`, empty. What a killed process left under that name is removed first.
-
-    Raises:
-        UserError: `folder` exists, another process is writing it, or `FOLDER.partial` is not ours.
+    Yields `FOLDER.partial`, empty but for a lock. What a killed process left there is removed; a
+    folder of this name that is not ours is a UserError, like `FOLDER` itself.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial, doing = folder.with_name(folder.name + ".partial"), f"{folder} is being written"
     if folder.exists():
         raise UserError(f"{folder} exists already. Remove it or choose another folder.")
     if partial.exists():
-        if not (partial / _MARK).exists():
+        if not (partial / LOCK).exists():
             raise UserError(f"{partial} is in the way and was not written by StackBERT. Move it.")
-        with locked(partial, f"{folder} is being written"):
+        with locked(partial, doing):
             shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    (partial / _MARK).touch()
     try:
-        with locked(partial, f"{folder} is being written"):
+        with locked(partial, doing):
             yield partial
-        for name in (_MARK, LOCK):
-            (partial / name).unlink()
-        for path in sorted(partial.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            else:
-                sync_folder(path)
-        sync_folder(partial)
+        (partial / LOCK).unlink(missing_ok=True)
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Make `folder` if need be, and keep other processes out of it.
+    """Make `folder` if need be, and keep other processes out of it, however this one ends.
 
-    The system releases the lock however the process ends.
-
-    Raises:
-        UserError: another process holds it; `doing` begins the sentence ("out/ is in use").
+    If another one holds it, `doing` begins the UserError: "out/ is in use by another process".
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0, mode=0o666)  # the system applies the umask
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout:
         raise UserError(
             f"{doing} by another process. Wait for it to end or choose another folder."
         ) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 class Record(BaseModel):
-    """A JSON file that StackBERT writes and reads back.
-
-    A subclass sets `what` ("a corpus") for messages and, when its fields change, a new `version`.
-    """
+    """A JSON file that StackBERT writes and reads back; `version` counts changes of its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-    what: ClassVar[str] = "a record"
+    what: ClassVar[str] = "a record"  # in messages: "a corpus"
     version: ClassVar[int] = 2
     format: int = 0
 
@@ -218,11 +172,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The record in a file.
-
-        Raises:
-            UserError: the file is missing, damaged, or of another version.
-        """
+        """The record in a file, or a UserError: it is missing, damaged, or of another version."""
         if not path.is_file():
             raise UserError(f"{path.parent} is not {cls.what}: it has no {path.name}.")
         with reading(path):
@@ -239,9 +189,7 @@ class Record(BaseModel):
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """All problems of a validation as one sentence that names each field.
 
-    Args:
-        error: what pydantic raised.
-        model: the model that was validated; its fields give suggestions for a wrong name.
+    The fields of `model`, which was validated, give suggestions for a wrong name.
     """
     # A sequence whose items were refused is also called too short; once is enough.
     items = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]
@@ -256,15 +204,11 @@ def _problem(item: Any, model: type[BaseModel]) -> str:  # noqa: ANN401 (pydanti
     # Where several types are allowed, pydantic appends their names to the place.
     while place and ("[" in place[-1] or place[-1] in ("constrained-int", "literal", "bool")):
         place.pop()
-    field = ".".join(place)
-    if item["type"] == "missing":
-        return f"the field '{field}' is missing"
     message = item["msg"].removeprefix("Value error, ").rstrip(".")
-    message = message[:1].lower() + message[1:]
-    if item["type"] == "value_error":
-        return f"{field}: {message}" if field else message
-    given = repr(item["input"])
-    return f"{field}: {message}, got {given if len(given) <= 80 else given[:79] + '…'}".lstrip(": ")
+    message = f"{'.'.join(place)}: {message[:1].lower()}{message[1:]}".removeprefix(": ")
+    if item["type"] not in ("value_error", "missing"):
+        message += f", got {item['input']!r:.80}"
+    return message
 
 
 def _fields_at(model: type[BaseModel], place: list[str]) -> list[str]:

@@ -58,10 +58,6 @@ def matrix_rate(device: torch.device, precision: Precision) -> float:
     A GPU multiplies 8192 × 8192. A CPU tries 256, 512 and 1024, because smaller products do not
     reach the rate of a model's, and stops at the first that takes over 20 ms: a processor without
     bf16 instructions emulates them a hundred times slower than fp32.
-
-    Args:
-        device: where to multiply.
-        precision: of both operands.
     """
     best = 0.0
     for size in (8192,) if device.type == "cuda" else (256, 512, 1024):
@@ -91,8 +87,7 @@ def _product_seconds(device: torch.device, precision: Precision, size: int) -> f
 
 def fastest_precision(device: torch.device) -> Precision:
     """bf16 where it multiplies matrices faster than fp32 does, otherwise fp32."""
-    faster = matrix_rate(device, "bf16") > matrix_rate(device, "fp32")
-    return "bf16" if faster else "fp32"
+    return "bf16" if matrix_rate(device, "bf16") > matrix_rate(device, "fp32") else "fp32"
 
 
 def working_precision(recipe: Recipe) -> Precision:
@@ -102,11 +97,7 @@ def working_precision(recipe: Recipe) -> Precision:
 
 @contextlib.contextmanager
 def explaining_out_of_memory() -> Iterator[None]:
-    """Turn torch's out-of-memory error into a sentence.
-
-    Raises:
-        RunError: the GPU has no memory left.
-    """
+    """Turn torch's out-of-memory error into a sentence, a RunError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -131,15 +122,12 @@ def compiling_lacks(device: torch.device) -> str | None:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record of a run."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    on_gpu = device.type == "cuda"
+    cpu = f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "stackbert": version("stackbert"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "device": torch.cuda.get_device_name()
-        if on_gpu
-        else f"CPU {platform.machine()} {capability}",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
     }

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
 
 from stackbert.encoder import EAGER, Kernels, encode, supports_masked_forward
 from stackbert.errors import UserError
@@ -21,108 +23,71 @@ from stackbert.recipe import ModelSpec, ModelType
 from stackbert.units import did_you_mean
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
     from stackbert.batches.batches import Batch
     from stackbert.corpus.tokenizer import Vocabulary
 
 
-@dataclass(frozen=True)
-class Family:
-    """How transformers spells one of the supported model types."""
-
-    config: str
-    masked_lm: str
-    next_sentence: str | None
-    first_position: bool = False
-    """Position ids start after the padding id, so positions need that much more room."""
-
-
-FAMILIES: dict[ModelType, Family] = {
-    "bert": Family("BertConfig", "BertForMaskedLM", "BertForPreTraining"),
-    "megatron-bert": Family(
-        "MegatronBertConfig", "MegatronBertForMaskedLM", "MegatronBertForPreTraining"
-    ),
-    "roberta": Family("RobertaConfig", "RobertaForMaskedLM", None, first_position=True),
-    "roberta-prelayernorm": Family(
-        "RobertaPreLayerNormConfig", "RobertaPreLayerNormForMaskedLM", None, first_position=True
-    ),
-    "modernbert": Family("ModernBertConfig", "ModernBertForMaskedLM", None),
+FAMILIES: dict[ModelType, tuple[str, ...]] = {
+    "bert": ("BertForMaskedLM", "BertForPreTraining"),
+    "megatron-bert": ("MegatronBertForMaskedLM", "MegatronBertForPreTraining"),
+    "roberta": ("RobertaForMaskedLM",),
+    "roberta-prelayernorm": ("RobertaPreLayerNormForMaskedLM",),
+    "modernbert": ("ModernBertForMaskedLM",),
 }
-
+"""Of each type the transformers class with a masked-LM head, and with a next-sentence head, too."""
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 def build_config(
     spec: ModelSpec, *, depth: int, vocabulary: "Vocabulary", sequence_length: int
-) -> "PretrainedConfig":
+) -> PretrainedConfig:
     """The transformers config of a recipe's model at one depth.
 
     Dropout is 0 unless the recipe sets it: a corpus that is seen about once does not overfit, and
-    dropout costs time.
-
-    Args:
-        spec: the recipe's model part; its further fields go to the config by name.
-        depth: layers.
-        vocabulary: sizes and special ids.
-        sequence_length: the longest row, in tokens, of any stage.
+    dropout costs time. `sequence_length` is the longest row, in tokens, of any stage.
 
     Raises:
         UserError: a field that this type's config does not have, or a value that it refuses.
     """
-    import transformers
-
-    family = FAMILIES[spec.type]
-    config_class = getattr(transformers, family.config)
+    config_class: Any = model_class(spec.type, next_sentence=False).config_class
+    name = config_class.__name__
     extra: dict[str, Any] = dict(spec.model_extra or {})
     known = set(config_class().to_dict())
-    for name in extra:
-        if name not in known:
-            hint = did_you_mean(name, sorted(known))
-            raise UserError(f"model.{name}: {family.config} has no such field{hint}.")
-    positions = sequence_length + (vocabulary.pad + 1 if family.first_position else 0)
-    defaults: dict[str, Any] = {name: 0.0 for name in _DROPOUTS if name in known}
-    given = extra.get("max_position_embeddings", positions)
+    for field in extra:
+        if field not in known:
+            hint = did_you_mean(field, sorted(known))
+            raise UserError(f"model.{field}: {name} has no such field{hint}.")
+    # RoBERTa's positions are counted from behind the padding id.
+    positions = sequence_length + (vocabulary.pad + 1 if spec.type.startswith("roberta") else 0)
+    given = extra.setdefault("max_position_embeddings", positions)
     if not isinstance(given, int) or given < positions:
         raise UserError(
             f"model.max_position_embeddings: rows of {sequence_length} tokens need at least "
             f"{positions}, got {given!r}."
         )
+    set_here = {
+        "hidden_size": spec.hidden_size,
+        "num_attention_heads": spec.num_attention_heads,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": depth,
+        "vocab_size": vocabulary.size,
+        "pad_token_id": vocabulary.pad,
+        "cls_token_id": vocabulary.cls,
+        "sep_token_id": vocabulary.sep,
+        "bos_token_id": vocabulary.cls,
+        "eos_token_id": vocabulary.sep,
+    }
+    dropouts = {field: 0.0 for field in _DROPOUTS if field in known}
     try:
-        config: PretrainedConfig = config_class(
-            **{
-                **defaults,
-                "max_position_embeddings": positions,
-                **extra,
-                "hidden_size": spec.hidden_size,
-                "num_attention_heads": spec.num_attention_heads,
-                "intermediate_size": spec.intermediate_size,
-                "num_hidden_layers": depth,
-                "vocab_size": vocabulary.size,
-                "pad_token_id": vocabulary.pad,
-                "cls_token_id": vocabulary.cls,
-                "sep_token_id": vocabulary.sep,
-                "bos_token_id": vocabulary.cls,
-                "eos_token_id": vocabulary.sep,
-            }
-        )
+        config: PretrainedConfig = config_class(**{**dropouts, **extra, **set_here})
     except Exception as error:  # each config class has its own validation errors
-        raise UserError(f"model: {family.config} refuses these values: {error}") from error
+        raise UserError(f"model: {name} refuses these values: {error}") from error
     return config
 
 
-def model_class(model_type: ModelType, *, next_sentence: bool) -> type["PreTrainedModel"]:
-    """The transformers class that pre-trains `model_type`.
-
-    Raises:
-        UserError: a next-sentence head is asked of a type that has none.
-    """
-    import transformers
-
-    name = FAMILIES[model_type].next_sentence if next_sentence else FAMILIES[model_type].masked_lm
-    if name is None:
-        raise UserError(f"{model_type} has no next-sentence head; set next_sentence to false.")
-    found: type[PreTrainedModel] = getattr(transformers, name)
+def model_class(model_type: ModelType, *, next_sentence: bool) -> type[PreTrainedModel]:
+    """The transformers class that pre-trains `model_type`; recipes see to it that it exists."""
+    found: type[PreTrainedModel] = getattr(transformers, FAMILIES[model_type][next_sentence])
     return found
 
 
@@ -134,13 +99,13 @@ def create_model(
     sequence_length: int,
     next_sentence: bool = False,
     seed: int = 0,
-) -> "PreTrainedModel":
+) -> PreTrainedModel:
     """A freshly initialised model of a recipe, in fp32, on the CPU, in training mode.
 
     The weights are a function of the arguments alone; the global random state is untouched.
 
     Raises:
-        UserError: as `build_config` and `model_class`.
+        UserError: as `build_config`, or transformers cannot build the model.
     """
     config = build_config(spec, depth=depth, vocabulary=vocabulary, sequence_length=sequence_length)
     with torch.random.fork_rng(devices=[]):
@@ -156,7 +121,7 @@ def create_model(
     return model
 
 
-def prediction_head(model: "PreTrainedModel") -> Callable[[Tensor], Tensor]:
+def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """The model's own masked-LM head: hidden states (…, H) to vocabulary logits (…, V).
 
     Raises:
@@ -185,7 +150,7 @@ class LossSums:
     """Sum over the rows; scalar; None without the objective."""
 
 
-def loss_sums(model: "PreTrainedModel", batch: "Batch", kernels: Kernels = EAGER) -> LossSums:
+def loss_sums(model: PreTrainedModel, batch: "Batch", kernels: Kernels = EAGER) -> LossSums:
     """The pre-training losses of a model of any supported type.
 
     Equal to transformers' dense loss up to rounding: the same modules, at fewer positions.
@@ -212,7 +177,7 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def forward_flops(model: "PreTrainedModel", *, rows: int, sequence_length: int, masked: int) -> int:
+def forward_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, masked: int) -> int:
     """FLOPs of one forward pass of `loss_sums`, a multiply-add counted as two.
 
     Counts matrix products only, as torch's FlopCounterMode does: every linear map and both
@@ -254,8 +219,6 @@ def forward_flops(model: "PreTrainedModel", *, rows: int, sequence_length: int, 
     return int(total + 2 * 2 * queries * sequence_length * config.hidden_size)
 
 
-def training_flops(
-    model: "PreTrainedModel", *, rows: int, sequence_length: int, masked: int
-) -> int:
+def training_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, masked: int) -> int:
     """FLOPs of a training step: the backward pass costs twice the forward pass."""
     return 3 * forward_flops(model, rows=rows, sequence_length=sequence_length, masked=masked)

@@ -1,7 +1,6 @@
 """Hugging Face folders: one way to open them, one way to write them.
 
-Nothing is fetched and no code of a checkpoint runs. Every tensor lands by its name; what is
-missing, left over or of another shape is an error that names it.
+Nothing is fetched, no code of a checkpoint runs, and every tensor lands by its name.
 """
 
 import contextlib
@@ -11,33 +10,25 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.errors import UserError
 from stackbert.files import reading, write_text
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_PLAIN = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
+_PLAIN = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Within this block transformers shows no bar, which would tear ours apart, and no report."""
-    from transformers.utils import logging
-
-    library: Any = logging
+    library: Any = transformers.utils.logging
     shown, verbosity = library.is_progress_bar_enabled(), library.get_verbosity()
     library.disable_progress_bar()
     library.set_verbosity_error()
@@ -50,24 +41,15 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json, if plain safetensors weights of a transformers model lie beside it.
-
-    Raises:
-        UserError: there is no config.json, it asks for code of its own, or the weights are
-            quantised, an adapter's, or only there as pickle files.
-    """
+    """A folder's config.json, or a UserError: it asks for code, or has no plain safetensors."""
     path = folder / "config.json"
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not a folder. Names on the Hugging Face Hub are not looked up; download "
-            "the model and give its folder."
-        )
     if not path.is_file():
-        raise UserError(f"{folder} has no config.json, so it is not a Hugging Face checkpoint.")
+        raise UserError(
+            f"{folder} is no folder of a Hugging Face checkpoint: it has no config.json. (Names on "
+            "the hub are not looked up.)"
+        )
     with reading(path):
-        fields = json.loads(path.read_bytes())
-        if not isinstance(fields, dict):
-            raise UserError(f"{path} does not hold a JSON object.")
+        fields: dict[str, Any] = dict(json.loads(path.read_bytes()))
     if fields.get("auto_map"):
         raise UserError(
             f"{path} asks for code of its own (auto_map). StackBERT never runs code from a "
@@ -75,36 +57,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if fields.get("quantization_config"):
         raise UserError(f"{path} says that the weights are quantised; StackBERT needs plain ones.")
-    if (folder / "adapter_config.json").exists():
-        raise UserError(
-            f"{folder} holds an adapter (adapter_config.json). Merge it into its model first."
-        )
     if not any((folder / name).is_file() for name in _WEIGHTS):
-        pickled = sorted(file.name for file in folder.glob("*.bin"))
-        way_out = (
-            f"only {', '.join(pickled)}, a pickle that can run code when it is read. Save the "
-            "model again with transformers first"
-            if pickled
-            else "neither a safetensors file nor an index of several"
+        raise UserError(
+            f"{folder} has no {' or '.join(_WEIGHTS)}. A .bin file is a pickle that can run code "
+            "and is never read; save the model again with transformers."
         )
-        raise UserError(f"{folder} has no safe weights: {way_out}.")
     return fields
 
 
-def stored_class(folder: Path) -> type["PreTrainedModel"]:
-    """The transformers class that a folder's config.json names.
-
-    Raises:
-        UserError: as `read_config`, or transformers has no such class.
-    """
-    import transformers
-
-    names = read_config(folder).get("architectures")
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{folder / 'config.json'} does not name its class in 'architectures'.")
-    found = getattr(transformers, str(names[0]), None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise UserError(f"{folder / 'config.json'}: transformers has no model class '{names[0]}'.")
+def stored_class(folder: Path) -> type[PreTrainedModel]:
+    """The transformers class that a folder's config.json names, or a UserError."""
+    named = read_config(folder).get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    found = getattr(transformers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise UserError(
+            f"{folder / 'config.json'}: 'architectures' should name a model class of transformers, "
+            f"and names {name}."
+        )
     return found
 
 
@@ -116,7 +86,7 @@ def open_model(
     may_miss: str = "",
     may_ignore: str = "",
     **config_changes: Any,  # noqa: ANN401 (fields of any config)
-) -> "PreTrainedModel":
+) -> PreTrainedModel:
     """The model of a Hugging Face folder, in evaluation mode, on the CPU.
 
     Args:
@@ -129,25 +99,29 @@ def open_model(
         config_changes: fields of the config to set, such as `attn_implementation="eager"`.
 
     Raises:
-        UserError: the folder cannot be opened, or a tensor is missing, left over, of another
-            shape, not stored in plain floating-point numbers, or NaN somewhere.
+        UserError: the folder cannot be opened; a tensor is missing, left over, of another shape,
+            quantised, or NaN somewhere.
     """
     read_config(folder)
     # An attention implementation named in config.json could be one that is fetched.
     config_changes.setdefault("attn_implementation", "sdpa")
     with reading(folder), quiet_transformers():
-        stored = _stored_dtype(folder)
-        dtype = dtype or stored
+        load = functools.partial(
+            model_class.from_pretrained,
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=_stored_dtype(folder) if dtype is None else dtype,
+            ignore_mismatched_sizes=True,  # they are reported, and refused by name
+            output_loading_info=True,
+        )
         try:
-            loaded = _load(folder, model_class, dtype, config_changes)
+            model, report = load(**config_changes)
         except ValueError as error:  # of a class that has no fused attention
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            loaded = _load(
-                folder, model_class, dtype, config_changes | {"attn_implementation": "eager"}
-            )
-    model: PreTrainedModel = loaded[0]
-    report: dict[str, Any] = loaded[1]
+            model, report = load(**{**config_changes, "attn_implementation": "eager"})
     for problem, names, allowed in (
         ("lacks", report["missing_keys"], may_miss),
         ("has no place for", report["unexpected_keys"], may_ignore),
@@ -166,15 +140,12 @@ def open_model(
         parameter.data = parameter.data.clone()
         if parameter.data.sum().isnan():  # nine times as fast as isnan().any()
             raise UserError(f"{folder} holds NaN in '{name}'. Use an earlier checkpoint.")
-    return model
+    opened: PreTrainedModel = model
+    return opened
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """The narrowest dtype that holds all stored weights without loss, whatever the config says.
-
-    Raises:
-        UserError: a weight is stored as integers or in 8 bits: codes that only a quantiser reads.
-    """
+    """The narrowest dtype that holds all stored weights without loss, whatever the config says."""
     dtypes: set[torch.dtype] = set()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -183,48 +154,25 @@ def _stored_dtype(folder: Path) -> torch.dtype:
                 if stored in _PLAIN:
                     dtypes.add(_PLAIN[stored])
                 elif name.endswith("weight"):
-                    raise UserError(
-                        f"{path} stores '{name}' as {stored}; StackBERT needs plain floating-point "
-                        f"weights ({', '.join(_PLAIN)})."
-                    )
+                    needed = f"StackBERT needs plain weights ({', '.join(_PLAIN)})"
+                    raise UserError(f"{path} stores '{name}' as {stored}; {needed}.")
     return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
 
-def _load(folder: Path, model_class: Any, dtype: Any, changes: dict[str, Any]) -> Any:  # noqa: ANN401
-    return model_class.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        dtype="auto" if dtype is None else dtype,
-        ignore_mismatched_sizes=True,  # they are reported, and refused by name
-        output_loading_info=True,
-        **changes,
-    )
-
-
-def open_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a Hugging Face folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    from transformers import AutoTokenizer
-
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder, or a UserError: there is none, or it is damaged."""
     with reading(folder, "It should hold a tokenizer that transformers opens."):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
         # From config.json alone transformers makes one up that knows only special tokens.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise UserError(
-                f"{folder} has no tokenizer. Copy the files of the model's own into it."
-            )
+            raise UserError(f"{folder} has no tokenizer. Copy the files of the model's own there.")
     return tokenizer
 
 
 def save_model(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     folder: Path,
     *,
     tokenizer: Path | None,
@@ -236,7 +184,7 @@ def save_model(
     Args:
         model: saved by its own `save_pretrained`, as safetensors.
         folder: where to.
-        tokenizer: a folder that is copied file by file, so that the new one is complete.
+        tokenizer: a folder whose files are copied.
         sequence_length: the longest row that the model was trained on, in tokens.
         weights: to save instead of the model's present ones, by the names of its `state_dict`.
     """

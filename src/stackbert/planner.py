@@ -13,13 +13,7 @@ from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
-from stackbert.machine import (
-    Precision,
-    explaining_out_of_memory,
-    fastest_precision,
-    keep_memory,
-    pick_device,
-)
+from stackbert.machine import Precision, fastest_precision, keep_memory, pick_device
 from stackbert.model import forward_flops, parameter_count
 from stackbert.pretraining.autotune import (
     Timing,
@@ -36,20 +30,12 @@ from stackbert.recipe import Recipe
 from stackbert.tables import table_text
 from stackbert.units import format_duration, parse_duration
 
-ASSUMED_MFU = 0.4
-"""Share of a published peak that training reaches (model FLOPs utilisation): a target, between the
-0.35 that we aim at for 12 × 768 and the 0.45 for 24 × 1024."""
-USABLE = 0.9
-"""Share of a device's memory for training; the rest goes to the driver's context and to gaps."""
-LINK_EFFICIENCY = 0.7
-"""Share of a link's published rate that an all-reduce of large tensors reaches. Assumed."""
-FEW_POSITIONS = 8192
-"""Of a device in a step: with fewer, a GPU's matrix products no longer reach their rate."""
-MAX_TIMING_SECONDS = 30.0
-"""Keep timing steps for up to 30 s, so that a short burst of load does not move the median."""
+ASSUMED_MFU = 0.4  # a target: we aim at 0.35 for 12 × 768 and at 0.45 for 24 × 1024
+USABLE = 0.9  # of a device's memory; the rest goes to the driver's context and to gaps
+LINK_EFFICIENCY = 0.7  # of a link's published rate, by an all-reduce of large tensors; assumed
+MAX_TIMING_SECONDS = 30.0  # so that a short burst of load does not move the median
+# Seconds of matrix products in a step of every stage; beyond, fewer rows are timed and scaled up.
 LONGEST_TURN = 5.0
-"""Seconds of matrix products in a step of every stage; beyond, fewer rows are timed and scaled up,
-as at least seven turns are timed and a step takes two or three times as long."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +44,11 @@ class Plan:
 
     title: str
     recipe: Recipe
-    """Over its final steps; measured here, also autotuned."""
+    """Over its final steps, and autotuned if it was measured here."""
     table: pd.DataFrame
     """Rows "stage 1" …, "stacked" (all of them together) and "scratch" (the last stage for as many
-    steps). Columns: depth, parameters, steps, tokens, flops (of training), micro_batch (rows),
-    memory (bytes at the peak), step_seconds, waiting_seconds (of a step, for other devices),
-    training_seconds, evaluations, evaluation_seconds (of all of them), seconds (of both), cost (USD
-    on all devices; NaN without a price)."""
+    steps). `memory` is in bytes at the peak, `waiting_seconds` (for other devices) are of a step,
+    `evaluation_seconds` of all evaluations, `cost` is USD on all devices."""
     sentences: tuple[str, ...]
     """What it comes to, what was assumed, what does not fit."""
 
@@ -108,9 +92,6 @@ def plan(
 ) -> Plan:
     """Predict time, FLOPs, memory and money of a run, and of the same steps from scratch.
 
-    Training steps and evaluations are counted; start-up, autotuning, growth and checkpoints come
-    on top.
-
     Args:
         recipe: from `load_recipe`.
         device: "here" trains some steps of every stage on this machine, on models thrown away
@@ -118,21 +99,13 @@ def plan(
         budget: wall-clock time such as "30m" to scale the stages to, as `pretrain` does.
         steps: scale to this many steps instead.
         corpus: sizes the vocabulary and the evaluation, and is what "here" measures on.
-        vocab_size: word pieces without a corpus; by default the paper's 32,768. Embedding and head
-            cost as much as several layers.
+        vocab_size: word pieces without a corpus; by default the paper's 32,768.
         mfu: assumed share of a named device's peak, by default `ASSUMED_MFU`.
         price: USD an hour of one device.
         devices: how many of a named kind share every step, eight to a machine.
 
     Raises:
-        UserError: an unknown device, a wrong field, a budget too short, too little memory here to
-            measure in.
-
-    Example:
-        >>> import stackbert as sb
-        >>> plan = sb.plan(sb.load_recipe("bert-base"), device="H200", price=3.0)
-        >>> plan.table.cost["stacked"] < plan.table.cost["scratch"]
-        True
+        UserError: what cannot be planned, or too little memory here to measure in.
     """
     if budget is not None and steps is not None:
         raise UserError("Give a budget or a number of steps, not both.")
@@ -146,19 +119,24 @@ def plan(
         )
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
-    source = "of the corpus" if corpus else "as given" if vocab_size else "the paper's"
     if corpus is None:
-        corpus = SyntheticCorpus(DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size)
+        corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
 
     notes: list[str] = []
     with torch.random.fork_rng():  # measuring seeds dropout and draws matrices
-        here = pick_device()
-        precision = _precision(recipe, named, here)
+        here, asked = pick_device(), recipe.precision
+        usual = next(iter(named.rates)) if named else None
+        precision = (usual or fastest_precision(here)) if asked == "auto" else asked
+        if named and precision not in named.rates:
+            raise UserError(
+                f"Of {precision} on '{named.name}' no rate is known: most processors emulate it, "
+                "many times slower than fp32. Plan with --set precision=fp32."
+            )
         recipe = recipe.model_copy(update={"precision": precision})
         machine = named or this_machine(here, precision)
         rate = machine.rates[precision]
-        stages = _works(recipe, opened, machine, precision, devices)
+        stages = _stages(recipe, opened, machine, precision, devices)
         if named is None:
             recipe, timing = _measured(recipe, stages, opened, machine, here, seconds, notes)
         else:
@@ -169,63 +147,43 @@ def plan(
     sizes = _micro_batches(recipe, stages, machine, devices, notes)
     stages["micro_batch"] = pd.Series(sizes, dtype=object)
     stages["memory"] = stages.fixed_memory + stages.micro_batch * stages.row_memory
-    stages["waiting_seconds"] = _waiting(recipe, stages, timing.step, machine, devices, notes)
+    stages["waiting_seconds"] = _waiting(recipe, stages, timing.step, machine, devices)
     timing = replace(timing, step=tuple(timing.step + stages.waiting_seconds))
-    if seconds is not None:
-        recipe = scaled_to(recipe, timing, seconds)
-    table = _table(recipe, stages, timing, None if price is None else devices * price)
+    if devices > 1:
+        shares = ", ".join(f"{share:.0%}" for share in stages.waiting_seconds / timing.step)
+        notes.append(f"Devices wait for each other's gradients for {shares} of a step.")
+    recipe = recipe if seconds is None else scaled_to(recipe, timing, seconds)
+    table = _table(recipe, stages, timing, math.nan if price is None else devices * price / 3600)
 
     name = machine.name if devices == 1 else f"{devices:,} × {machine.name}"
-    how = "compiled, measured here" if recipe.compile is True else "measured here"
-    how = how if mfu is None else f"at an assumed MFU of {mfu:g}"
+    how = "measured here" if mfu is None else f"at an assumed MFU of {mfu:g}"
     title = f"Plan of {recipe.name} on {name}, {precision}, {how}"
-    vocabulary = (
-        f"Vocabulary {opened.vocabulary.size:,} ({source}). Not counted: start-up, autotuning, "
-        "growth, checkpoints."
-    )
-    sentences = _sentences(table, rate, precision, mfu, price)
-    return Plan(title, recipe, table, (*sentences, vocabulary, *notes))
+    notes += _sentences(table, rate, precision, mfu, price)
+    words = opened.vocabulary.size
+    notes.append(f"Vocabulary {words:,}. Start-up, tuning, growth and checkpoints come on top.")
+    return Plan(title, recipe, table, tuple(notes))
 
 
-def _precision(recipe: Recipe, named: Device | None, here: torch.device) -> Precision:
-    if recipe.precision == "auto":
-        if named is None:
-            return fastest_precision(here)
-        return "fp32" if named.is_cpu else "bf16"
-    if named is not None and recipe.precision not in named.rates:
-        raise UserError(
-            f"Of {recipe.precision} on '{named.name}' no rate is known: most processors emulate "
-            "it, many times slower than fp32. Plan with --set precision=fp32."
-        )
-    return recipe.precision
-
-
-def _works(
+def _stages(
     recipe: Recipe, corpus: Corpus, machine: Device, precision: Precision, devices: int
 ) -> pd.DataFrame:
     """What a step and an evaluation of each stage take, whatever the number of steps."""
     training, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
+    length, masked = recipe.longest_sequence, validation.columns_BK.numel()
+    evaluation = {"rows": len(validation), "sequence_length": length, "masked": masked}
     works = []
     for index, first_step in enumerate(recipe.boundaries[:-1]):
         stage = recipe.stage(index)
         with torch.device("meta"):
             model = recipe_model(recipe, corpus.vocabulary, stage.depth)
         rows, masked = training.masked_rows(first_step)
-        length = stage.sequence_length
+        shape = {"rows": rows, "sequence_length": stage.sequence_length}
         work = {
             "depth": stage.depth,
-            "rows": rows,
-            "sequence_length": length,
+            **shape,
             "parameters": parameter_count(model),
-            "step_flops": step_flops(
-                model, recipe.optimizer, rows=rows, sequence_length=length, masked=masked
-            ),
-            "evaluation_flops": forward_flops(
-                model,
-                rows=len(validation),
-                sequence_length=recipe.longest_sequence,
-                masked=validation.columns_BK.numel(),
-            ),
+            "step_flops": step_flops(model, recipe.optimizer, **shape, masked=masked),
+            "evaluation_flops": forward_flops(model, **evaluation),
         }
         work["fixed_memory"], work["row_memory"] = footprint(
             model,
@@ -248,20 +206,16 @@ def _measured(
     budget: float | None,
     notes: list[str],
 ) -> tuple[Recipe, Timing]:
-    """The recipe as a run would tune it, and seconds of steps and evaluations on this machine.
-
-    Raises:
-        UserError: the models of all depths do not fit into memory at once.
-    """
-    models = stages.drop_duplicates("depth").fixed_memory.sum()
+    """The recipe as a run would tune it, and seconds of steps and evaluations on this machine."""
+    models = stages.drop_duplicates("depth").fixed_memory.sum()  # all depths are timed in turn
     needed = models + stages.row_memory.max()
-    if needed > machine.memory:
+    if needed > USABLE * machine.memory:
         raise UserError(
             f"Measuring '{recipe.name}' here takes about {needed / GIB:.0f} GiB of memory, and "
             f"there are {machine.memory / GIB:.0f}. Name a device instead of 'here'."
         )
     keep_memory()
-    training = training_plan(recipe, corpus)
+    training, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
     (rate,) = machine.rates.values()
     share = min(1.0, LONGEST_TURN * rate / stages.step_flops.sum())
     if share < 1.0:
@@ -277,15 +231,8 @@ def _measured(
         first, end = recipe.boundaries[index : index + 2]
         return training.batch(min(first + turn, end - 1)).rows(0, timed_rows[index])
 
-    with explaining_out_of_memory():
-        timing = measure(
-            recipe,
-            batch,
-            validation_batch(recipe, corpus),
-            corpus.vocabulary,
-            device=here,
-            patience=MAX_TIMING_SECONDS,
-        )
+    words, patience = corpus.vocabulary, MAX_TIMING_SECONDS
+    timing = measure(recipe, batch, validation, words, device=here, patience=patience)
     return recipe, replace(timing, step=tuple(timing.step * stages.rows / timed_rows))
 
 
@@ -306,27 +253,20 @@ def _micro_batches(
         if rows > fitting:
             needed = work.fixed_memory + rows * work.row_memory
             notes.append(
-                f"Depth {work.depth} does not fit on {machine.name}: micro-batches of {rows} rows "
-                f"need about {needed / GIB:.1f} GiB of the {usable / GIB:.1f} GiB that training "
-                f"can use; {fitting} rows fit (batch.micro_batch)."
+                f"Depth {work.depth} does not fit on {machine.name}: {rows} rows need about "
+                f"{needed / GIB:.1f} GiB of {usable / GIB:.1f}; {fitting} fit (batch.micro_batch)."
             )
     return sizes
 
 
 def _waiting(
-    recipe: Recipe,
-    stages: pd.DataFrame,
-    computing: Sequence[float],
-    machine: Device,
-    devices: int,
-    notes: list[str],
+    recipe: Recipe, stages: pd.DataFrame, computing: Sequence[float], machine: Device, devices: int
 ) -> pd.Series:
     """Seconds of each stage's step in which devices wait for each other's gradients; an estimate.
 
-    A ring moves 2·(N - 1)/N times the gradients' bytes (fp32) over each device's link (Patarasu and
-    Yuan, 2009) during the backward pass of the last micro-batch, two thirds of its time; the rest
-    is waited for. FSDP gathers the weights twice and scatters the gradients once: half as much
-    again.
+    A ring moves 2·(N - 1)/N times the gradients' bytes (fp32) over each link (Patarasu and Yuan,
+    2009) during the backward pass of the last micro-batch, two thirds of its time. FSDP gathers the
+    weights twice and scatters the gradients once: half as much again.
     """
     if devices == 1:
         return 0.0 * stages.rows
@@ -335,45 +275,26 @@ def _waiting(
     moved = rounds * (devices - 1) / devices * 4 * stages.parameters
     passes = (stages.rows / (devices * stages.micro_batch)).map(math.ceil)
     hidden = 2 / 3 * pd.Series(computing) / passes
-    waiting = (moved / (LINK_EFFICIENCY * link) - hidden).astype(float).clip(lower=0.0)
-    shares = ", ".join(f"{share:.0%}" for share in waiting / (waiting + computing))
-    notes.append(
-        f"Up to {moved.max() / 1e9:.2f} GB go over each link a step; devices wait for them for "
-        f"{shares} of a step."
-    )
-    positions = (stages.rows * stages.sequence_length).min() // devices
-    if positions < FEW_POSITIONS:
-        notes.append(
-            f"A device has {positions:,} positions a step: too few to keep it busy, so the MFU "
-            "will be lower than assumed. Take more rows a step (batch.sequences) or fewer devices."
-        )
-    return waiting
+    return (moved / (LINK_EFFICIENCY * link) - hidden).astype(float).clip(lower=0.0)
 
 
-def _table(
-    recipe: Recipe, stages: pd.DataFrame, timing: Timing, hourly_price: float | None
-) -> pd.DataFrame:
-    """`Plan.table`, from what a step of each stage takes and the number of steps."""
+def _table(recipe: Recipe, stages: pd.DataFrame, timing: Timing, price: float) -> pd.DataFrame:
+    """`Plan.table`; `price` is of a second on all devices."""
     alone = recipe.stages[-1].model_copy(update={"steps": recipe.total_steps})
     scratch = recipe.model_copy(update={"stages": (alone,)})
-    table = pd.concat([stages, stages.tail(1)], ignore_index=True)
-    steps = pd.Series([stage.steps for stage in (*recipe.stages, alone)], dtype=object)
-    evaluations = [*evaluations_by_stage(recipe), *evaluations_by_stage(scratch)]
-    sums = {
-        "steps": steps,
-        "tokens": steps * table.rows * table.sequence_length,
-        "flops": steps * table.step_flops,
-        "training_seconds": steps * [*timing.step, timing.step[-1]],
-        "evaluations": evaluations,
-        "evaluation_seconds": evaluations * pd.Series([*timing.evaluation, timing.evaluation[-1]]),
-    }
-    table = table[["depth", "parameters", "micro_batch", "memory", "waiting_seconds"]].assign(
-        step_seconds=[*timing.step, timing.step[-1]], **sums
-    )
-    stacked = table[[*sums]].iloc[:-1].sum().to_frame().T.assign(memory=stages.memory.max())
+    table = stages.assign(step_seconds=timing.step, evaluation_seconds=timing.evaluation)
+    table = pd.concat([table, table.tail(1)], ignore_index=True)
+    table["steps"] = pd.Series([stage.steps for stage in (*recipe.stages, alone)], dtype=object)
+    table["evaluations"] = [*evaluations_by_stage(recipe), *evaluations_by_stage(scratch)]
+    table["tokens"] = table.steps * table.rows * table.sequence_length
+    table["flops"] = table.steps * table.step_flops
+    table["training_seconds"] = table.steps * table.step_seconds
+    table["evaluation_seconds"] *= table.evaluations
+    sums = ["steps", "tokens", "flops", "training_seconds", "evaluations", "evaluation_seconds"]
+    stacked = table[sums].iloc[:-1].sum().to_frame().T.assign(memory=stages.memory.max())
     table = pd.concat([table.iloc[:-1], stacked, table.iloc[-1:]])
     table["seconds"] = table.training_seconds + table.evaluation_seconds
-    table["cost"] = table.seconds * (math.nan if hourly_price is None else hourly_price / 3600.0)
+    table["cost"] = table.seconds * price
     return table.set_axis([*(f"stage {i + 1}" for i in stages.index), "stacked", "scratch"])
 
 
@@ -393,10 +314,8 @@ def _sentences(
             f"{scratch.cost:,.2f} USD from scratch."
         )
     speed = f"{rate / 1e12:.3g} TFLOP/s in {precision}"
-    if mfu is None:
-        shares = (table.flops / table.training_seconds / rate).iloc[:-2]
-        reached = ", ".join(f"{share:.0%}" for share in shares)
-        said.append(f"Matrix products run at {speed}; steps reach {reached} of it.")
-    else:
-        said.append(f"Peak {speed} as published; the MFU is a target, not a measurement (--mfu).")
-    return said
+    if mfu is not None:
+        return [*said, f"Peak {speed} as published; the MFU is a target, not measured (--mfu)."]
+    shares = (table.flops / table.training_seconds / rate).iloc[:-2]
+    reached = ", ".join(f"{share:.0%}" for share in shares)
+    return [*said, f"Matrix products run at {speed}; steps reach {reached} of it."]

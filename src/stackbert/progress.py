@@ -3,7 +3,6 @@
 import contextlib
 import sys
 import time
-from types import TracebackType
 from typing import Self
 
 
@@ -13,12 +12,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
     def step(self, done: int, total: int, text: str) -> None:
@@ -32,30 +26,20 @@ class Bar(Progress):
     """A progress bar that redraws itself; for terminals."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        self._bar = RichProgress(
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(compact=True),
-        )
+        self._bar = RichProgress()
 
     def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def step(self, done: int, total: int, text: str) -> None:
         """Redraw the bar."""
+        text = f"{done:,}/{total:,} {text}"
         if not self._bar.task_ids:
             # Counted from where the run resumed, so that the time left is not flattered.
             self._bar.add_task(text, total=total, completed=done)
@@ -69,13 +53,12 @@ class Bar(Progress):
 class Lines(Progress):
     """Plain lines on stderr: what is said, and every 20 s how things stand; for logs and pipes."""
 
-    def __init__(self, seconds: float = 20.0) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
         self._last = time.monotonic()
 
     def step(self, done: int, total: int, text: str) -> None:
         """Print if the last line is old enough."""
-        if time.monotonic() - self._last >= self._seconds:
+        if time.monotonic() - self._last >= 20.0:
             self.say(f"{done:,}/{total:,} {text}")
 
     def say(self, text: str) -> None:

@@ -37,12 +37,9 @@ Frame = Annotated[pd.DataFrame, PlainValidator(_from_json), PlainSerializer(_to_
 def table_text(
     frame: pd.DataFrame, title: str = "", formats: Mapping[str, str] | None = None
 ) -> str:
-    """A table as aligned text, at most as wide as it needs.
+    """A table without its index as aligned text, under a title.
 
-    Args:
-        frame: its columns are the headings; the index is left out.
-        title: a line above.
-        formats: how to write a column's values ("{:.3f}"); a missing value is left empty.
+    `formats` say how to write a column's values ("{:.3f}"); a missing one is left empty.
     """
     from rich import box
     from rich.console import Console
@@ -52,18 +49,13 @@ def table_text(
     for name in frame.columns:
         text = all(isinstance(value, str) for value in frame[name])
         table.add_column(str(name), justify="left" if text else "right", no_wrap=not text)
+    forms = [(formats or {}).get(name) for name in frame.columns]
     for row in frame.itertuples(index=False, name=None):
-        table.add_row(
-            *(
-                cell_text(value, (formats or {}).get(name))
-                for name, value in zip(frame, row, strict=True)
-            )
-        )
+        table.add_row(*map(cell_text, row, forms))
     # Without a width of its own a console outside a terminal cuts at 80 columns.
-    console = Console(file=io.StringIO(), width=160, color_system=None)
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+    written = io.StringIO()
+    Console(file=written, width=160, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).strip("\n")
 
 
 def cell_text(value: Any, form: str | None = None) -> str:  # noqa: ANN401 (a cell)

@@ -1,6 +1,7 @@
 """Durations, counts and suggestions, as users write and read them."""
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -11,11 +12,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from "90s", "20m", "1.5h", "2d" or a combination such as "1h30m".
-
-    Raises:
-        UserError: it is not a duration, or not above zero.
-    """
+    """Seconds from "90s", "20m", "1.5h", "2d" or a combination such as "1h30m"."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text or math.isinf(seconds):
@@ -29,17 +26,13 @@ def format_duration(seconds: float) -> str:
     """A duration to read: "0.8 s", "48 s", "29 min 19 s", "3 h 5 min", "2 d 4 h"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    for large, small, large_name, small_name in (
-        (86400, 3600, "d", "h"),
-        (3600, 60, "h", "min"),
-        (60, 1, "min", "s"),
-    ):
+    units = (86400, "d"), (3600, "h"), (60, "min"), (1, "s")
+    for (large, large_name), (small, small_name) in itertools.pairwise(units):
         count = round(seconds / small)
         if count * small >= large:
             rest = count % (large // small)
-            return f"{count * small // large} {large_name}" + (
-                f" {rest} {small_name}" if rest else ""
-            )
+            whole = f"{count * small // large} {large_name}"
+            return f"{whole} {rest} {small_name}" if rest else whole
     return f"{round(seconds)} s"
 
 

@@ -1,29 +1,22 @@
 """Tiny models whose weights no initialisation would give."""
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from tiny_encoders import tiny_encoder
+from tiny_encoders import KINDS, tiny_encoder
 
-_DECODERS = {
-    "gpt2": (GPT2LMHeadModel, GPT2Config),
-    "llama": (LlamaForCausalLM, LlamaConfig),
-}
-_NO_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 96}
+DECODERS = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
 
 
 def build(kind, depth, **fields):
-    if kind in _DECODERS:
-        model_class, config_class = _DECODERS[kind]
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = model_class(
-                config_class(**{"vocab_size": 96, **sizes, "num_hidden_layers": depth, **fields})
-            )
-    else:
-        dropout = {} if kind == "modernbert" else dict.fromkeys(_NO_DROPOUT, 0.0)
+    if kind in KINDS:
+        dropouts = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+        dropout = {} if kind == "modernbert" else dict.fromkeys(dropouts, 0.0)
         model = tiny_encoder(kind, depth, **dropout, **fields)
+    else:
+        model_class = DECODERS[kind]
+        model = model_class(model_class.config_class(num_hidden_layers=depth, **SIZES, **fields))
     generator = torch.Generator().manual_seed(depth)
     with torch.no_grad():
         # Zero biases and unit norms would hide a tensor that was not copied.

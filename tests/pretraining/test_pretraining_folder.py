@@ -108,7 +108,7 @@ def test_a_folder_of_something_else_or_a_file_is_refused_and_left_alone(
     with pytest.raises(UserError, match=r"not empty .*recipe\.yaml, thesis\.tex"):
         pretrain(load_recipe(tmp_path / "recipe.yaml"), corpus=tiny_corpus, out=tmp_path)
     for out in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "below"):
-        with pytest.raises(UserError, match="A file stands where a folder is needed"):
+        with pytest.raises(UserError, match="Choose a path that is free"):
             pretrain(RECIPE, corpus=tiny_corpus, out=out)
     assert content(tmp_path) == before
 

@@ -59,7 +59,7 @@ def find_runs(model: object, beside: Sequence[str | Path]) -> dict[str, Path]:
             _checkpoint(folder, step)
         if beside and not recipe.growth_steps:
             raise UserError(f"{folder} never grew, so it has no growth to compare.")
-        operators[folder] = recipe.growth.operator
+        operators[folder] = recipe.growth.rule.name
     called = list(operators.values())
     return {
         operator if called.count(operator) == 1 else f"{operator} in {folder}": folder
@@ -86,7 +86,7 @@ def grown_again(shallow: Any, recipe: Recipe, step: int) -> Growth:  # noqa: ANN
     """What the run made of its shallow model at `step`."""
     depth = recipe.stages[recipe.stage_index(step)].depth
     seed = derive_key(recipe.seed, "growth", step) >> 1  # as in the run's trainer
-    return grow_with_origins(shallow, depth, recipe.growth.operator, seed=seed)
+    return grow_with_origins(shallow, depth, recipe.growth.rule, seed=seed)
 
 
 def _compare(

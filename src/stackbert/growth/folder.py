@@ -1,48 +1,28 @@
 """Grow the model in one Hugging Face folder into another folder."""
 
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stackbert.errors import UserError
-from stackbert.files import new_folder, reading, writing
-from stackbert.growth.grow import depth_key, grow
+from stackbert.files import new_folder, writing
+from stackbert.growth.grow import grow
 from stackbert.growth.operators import Operator, get_operator
 from stackbert.model_files import open_model, save_model, stored_class
 
-# Weights in any format, code, and how the source's training stood.
-_NOT_COPIED = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx", ".gguf"),
-    *(".npz", ".pkl", ".index.json", ".py", "state.json"),
-)
+# Not weights in whatever format, nor code, nor how the source's training stood.
+_COPIED = (".json", ".txt", ".model", ".jinja", ".md", "LICENSE", "NOTICE")
+_NOT_COPIED = ("index.json", "state.json")
 
-_CARD = """---
-library_name: transformers
-tags: [stackbert, progressive-stacking]
----
+_CARD = """# {}
 
-# {name}
-
-A `{model_class}` of {depth} layers, grown by StackBERT from one of {source_depth} layers
-(`{source}`) with the operator `{operator}`. It has not been trained since: train it before you use
-it. What is known of the source (its text, licence, results) is in the source's own card.
+A `{}` of {} layers, grown by StackBERT from `{}` with the operator `{}`. It has not been trained
+since: train it before you use it. What is known of the source (its text, licence, results) is in
+the source's own card.
 """
-
-
-@dataclass(frozen=True)
-class FolderGrowth:
-    """What `grow_folder` did."""
-
-    model_class: str
-    operator: str
-    source_depth: int
-    depth: int
-    parameters: int
-    """Of the grown model, tied ones counted once."""
 
 
 def grow_folder(
@@ -51,51 +31,45 @@ def grow_folder(
     depth: int,
     operator: str | Operator = "stack",
     seed: int = 0,
-) -> FolderGrowth:
+) -> PreTrainedModel:
     """Grow the model of one Hugging Face folder into a new folder that `from_pretrained` opens.
 
-    The weights keep the dtype they are stored in; the tokenizer and other small files are copied;
-    the model card says that the model is grown and untrained.
+    The weights keep the dtype they are stored in; tokenizer and other small files are copied.
 
     Args:
         source: a folder with `config.json` and safetensors weights, in one file or in shards.
         destination: a folder that does not exist; it appears whole or not at all.
-        depth: layers of the new model, more than the source has.
-        operator: an `Operator` or the name of one; "stack" is the paper's (Gong et al. 2019).
-        seed: of fresh layers and noise, for operators that have any.
+        depth, operator, seed: as `grow` takes them.
+
+    Returns:
+        The grown model, on the CPU.
 
     Raises:
-        UserError: the source is not such a folder, is damaged, has other tensors than its
-            architecture, needs code of its own, or cannot be grown to `depth` by this operator;
-            the destination exists. Nothing is left behind then.
+        UserError: the source cannot be opened or grown to `depth`, or the destination exists.
         RunError: the disk is full.
     """
     source, destination = Path(source), Path(destination)
-    if isinstance(operator, str):
-        operator = get_operator(operator)
-    named = stored_class(source)
-    with reading(source / "config.json"):
-        config = AutoConfig.from_pretrained(source, local_files_only=True)
-    source_depth: int = getattr(config, depth_key(config))
-    # Before a gigabyte is read: an unreachable depth is the likeliest mistake.
-    operator.depth_map(source_depth, depth)
     with writing(f"growing {source} into {destination}"), new_folder(destination) as partial:
-        grown = grow(_open_whole(source, named), depth, operator, seed=seed)
-        _copy_small_files(source, partial)
+        grown = grow(_open_whole(source), depth, operator, seed=seed)
+        for path in source.iterdir():
+            if path.is_dir() and path.name[0].isdigit():  # sentence-transformers: 1_Pooling, …
+                shutil.copytree(path, partial / path.name, copy_function=shutil.copyfile)
+            elif path.name.endswith(_COPIED) and not path.name.endswith(_NOT_COPIED):
+                shutil.copyfile(path, partial / path.name)
         save_model(grown, partial, tokenizer=None, sequence_length=0)
-        parameters = sum(parameter.numel() for parameter in grown.parameters())
-        result = FolderGrowth(type(grown).__name__, operator.name, source_depth, depth, parameters)
-        card = _CARD.format(name=destination.name, source=source.resolve().name, **asdict(result))
+        how = depth, source.resolve().name, get_operator(operator).name
+        card = _CARD.format(destination.name, type(grown).__name__, *how)
         (partial / "README.md").write_text(card, encoding="utf-8")
-    return result
+    return grown
 
 
-def _open_whole(source: Path, named: type[PreTrainedModel]) -> PreTrainedModel:
+def _open_whole(source: Path) -> PreTrainedModel:
     """The folder's model in the class that has a place for each of its tensors.
 
     bert-base-uncased names BertForMaskedLM and holds both pre-training heads; an encoder cut out
     of a masked LM has no pooler, which its class has by default.
     """
+    named = stored_class(source)
     family = named.__name__.split("For")[0].removesuffix("Model")
     both = getattr(transformers, f"{family}ForPreTraining", named)
     failures = []
@@ -106,17 +80,3 @@ def _open_whole(source: Path, named: type[PreTrainedModel]) -> PreTrainedModel:
         except UserError as error:
             failures.append(error)
     raise failures[0]
-
-
-def _copy_small_files(source: Path, destination: Path) -> None:
-    """The tokenizer, other small files, and the folders of sentence-transformers (1_Pooling, …)."""
-    top = [
-        path
-        for path in source.iterdir()
-        if not path.name.startswith(".") and not path.name.endswith(_NOT_COPIED)
-    ]
-    for path in (*top, *source.glob("[0-9]_*/**/*")):
-        if path.is_file():
-            copied = destination / path.relative_to(source)
-            copied.parent.mkdir(exist_ok=True, parents=True)
-            shutil.copyfile(path, copied)

@@ -1,8 +1,7 @@
 """Growth operators: which old layer each new layer starts from.
 
-An operator knows nothing of tensors, so this module imports without torch. To add your own, make an
-`Operator` of a rule and call `register_operator` (examples/own_operator.py). Every operator shipped
-here has a card in docs/operators/.
+An operator knows nothing of tensors, so this module imports without torch. examples/own_operator.py
+shows how to add your own; docs/operators/ has a card for each that is built in.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +21,10 @@ class Origin:
     """Where one new layer comes from."""
 
     source: int | None
-    """The old layer it copies, counted from 0 at the bottom; None for a fresh layer with the
-    architecture's own initialisation."""
+    """The old layer it copies, from 0 at the bottom; None for the architecture's initialisation."""
     outputs: Outputs = "kept"
-    """Its two output projections (of attention and of the feed-forward part). `zeroed`: weights and
-    biases are zero, so that a pre-norm layer passes its input through; `noised`: biases are zero,
+    """What becomes of its two output projections (of attention and of the feed-forward part).
+    `zeroed`: all zero, so that a pre-norm layer passes its input through; `noised`: biases zero,
     matrices drawn from N(0, `NOISE_SIGMA`²)."""
 
 
@@ -44,31 +42,29 @@ class Operator:
 
     name: str
     rule: Callable[[int, int], Sequence[Origin | int | None]]
-    """Gives for (source depth, target depth) an entry for each new layer, bottom first: the old
-    layer to copy, None for a fresh one, or an `Origin`."""
+    """From (source depth, target depth) to an entry for each new layer, bottom first: the old layer
+    to copy, None for a fresh one, or an `Origin`."""
     reaches: Callable[[int, int], bool] = lambda source, target: target > source
     """Whether the rule is defined for (source depth, target depth)."""
     preserves_function: bool = False
-    """The grown model computes what the source computed. Claimed for pre-norm models only: a
-    post-norm layer normalises even what it passes through."""
+    """A pre-norm model grown by it computes what its source did; a post-norm layer normalises even
+    what it passes through."""
 
     def depth_map(self, source_depth: int, target_depth: int) -> DepthMap:
         """Say where each of `target_depth` layers comes from, bottom layer first.
 
         Raises:
-            UserError: this operator cannot get from one depth to the other (the sentence names
-                the nearest depths that it can reach), or its rule gives something else.
+            UserError: this operator cannot get there, or its rule gives something else.
         """
         if not self.reaches(source_depth, target_depth):
             # A rule that repeats blocks reaches something within two source depths of any target.
             last = max(target_depth, source_depth) + 2 * source_depth
             reached = [n for n in range(1, last + 1) if self.reaches(source_depth, n)]
-            near = [n for n in reached if n < target_depth][-1:]
-            near += [n for n in reached if n > target_depth][:1]
+            near = sorted(reached, key=lambda n: abs(n - target_depth))[:2]
             raise UserError(
                 f"The operator '{self.name}' cannot grow {source_depth} layers to {target_depth}. "
                 f"The nearest depths it can reach from {source_depth}: "
-                f"{' or '.join(map(str, near)) or 'none'}."
+                f"{' or '.join(map(str, sorted(near))) or 'none'}."
             )
         entries = [
             entry if isinstance(entry, Origin) else Origin(entry)
@@ -88,42 +84,69 @@ def _on_top(outputs: Outputs) -> Callable[[int, int], list[Origin | int | None]]
     return lambda source, target: [*range(source), *[fresh] * (target - source)]
 
 
+def _core(source: int) -> range:
+    return range(source // 3, source - source // 3)
+
+
+def _middle(source: int, target: int) -> list[Origin | int | None]:
+    core = _core(source)
+    copies = 1 + (target - source) // len(core)
+    return [*range(core.start), *list(core) * copies, *range(core.stop, source)]
+
+
+def _followed_by_silent_copies(source: int, target: int) -> list[Origin | int | None]:
+    every = source // (target - source)
+    entries: list[Origin | int | None] = []
+    for layer in range(source):
+        silent = [Origin(layer, "zeroed")] if (layer + 1) % every == 0 else []
+        entries += [layer, *silent]
+    return entries
+
+
+def layer_list(layers: Sequence[int]) -> Operator:
+    """The operator that copies these old layers, bottom first."""
+    name = f"layers {' '.join(map(str, layers))}"
+    return Operator(name, lambda old, new: layers, lambda old, new: new == len(layers))
+
+
 # stack: Gong et al., ICML 2019, section 3 and Algorithm 1; G_stack in Du et al., NeurIPS 2024.
 # interleave: compared in Du et al.; called interposition in Orthogonal Growth, 2025.
+# middle: the core of "How Model Growth, Recursion, and Boundary Operators …", arXiv 2609.19107.
 # identity, identity-noise: baselines in Gong et al., section 4. random: the plain control.
-_SHIPPED = (
+# identity-copy: block expansion of LLaMA Pro, Wu et al., ACL 2024.
+_BUILT_IN = (
     Operator("stack", lambda old, new: [i % old for i in range(new)], _whole_blocks),
     Operator("interleave", lambda old, new: [i * old // new for i in range(new)], _whole_blocks),
+    Operator("middle", _middle, lambda old, new: new > old and (new - old) % len(_core(old)) == 0),
     Operator("identity", _on_top("zeroed"), preserves_function=True),
     Operator("identity-noise", _on_top("noised")),
+    Operator(
+        "identity-copy",
+        _followed_by_silent_copies,
+        lambda old, new: old < new <= 2 * old and old % (new - old) == 0,
+        preserves_function=True,
+    ),
     Operator("random", _on_top("kept")),
 )
-
-OPERATORS: dict[str, Operator] = {operator.name: operator for operator in _SHIPPED}
+OPERATORS = {operator.name: operator for operator in _BUILT_IN}
 """The operators by the name that recipes use; `register_operator` adds to it."""
 
 
 def register_operator(operator: Operator) -> None:
-    """Make an operator of your own known by its name, in this process.
-
-    It replaces an earlier one of the same name, so that a notebook cell can run twice.
-
-    Raises:
-        UserError: the name is that of a shipped operator.
-    """
-    if any(operator.name == shipped.name for shipped in _SHIPPED):
-        raise UserError(f"The operator '{operator.name}' is built in. Give yours another name.")
+    """Make an operator known by its name, in this process; it replaces one of the same name."""
     OPERATORS[operator.name] = operator
 
 
-def get_operator(name: str) -> Operator:
-    """Look an operator up by its name.
+def get_operator(operator: str | Operator) -> Operator:
+    """The operator of this name, or the one that is given.
 
     Raises:
-        UserError: no operator has that name; the sentence lists those there are.
+        UserError: no operator has this name.
     """
-    if name not in OPERATORS:
+    if isinstance(operator, Operator):
+        return operator
+    if operator not in OPERATORS:
         raise UserError(
-            f"There is no growth operator '{name}'. Choose one of: {', '.join(OPERATORS)}."
+            f"There is no growth operator '{operator}'. Choose one of: {', '.join(OPERATORS)}."
         )
-    return OPERATORS[name]
+    return OPERATORS[operator]

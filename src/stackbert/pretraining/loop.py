@@ -192,7 +192,7 @@ def _grow(run: Run, depth: int) -> None:
         "growth",
         step=at.step,
         stage=run.recipe.stage_index(at.step),
-        operator=growth.operator,
+        operator=growth.rule.name,
         optimizer_state=growth.optimizer_state,
         source_depth=source,
         target_depth=depth,
@@ -203,7 +203,7 @@ def _grow(run: Run, depth: int) -> None:
     )
     was = "" if before is None else f" from {before:.3f}"
     run.progress.say(
-        f"step {at.step:,}: grown {source} → {depth} layers by {growth.operator}; validation "
+        f"step {at.step:,}: grown {source} → {depth} layers by {growth.rule.name}; validation "
         f"loss{was} to {after:.3f}"
     )
 

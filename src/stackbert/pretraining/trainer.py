@@ -288,7 +288,7 @@ class Trainer:
         if self.parallel.is_sharded:
             source = type(self.model)(self.model.config)
             source.load_state_dict({n: t.cpu() for n, t in self.parallel.full_weights().items()})
-        growth = grow_with_origins(source, depth, growth_spec.operator, seed=seed)
+        growth = grow_with_origins(source, depth, growth_spec.rule, seed=seed)
         state = self.full_optimizer_state()
         state = grow_optimizer_state(state, growth, growth_spec.optimizer_state)
         self._take(growth.model, state)

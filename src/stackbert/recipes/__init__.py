@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,13 @@ from stackbert.files import explain, reading
 from stackbert.recipe import Recipe
 from stackbert.units import did_you_mean
 
+_FOLDER = Path(__file__).parent
+_SHIPPED = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
 
 def shipped_recipes() -> dict[str, Recipe]:
     """The recipes that come with StackBERT, by name."""
-    return {name: load_recipe(name) for name in _shipped_names()}
+    return {name: load_recipe(name) for name in _SHIPPED}
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -29,36 +31,22 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             by its place (`stages.0.steps=100`).
 
     Raises:
-        UserError: there is no such recipe, it is not YAML, or a field is unknown or impossible;
-            the message names the field.
-
-    Example:
-        >>> import stackbert as sb
-        >>> sb.load_recipe("small-cpu", ["seed=3"]).seed
-        3
+        UserError: there is no such recipe, it is not YAML, or a field is unknown or impossible.
     """
-    if name in _shipped_names():
-        where = f"Recipe '{name}'"
-        raw = _parse((resources.files(__name__) / f"{name}.yaml").read_text("utf-8"))
-    elif Path(name).is_file():
-        where, raw = str(name), read_yaml(Path(name))
-    else:
-        known = _shipped_names()
+    path = _FOLDER / f"{name}.yaml" if name in _SHIPPED else Path(name)
+    if not path.is_file():
         raise UserError(
-            f"There is no recipe '{name}': it is neither a file nor one of {', '.join(known)}"
-            f"{did_you_mean(str(name), known)}."
+            f"There is no recipe '{name}': it is neither a file nor one of {', '.join(_SHIPPED)}"
+            f"{did_you_mean(str(name), _SHIPPED)}."
         )
+    raw = read_yaml(path)
     for override in overrides:
         _override(raw, override)
-    return parse_recipe(raw, where)
+    return parse_recipe(raw, str(name))
 
 
 def parse_recipe(raw: Any, where: str) -> Recipe:  # noqa: ANN401 (plain YAML values)
-    """Validate plain values as a recipe.
-
-    Args:
-        raw: what YAML or JSON gave.
-        where: named at the head of the error ("my.yaml").
+    """Validate plain values as a recipe; `where` heads the error ("my.yaml").
 
     Raises:
         UserError: naming every field that is wrong.
@@ -72,11 +60,7 @@ def parse_recipe(raw: Any, where: str) -> Recipe:  # noqa: ANN401 (plain YAML va
 
 
 def read_yaml(path: Path) -> Any:  # noqa: ANN401 (plain YAML values)
-    """What a YAML file holds: mappings, lists and plain values.
-
-    Raises:
-        UserError: it cannot be read, is not YAML, or gives a field twice.
-    """
+    """What a YAML file holds, or a UserError; a field that is given twice is one."""
     with reading(path):
         return _parse(path.read_text(encoding="utf-8"))
 
@@ -91,25 +75,18 @@ def differing_fields(a: BaseModel, b: BaseModel) -> list[str]:
     ]
 
 
-def flat_fields(recipe: BaseModel) -> dict[str, Any]:
+def flat_fields(value: Any, name: str = "") -> dict[str, Any]:  # noqa: ANN401 (or plain values)
     """A recipe's fields by their dotted names, as `--set` takes them."""
-    return _flatten(recipe.model_dump(mode="json"), "")
-
-
-def _flatten(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401 (plain YAML values)
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = {str(place): item for place, item in enumerate(value)}
     if not isinstance(value, dict):
         return {name: value}
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        flat |= _flatten(item, f"{name}.{key}" if name else key)
+        flat |= flat_fields(item, f"{name}.{key}" if name else key)
     return flat
-
-
-def _shipped_names() -> list[str]:
-    files = (file.name for file in resources.files(__name__).iterdir())
-    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -117,13 +94,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As PyYAML's."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise ValueError(f"line {line} gives the field '{key.value}' a second time")
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"it gives the field '{name}' a second time")
         return super().construct_mapping(node, deep=deep)
 
 
@@ -145,17 +119,11 @@ def _override(raw: Any, override: str) -> None:  # noqa: ANN401 (plain YAML valu
         value = _parse(text)
     *parents, last = path.split(".")
     node = raw
-    for key in (*parents, last):
-        if isinstance(node, dict):
-            place: Any = key
-        elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
-            place = int(key)
-        elif isinstance(node, list):
-            raise UserError(f"--set {override}: '{key}' is not a place from 0 to {len(node) - 1}.")
-        else:
-            raise UserError(f"--set {override}: '{key}' cannot be set below a plain value.")
-        parent = node
-        if isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
-        node = parent[place]
-    parent[place] = value
+    try:
+        for key in parents:
+            if isinstance(node, dict) and node.get(key) is None:
+                node[key] = {}
+            node = node[int(key) if isinstance(node, list) else key]
+        node[int(last) if isinstance(node, list) else last] = value
+    except (IndexError, TypeError, ValueError) as error:
+        raise UserError(f"--set {override}: the recipe has no such place.") from error
