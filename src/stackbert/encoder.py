@@ -189,7 +189,7 @@ class _CrossEntropy(torch.autograd.Function):
             loss -= (log_RV.gather(1, place_R1) * counts_R1).sum()
             share_RV = log_RV.exp_()
             share_RV.scatter_add_(1, place_R1, -torch.ones_like(place_R1, dtype=torch.float32))
-            part_RV.copy_(share_RV if counts_R1.all() else share_RV.mul_(counts_R1))
+            part_RV.copy_(share_RV).mul_(counts_R1)
         return loss
 
     @staticmethod
