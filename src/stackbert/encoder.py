@@ -114,8 +114,8 @@ def _attend_rotated(
     query = F.linear(_at(normed_BSH, positions_M), weights[0], biases[0])
     key_value = F.linear(normed_BSH, weights[1], biases[1])
     columns_BK = positions_M.view(len(x_BSH), -1) % x_BSH.size(1)
-    query = query.unflatten(-1, (-1, own.head_dim))[:, :, None]
-    key, value = key_value.unflatten(-1, (2, -1, own.head_dim)).unbind(2)
+    query = query.view(*query.shape[:2], 1, -1, own.head_dim)
+    key, value = key_value.view(*key_value.shape[:2], 2, -1, own.head_dim).unbind(2)
     sees = rotation.sees_SS
     return _mix(
         _rotate(query, rotation.cos_SD[columns_BK], rotation.sin_SD[columns_BK])[:, :, 0],
@@ -164,7 +164,7 @@ def masked_loss(head: Head, hidden_MH: Tensor, labels_M: Tensor) -> Tensor:
     """Cross-entropy in nats of the head's predictions, summed; labels of -100 do not count."""
     logits_MV = head(hidden_MH)
     if logits_MV.device.type == "cpu" and logits_MV.requires_grad:
-        loss: Tensor = _CrossEntropy.apply(logits_MV, labels_M)
+        loss: Tensor = _CrossEntropy.apply(logits_MV, labels_M)  # type: ignore[no-untyped-call]
         return loss
     return F.cross_entropy(logits_MV.float(), labels_M, reduction="sum")
 
@@ -182,7 +182,9 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(gradient_MV)
         loss = torch.zeros(())
         rows = max(1, IN_CACHE // logits_MV.size(1))
-        for part_RV, labels_R in zip(gradient_MV.split(rows), labels_M.split(rows), strict=True):
+        for part_RV, labels_R in zip(
+            torch.split(gradient_MV, rows), torch.split(labels_M, rows), strict=True
+        ):
             counts_R1 = (labels_R >= 0)[:, None]
             place_R1 = labels_R.clamp(min=0)[:, None]
             log_RV = part_RV.float().log_softmax(1)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stackbert.growth.grow import find_layers
 from stackbert.model import training_flops
@@ -86,7 +86,7 @@ def orthogonalise(
     if tall:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for together in _taken_together(*x.shape[-2:], steps):
+    for together in _taken_together(x.size(-2), x.size(-1), steps):
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         if together == 1:
@@ -137,7 +137,7 @@ def step_flops(
     return total
 
 
-def _muon_names(model: nn.Module, spec: OptimizerSpec) -> set[str]:
+def _muon_names(model: "PreTrainedModel", spec: OptimizerSpec) -> set[str]:
     """The parameters that Muon updates: the matrices of the encoder's layers."""
     if spec.name != "muon":
         return set()
