@@ -26,6 +26,7 @@ LAYERS = [
     {"planner"},
     {"comparison"},
     {"attention"},
+    {"evaluation"},
     {"finetuning"},
     {"reports"},
     {"demo"},
@@ -101,5 +102,5 @@ def test_importing_the_package_and_its_command_line_loads_no_heavy_library():
 def test_every_public_name_loads():
     import stackbert as sb
 
-    assert len(sb.__all__) <= 14
+    assert len(sb.__all__) <= 15
     assert all(getattr(sb, name) is not None for name in (*sb.__all__, "__version__"))

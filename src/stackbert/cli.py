@@ -470,6 +470,49 @@ def finetune(
 
 
 @app.command()
+def evaluate(
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="Checkpoint folders, or runs, of which each checkpoint is measured."),
+    ],
+    data: Annotated[Path, typer.Option(help="A folder of tests, a corpus, or a single file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for numbers and page.")] = None,
+    only: Annotated[str, typer.Option(help="Names of tests with commas; by default all.")] = "",
+    train: Annotated[int, typer.Option(min=1, help="Sentences to train a probe on.")] = 2000,
+    test: Annotated[int, typer.Option(min=2, help="Sentences to test it on.")] = 1000,
+    pairs: Annotated[int, typer.Option(min=1, help="Minimal pairs of each paradigm.")] = 200,
+    passages: Annotated[int, typer.Option(min=2, help="Of 64 words, of a held-out text.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of samples, masks and random weights.")] = 0,
+) -> None:
+    """Measure what models have learned: probes of each layer, minimal pairs, held-out loss.
+
+    Example: stackbert evaluate run/model --data tests --out evaluation
+    """
+    from stackbert.evaluation.evaluate import evaluate as run_evaluation
+    from stackbert.progress import console_progress
+    from stackbert.tables import table_text
+
+    with console_progress() as progress:
+        result = run_evaluation(
+            models,
+            data=data,
+            out=out,
+            only=_words(only),
+            train=train,
+            test=test,
+            pairs=pairs,
+            passages=passages,
+            seed=seed,
+            progress=progress,
+        )
+    for table, form in ((result.probe_table(), "{:.1f}"), (result.score_table(), "{:.3f}")):
+        if len(table):
+            typer.echo(table_text(table, formats=dict.fromkeys(table.select_dtypes("float"), form)))
+    for sentence in (*result.sentences(), *result.notes):
+        typer.echo(sentence)
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes.
 
