@@ -478,11 +478,9 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="A folder of tests, a corpus, or a single file.")],
     out: Annotated[Path | None, typer.Option(help="Folder for numbers and page.")] = None,
     only: Annotated[str, typer.Option(help="Names of tests with commas; by default all.")] = "",
-    train: Annotated[int, typer.Option(min=1, help="Sentences to train a probe on.")] = 2000,
-    test: Annotated[int, typer.Option(min=2, help="Sentences to test it on.")] = 1000,
+    train: Annotated[int, typer.Option(min=1, help="Sentences a probe learns from.")] = 2000,
+    test: Annotated[int, typer.Option(min=2, help="Sentences a probe is tested on.")] = 1000,
     pairs: Annotated[int, typer.Option(min=1, help="Minimal pairs of each paradigm.")] = 200,
-    passages: Annotated[int, typer.Option(min=2, help="Of 64 words, of a held-out text.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of samples, masks and random weights.")] = 0,
 ) -> None:
     """Measure what models have learned: probes of each layer, minimal pairs, held-out loss.
 
@@ -492,24 +490,19 @@ def evaluate(
     from stackbert.progress import console_progress
     from stackbert.tables import table_text
 
+    counts = {"train": train, "test": test, "pairs": pairs}
     with console_progress() as progress:
         result = run_evaluation(
-            models,
-            data=data,
-            out=out,
-            only=_words(only),
-            train=train,
-            test=test,
-            pairs=pairs,
-            passages=passages,
-            seed=seed,
-            progress=progress,
+            models, data=data, out=out, only=_words(only), progress=progress, **counts
         )
-    for table, form in ((result.probe_table(), "{:.1f}"), (result.score_table(), "{:.3f}")):
-        if len(table):
-            typer.echo(table_text(table, formats=dict.fromkeys(table.select_dtypes("float"), form)))
-    for sentence in (*result.sentences(), *result.notes):
+    for table in result.tables():
+        typer.echo(table_text(table, formats=dict.fromkeys(table.select_dtypes("float"), "{:.4g}")))
+    for sentence in result.sentences():
         typer.echo(sentence)
+    if out is not None:
+        _report(out)
+    if out is not None:
+        _report(out)
 
 
 @app.command()
@@ -529,8 +522,8 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Run directories, or the folder of one comparison, fine-tuning or measurement of "
-            "attention."
+            help="Run directories, or the folder of one comparison, fine-tuning, evaluation or "
+            "measurement of attention."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],

@@ -1,14 +1,12 @@
 """What lies in a folder of evaluation data: labelled words and sentences, minimal pairs, text."""
 
 import csv
+import itertools
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
+from typing import Any, Literal, NamedTuple
 
 from stackbert.corpus.store import MANIFEST, open_corpus
 from stackbert.corpus.text import open_files
@@ -17,189 +15,133 @@ from stackbert.files import reading
 from stackbert.model_files import open_tokenizer
 
 WORDS = range(3, 46)
-"""Lengths of the sentences that word probes take. Few tokens of longer ones fit into short rows."""
-PASSAGE_WORDS = 64
-"""Of a passage of held-out text: about 85 tokens of a vocabulary of 8,192."""
-MIN_PASSAGE_WORDS = 8
-_SPLIT = re.compile(r"(.+)\.(train|dev|test)$")
-_ENTITY = re.compile(r"O|[BIESLU]-.+")
+"""Lengths of the sentences that word probes take: longer ones do not fit into short rows."""
+PASSAGES = 1000
+PASSAGE_WORDS = range(8, 65)
+"""Long texts are cut into passages of 64 words, about 85 tokens of a vocabulary of 8,192."""
+PROBES = ("words", "sentences")
+_TSV = (".tsv", ".conll")
 
 
-@dataclass(frozen=True)
-class Example:
-    """A sentence as its words with a label each, or as one string with one label."""
+class Example(NamedTuple):
+    """A sentence as words with a label each, or as a single string with one label."""
 
     words: tuple[str, ...]
     labels: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A labelling that a linear classifier is to read off a layer."""
+class Pair(NamedTuple):
+    """A minimal pair in BLiMP's layout."""
+
+    uid: str
+    """The paradigm."""
+    phenomenon: str
+    good: str
+    bad: str
+
+
+class Test(NamedTuple):
+    """What models are asked."""
 
     name: str
-    unit: Literal["word", "sentence"]
-    """What has a label."""
-    train: list[Example]
-    test: list[Example]
-
-    @property
-    def is_entities(self) -> bool:
-        """Whether the labels are those of named entities: O, B-PER, I-PER."""
-        labels = {label for example in self.train for label in example.labels}
-        return "O" in labels and all(map(_ENTITY.fullmatch, labels))
+    kind: Literal["words", "sentences", "pairs", "text"]
+    items: list[Any]
+    """`Example`s to label, `Pair`s, or passages as strings."""
+    train: Sequence[Example] = ()
+    """Of a probe."""
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Minimal pairs in BLiMP's layout; columns uid (the paradigm), phenomenon, good, bad."""
-
-    name: str
-    frame: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Text:
-    """Passages of held-out text."""
-
-    name: str
-    passages: list[str]
-
-
-Test = Probe | Pairs | Text
-
-
-def read_tests(
-    data: Path, *, train: int, test: int, pairs: int, passages: int, seed: int
-) -> tuple[list[Test], list[str]]:
-    """The tests in a folder (with its subfolders), a corpus or a single file, and what was left.
+def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[Test], list[str]]:
+    """The tests in a folder and below, in a corpus or in a file, and what was left out.
 
     Args:
-        data: where the files are; docs/evaluation.md says how they are recognised.
-        train: sentences that a probe is trained on; fewer if there are fewer.
-        test: sentences that it is tested on.
-        pairs: minimal pairs of each paradigm.
-        passages: of a text.
-        seed: of the random samples.
+        data: docs/evaluation.md says which files are recognised.
+        train: sentences that a probe learns from; fewer if there are fewer, as of the others.
+        test: sentences that it labels.
+        pairs: of each paradigm.
 
     Raises:
-        UserError: nothing there is a test, or a file is damaged.
+        UserError: there is no test, or a file is damaged.
     """
-    tests: list[Test] = []
-    left: list[str] = []
-    corpora = [path.parent for path in sorted(data.rglob(MANIFEST))]
-    for corpus in corpora:
-        tests.append(Text(corpus.name, _sample(_cut(_corpus_text(corpus)), passages, seed)))
     if not data.exists():
         raise UserError(f"{data} does not exist.")
+    tests, notes = [], []
+    corpora = [path.parent for path in sorted(data.rglob(MANIFEST))]
+    for folder in corpora:
+        tests.append(Test(folder.resolve().name, "text", _passages(_held_out(folder))))
     for path in [data] if data.is_file() else sorted(data.rglob("*")):
-        if not path.is_file() or any(corpus in path.parents for corpus in corpora):
+        if not path.is_file() or any(folder in path.parents for folder in corpora):
             continue
-        split = _SPLIT.fullmatch(path.stem)
-        header = _first_line(path) if path.suffix in (".tsv", ".conll") else []
-        if {"uid", "phenomenon", "good", "bad"} <= set(header):
-            frame = _table(path).groupby("uid", sort=False, group_keys=False)
-            chosen = frame[["uid", "phenomenon", "good", "bad"]].apply(
-                lambda group: group.sample(min(pairs, len(group)), random_state=seed)
-            )
-            tests.append(Pairs(path.stem, chosen.reset_index(drop=True)))
-        elif {"label", "sentence", "split"} <= set(header):
-            tests += _sentence_probes(path, train, test, seed)
-        elif header and split and split[2] == "train":
-            other = path.with_name(f"{split[1]}.test{path.suffix}")
-            tests.append(
-                Probe(
-                    split[1],
-                    "word",
-                    _sample(list(_tagged(path)), train, seed),
-                    _sample(list(_tagged(other)), test, seed),
-                )
-            )
+        name, _, split = path.stem.rpartition(".")
+        rows = _rows(path) if path.suffix in _TSV and split != "dev" else []
+        columns = set(rows[0]) if rows else set()
+        if set(Pair._fields) <= columns:
+            found = [Pair(*(row[field] for field in Pair._fields)) for row in rows]
+            uids = dict.fromkeys(pair.uid for pair in found)
+            chosen = (_sample([pair for pair in found if pair.uid == uid], pairs) for uid in uids)
+            tests.append(Test(path.stem, "pairs", list(itertools.chain(*chosen))))
+        elif {"split", "label", "sentence"} <= columns:
+            for task in dict.fromkeys(row.get("task", "") for row in rows):
+                sides: dict[str, list[Example]] = {"train": [], "test": []}
+                for row in rows:
+                    if row.get("task", "") == task and row["split"] in sides:
+                        example = Example((row["sentence"],), (row["label"],))
+                        sides[row["split"]].append(example)
+                learned, asked = _sample(sides["train"], train), _sample(sides["test"], test)
+                tests.append(Test(f"{path.stem} {task}".strip(), "sentences", asked, learned))
+        elif path.suffix in _TSV and split == "train":
+            learned = _sample(list(_tagged(path)), train)
+            asked = _sample(list(_tagged(path.with_name(f"{name}.test{path.suffix}"))), test)
+            tests.append(Test(name, "words", asked, learned))
         elif ".txt" in path.suffixes:
-            documents = (doc for file in open_files([path]) for doc in file.documents())
-            tests.append(Text(path.stem, _sample(_cut(documents), passages, seed)))
-        elif not split and not path.name.startswith("."):
-            left.append(path.name)
+            documents = (text for file in open_files([path]) for text in file.documents())
+            tests.append(Test(path.stem, "text", _passages(documents)))
+        elif split not in ("dev", "test"):
+            notes.append(f"{path.name} is no test that StackBERT knows.")
+    for each in tests:
+        if len(each.items) < 2 or (each.kind in PROBES and not each.train):
+            raise UserError(f"{data}: the test '{each.name}' has too few rows to train or test on.")
     if not tests:
         raise UserError(
             f"{data} holds no test: no NAME.train.tsv of words and tags, no table with the columns "
             "split, label, sentence or uid, phenomenon, good, bad, no .txt file and no corpus."
         )
-    return tests, left
+    return tests, notes
 
 
-def _first_line(path: Path) -> list[str]:
-    with reading(path), path.open(encoding="utf-8-sig") as file:
-        return file.readline().rstrip("\r\n").split("\t")
+def _sample(rows: Sequence[Any], count: int) -> list[Any]:
+    return random.Random(0).sample(rows, min(count, len(rows)))
 
 
-def _table(path: Path) -> pd.DataFrame:
-    with reading(path):
-        return pd.read_csv(
-            path,
-            sep="\t",
-            dtype=str,
-            keep_default_na=False,
-            quoting=csv.QUOTE_NONE,
-            encoding="utf-8-sig",
-        )
-
-
-def _sample(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
-    return random.Random(seed).sample(rows, min(count, len(rows)))
-
-
-def _sentence_probes(path: Path, train: int, test: int, seed: int) -> list[Probe]:
-    """A probe for each value of the column `task`; one for all rows without that column."""
-    table = _table(path)
-    tasks = table["task"] if "task" in table else pd.Series("", index=table.index)
-    probes = []
-    for task, rows in table.groupby(tasks, sort=False):
-        sides = [
-            [
-                Example((sentence,), (label,))
-                for sentence, label in zip(side["sentence"], side["label"], strict=True)
-            ]
-            for side in (rows[rows["split"] == name] for name in ("train", "test"))
-        ]
-        if not all(sides):
-            raise UserError(f"{path}: '{task}' needs rows with the split 'train' and with 'test'.")
-        name = f"{path.stem}: {task}" if task else path.stem
-        learned, asked = (
-            _sample(side, n, seed) for side, n in zip(sides, (train, test), strict=True)
-        )
-        probes.append(Probe(name, "sentence", learned, asked))
-    return probes
+def _rows(path: Path) -> list[dict[str, str]]:
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, restval=""))
 
 
 def _tagged(path: Path) -> Iterator[Example]:
-    """Sentences of lines "word TAB tag": blank lines between them, further columns ignored."""
+    """Sentences of lines "word TAB tag" between blank lines; further columns are ignored."""
     with reading(path, "Each line is a word, a tab and its tag."):
-        for block in re.split(r"\n[^\S\n]*\n", path.read_text(encoding="utf-8-sig")):
+        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8-sig")):
             # A comment starts with "# "; the word "#" is followed by a tab.
-            lines = [line for line in block.splitlines() if line and not line.startswith("# ")]
-            if short := next((line for line in lines if "\t" not in line), None):
-                raise UserError(f"{path}: the line '{short}' has no tab and no tag.")
-            cells = [line.split("\t") for line in lines]
-            if len(cells) in WORDS:
-                yield Example(tuple(row[0] for row in cells), tuple(row[1] for row in cells))
+            lines = [line for line in block.split("\n") if line and not line.startswith("# ")]
+            if len(lines) in WORDS:
+                words, tags, *_ = zip(*(line.split("\t") for line in lines), strict=False)
+                yield Example(words, tags)
 
 
-def _corpus_text(folder: Path) -> Iterator[str]:
-    """The held-out documents of a corpus, as its own tokenizer puts its tokens together again."""
+def _held_out(folder: Path) -> Iterator[str]:
+    """A corpus' held-out documents, as its tokenizer puts them together again."""
     corpus = open_corpus(folder)
     tokenizer = open_tokenizer(corpus.tokenizer_folder)
     ids = corpus.validation.read(0, len(corpus.validation))
-    ends = [*(ids == corpus.vocabulary.sep).nonzero()[0].tolist(), len(ids)]
-    for start, end in zip([0, *(end + 1 for end in ends)], ends, strict=False):
+    start = 0
+    for end in (ids == corpus.vocabulary.sep).nonzero()[0].tolist():
         yield str(tokenizer.decode(ids[start:end].tolist()))
+        start = end + 1
 
 
-def _cut(documents: Iterator[str]) -> list[str]:
-    passages = []
-    for document in documents:
-        words = document.split()
-        starts = range(0, max(1, len(words) - PASSAGE_WORDS + 1), PASSAGE_WORDS)
-        found = (words[start : start + PASSAGE_WORDS] for start in starts)
-        passages += [" ".join(each) for each in found if len(each) >= MIN_PASSAGE_WORDS]
-    return passages
+def _passages(documents: Iterator[str]) -> list[str]:
+    longest = PASSAGE_WORDS[-1]
+    texts = [text.split() for text in documents]
+    cut = [words[at : at + longest] for words in texts for at in range(0, len(words), longest)]
+    return _sample([" ".join(words) for words in cut if len(words) in PASSAGE_WORDS], PASSAGES)

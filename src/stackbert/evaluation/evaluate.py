@@ -1,8 +1,7 @@
-"""`evaluate`: every model on every test, with random weights beside it; kept in evaluation.json."""
+"""`evaluate`: each model takes each test, random weights the probes; kept in evaluation.json."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,8 +9,8 @@ import pandas as pd
 
 from stackbert.errors import UserError
 from stackbert.evaluation import masked, probes
-from stackbert.evaluation.data import Pairs, Probe, Test, read_tests
-from stackbert.evaluation.models import Subject, find_places, open_subject, random_twin
+from stackbert.evaluation.data import PROBES, Test, read_tests
+from stackbert.evaluation.models import Subject, find_places, open_subject
 from stackbert.evaluation.scores import Score, difference
 from stackbert.files import Record, writing
 from stackbert.machine import describe, pick_device
@@ -20,81 +19,56 @@ from stackbert.tables import Frame
 from stackbert.units import did_you_mean
 
 EVALUATION = "evaluation.json"
-TRAINED, RANDOM, NONE = "trained", "random", "none"
-_SCORES = ["test", "kind", "metric", "model", "weights", "layer", "score", "error", "items"]
-_COMPARISONS = ["test", "metric", "model", "versus", "difference", "error", "p"]
+MEANING = (
+    "A probe is a linear classifier on a frozen layer: its score says how much of the labels can "
+    "be read off the layer. What it has above the embeddings, the layers took from the context; "
+    "what it has above random weights of the same shape, pre-training put there."
+)
+Layers = list[dict[str, Score]]
+"""Scores by metric, of the embeddings and of each layer; of what is not a probe only one."""
 
 
 class EvaluationResult(Record):
-    """What `evaluate` found. Accuracies and F1 are shares of 1, losses nats."""
+    """What `evaluate` found: accuracies, F1 and pairs in hundredths, losses in nats."""
 
     what: ClassVar[str] = "a folder of 'stackbert evaluate'"
 
     machine: dict[str, Any]
     settings: dict[str, int]
     models: Frame
-    """A row a model: name, folder, type, depth, hidden_size, step (of a run's checkpoint),
-    seconds that its evaluation took."""
+    """A row a model: model, folder, type, depth, hidden_size, step (of a run), seconds it took."""
     scores: Frame
-    """A row a score: test, kind (probe, pairs, text), metric, model, weights ("trained", "random";
-    "none" of the commonest answer), layer (0 is the embeddings; NaN if not of a layer), score, its
-    standard error, items (sentences, pairs or passages)."""
-    comparisons: Frame
-    """A row a paired test on the same items: test, metric, model, versus, difference, its standard
-    error, two-sided p. Of a probe it is the last layer that is compared."""
+    """A row for each test, metric and model: score (of a probe: of the last layer), ± (standard
+    error over sentences, pairs or passages), vs. first and p (paired test with the first model). Of
+    a probe also embeddings, best, at layer, random (weights), above embeddings and ±, above random
+    and ±, and what needs no model: the majority's label, the majority of the same word."""
+    layers: Frame
+    """A row for each layer of a probe: test, metric, model, weights, layer (0: the embeddings),
+    score, low, high (95 %)."""
     notes: tuple[str, ...] = ()
 
-    def probe_table(self) -> pd.DataFrame:
-        """A row for each probe and model, in hundredths: the layers and what they stand beside."""
-        rows = []
-        chosen = self.scores[self.scores["kind"] == "probe"]
-        for (test, metric), of_test in chosen.groupby(["test", "metric"], sort=False):
-            alone = of_test[of_test["weights"] == NONE].set_index("model")["score"]
-            for model, rows_of in of_test[of_test["weights"] != NONE].groupby("model", sort=False):
-                trained = rows_of[rows_of["weights"] == TRAINED].set_index("layer")
-                random = rows_of[rows_of["weights"] == RANDOM].set_index("layer")
-                last = trained.index.max()
-                best = trained["score"].idxmax()
-                row = {
-                    "embeddings": trained["score"][0],
-                    "middle": trained["score"][(last + 1) // 2],
-                    "last": trained["score"][last],
-                    "±": trained["error"][last],
-                    "best": trained["score"][best],
-                    "random, last": random["score"][last],
-                    **alone,
-                }
-                hundredths = {name: 100 * value for name, value in row.items()}
-                rows.append({"test": test, "metric": metric, "model": model, **hundredths})
-                rows[-1]["best layer"] = int(best)
-        return pd.DataFrame(rows)
-
-    def score_table(self, *, whole: bool = False) -> pd.DataFrame:
-        """A row for each other score, a column a model; `whole`, of single paradigms, too."""
-        chosen = self.scores[self.scores["kind"] != "probe"]
-        if not whole:
-            chosen = chosen[~chosen["metric"].str.startswith(masked.PARADIGM)]
-        table = chosen.pivot_table(
-            index=["test", "metric"], columns="model", values=["score", "error"], sort=False
-        )
-        table.columns = [
-            model if kind == "score" else f"± {model}" for kind, model in table.columns
+    def tables(self) -> list[pd.DataFrame]:
+        """The scores of probes and the others, without what `sentences` say, for a terminal."""
+        shown = self.scores.loc[:, ~self.scores.columns.str.match("above|± ")]
+        is_probe = self.scores["test"].isin(self.layers.get("test", ()))
+        return [
+            shown[rows].dropna(axis=1, how="all") for rows in (is_probe, ~is_probe) if rows.any()
         ]
-        return table.reset_index()
 
     def sentences(self) -> list[str]:
-        """What the figures mean and show, in words."""
-        from stackbert.evaluation.statements import statements
-
-        return statements(self)
+        """What a probe means, then what the layers and pre-training add to each model's probes."""
+        lines = [
+            f"{row['test']}, {row['metric']} {row['score']:.1f}: the last layer of {row['model']} "
+            f"has {row['above embeddings']:+.1f} (± {row['± embeddings']:.1f}) to its embeddings, "
+            f"{row['above random']:+.1f} (± {row['± random']:.1f}) to random weights."
+            for _, row in self.scores.drop_duplicates(["test", "model"]).iterrows()
+            if pd.notna(row.get("above random"))
+        ]
+        return [*([MEANING] if lines else []), *lines, *self.notes]
 
 
 def read_evaluation(folder: str | Path) -> EvaluationResult:
-    """Read what `evaluate` wrote.
-
-    Raises:
-        UserError: the folder is another one, or its record is damaged.
-    """
+    """Read what `evaluate` wrote; UserError if the folder is another one, or damaged."""
     return EvaluationResult.read(Path(folder) / EVALUATION)
 
 
@@ -107,67 +81,68 @@ def evaluate(
     train: int = 2000,
     test: int = 1000,
     pairs: int = 200,
-    passages: int = 1000,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Measure what models have learned, without training them.
 
-    Three kinds of test, by what lies in `data` (docs/evaluation.md): linear probes on each frozen
-    layer, minimal pairs by pseudo-log-likelihood, loss on held-out text.
-
     Args:
         models: checkpoint folders or run directories, of which each checkpoint is measured. The
             others are compared with the first.
-        data: a folder of tests, a corpus, or a single file.
+        data: a folder of tests, a corpus, or a single file (docs/evaluation.md).
         out: a folder for evaluation.json, which `read_evaluation` reads.
-        only: names of the tests to make; by default all.
-        train: sentences that a probe is trained on.
+        only: names of tests; by default all.
+        train: sentences that a probe learns from.
         test: sentences that it is tested on.
-        pairs: of each paradigm; 200 of each of 18 give a standard error of less than a point.
-        passages: of a held-out text, of 64 words.
-        seed: of the samples, the masks and the random weights.
-        progress: hears of progress.
+        pairs: of each paradigm. 200 of each of 18 give a standard error of 0.8 points.
+        progress: hears what is being measured.
 
     Raises:
-        UserError: a model cannot be opened, or there is no test.
+        UserError: a model cannot be opened, or there is no such test.
     """
-    hears = progress or Progress()
-    if out is not None:  # said before the long work
-        with writing(f"making {out}"):
-            Path(out).mkdir(parents=True, exist_ok=True)
+    progress = progress or Progress()
     places = find_places([models] if isinstance(models, str | Path) else models)
-    settings = {"train": train, "test": test, "pairs": pairs, "passages": passages, "seed": seed}
-    tests, left = read_tests(Path(data), **settings)
+    settings = {"train": train, "test": test, "pairs": pairs}
+    tests, notes = read_tests(Path(data), **settings)
+    known = [each.name for each in tests]
     for name in only:
-        known = [each.name for each in tests]
         if name not in known:
             raise UserError(f"{data} has no test '{name}'{did_you_mean(name, known)}.")
     tests = [each for each in tests if each.name in only or not only]
-    kept = _Kept(seed)
-    for each in tests:
-        if isinstance(each, Probe):
-            kept.add_majority(each)
-    rows, notes = [], [f"{name} is no test that this command knows." for name in left]
+    if out is not None:  # said before the long work
+        with writing(f"making {out}"):
+            Path(out).mkdir(parents=True, exist_ok=True)
+    about, rows, layer_rows = [], [], []
+    twins: dict[tuple[str, str], Layers] = {}
+    first: dict[str, dict[str, Score]] = {}
     for place in places:
         start = time.perf_counter()
-        subject = open_subject(place)
-        if not subject.has_head and not all(isinstance(each, Probe) for each in tests):
-            notes.append(f"{place.name} has no masked-LM head, so that it has probes alone.")
-        for each in tests:
-            hears.say(f"{place.name}: {each.name}")
-            kept.measure(subject, each, hears)
-        config: Any = subject.model.config
-        about = {"name": place.name, "folder": str(place.folder), "type": config.model_type}
-        about |= {"depth": config.num_hidden_layers, "hidden_size": config.hidden_size}
-        about |= {"step": place.step, "seconds": time.perf_counter() - start}
-        rows.append(about)
+        subject = open_subject(place.folder)
+        if not subject.has_head and any(each.kind not in PROBES for each in tests):
+            notes.append(f"{place.name} has no masked-LM head, so it takes the probes alone.")
+        for number, each in enumerate(tests):
+            progress.step(number, len(tests), f"tests, {place.name}: {each.name}")
+            layers = take(subject, each)
+            twin: Layers = []
+            if each.kind in PROBES:
+                key = (subject.shape, each.name)  # a stage's checkpoints share their random twin
+                twins[key] = twin = twins.get(key) or take(subject.random_twin(), each)
+            for row in _rows(each, layers, twin, first.setdefault(each.name, layers[-1])):
+                rows.append({"test": each.name, "metric": "", "model": place.name, **row})
+            for row in _layer_rows(layers, twin):
+                layer_rows.append({"test": each.name, "model": place.name, **row})
+        config = subject.model.config
+        shape = {"depth": config.num_hidden_layers, "hidden_size": config.hidden_size}
+        seconds = time.perf_counter() - start
+        named = {"model": place.name, "folder": str(place.folder), "type": config.model_type}
+        about.append({**named, **shape, "step": place.step, "seconds": seconds})
+    order = list(dict.fromkeys((row["test"], row["metric"]) for row in rows))
+    rows.sort(key=lambda row: order.index((row["test"], row["metric"])))  # models side by side
     result = EvaluationResult(
         machine=describe(pick_device()),
         settings=settings,
-        models=pd.DataFrame(rows),
-        scores=kept.scores(),
-        comparisons=kept.comparisons([place.name for place in places]),
+        models=pd.DataFrame(about),
+        scores=pd.DataFrame(rows),
+        layers=pd.DataFrame(layer_rows),
         notes=tuple(notes),
     )
     if out is not None:
@@ -176,80 +151,40 @@ def evaluate(
     return result
 
 
-@dataclass
-class _Kept:
-    """Scores by item, as long as tests between them may be asked for."""
-
-    seed: int
-    found: dict[tuple[str, str, str, str, str, int | None], Score] = field(default_factory=dict)
-    """By test, kind, metric, model, weights, layer."""
-    twins: dict[tuple[str, str], list[dict[str, Score]]] = field(default_factory=dict)
-    """Of random weights, by shape and test: the checkpoints of a stage share them."""
-
-    def add_majority(self, probe: Probe) -> None:
-        """Score the answers that need no model."""
-        label = "tag" if probe.unit == "word" else "label"
-        answers = {f"commonest {label}": probes.commonest(probe)}
-        if probe.unit == "word":
-            answers["commonest tag of the word"] = probes.commonest(probe, by_word=True)
-        for name, labels in answers.items():
-            for metric, score in probes.score(probe, labels).items():
-                self.found[probe.name, "probe", metric, name, NONE, None] = score
-
-    def measure(self, subject: Subject, test: Test, progress: Progress) -> None:
-        """Make a model take a test."""
-        if isinstance(test, Probe):
-            self._probe(subject, test)
-        elif not subject.has_head:
-            return
-        elif isinstance(test, Pairs):
-            hits = masked.pair_hits(subject, test, progress)
-            for metric, score in masked.pair_scores(test, hits).items():
-                self.found[test.name, "pairs", metric, subject.name, TRAINED, None] = score
-        else:
-            losses = masked.text_losses(subject, test, self.seed, progress)
-            for metric, score in losses.items():
-                self.found[test.name, "text", metric, subject.name, TRAINED, None] = score
-
-    def _probe(self, subject: Subject, probe: Probe) -> None:
-        config = subject.model.config.to_dict()
-        named = ("_name_or_path", "architectures", "dtype", "transformers_version")
-        shape = {name: value for name, value in config.items() if name not in named}
-        key = (repr((shape, sorted(subject.tokenizer.get_vocab().items()))), probe.name)
-        if key not in self.twins:
-            self.twins[key] = _layer_scores(random_twin(subject, self.seed), probe)
-        trained = _layer_scores(subject, probe)
-        for weights, layers in ((TRAINED, trained), (RANDOM, self.twins[key])):
-            for layer, scores in enumerate(layers):
-                for metric, score in scores.items():
-                    at = (probe.name, "probe", metric, subject.name, weights, layer)
-                    self.found[at] = score
-
-    def scores(self) -> pd.DataFrame:
-        """As `EvaluationResult.scores`."""
-        rows = [
-            (*key, score.value, score.error, len(score.values_NG))
-            for key, score in self.found.items()
-        ]
-        return pd.DataFrame(rows, columns=_SCORES).astype({"layer": "Int64"})
-
-    def comparisons(self, models: Sequence[str]) -> pd.DataFrame:
-        """As `EvaluationResult.comparisons`."""
-        last = {(key[0], key[3]): key[5] for key in self.found}  # layers come in order
-        rows = []
-        for (test, kind, metric, model, weights, layer), score in self.found.items():
-            if weights != TRAINED or layer != last[test, model]:
-                continue
-            first = (test, kind, metric, models[0], TRAINED, last.get((test, models[0])))
-            others = {models[0]: self.found.get(first) if model != models[0] else None}
-            if kind == "probe":
-                others["its embeddings"] = self.found[test, kind, metric, model, TRAINED, 0]
-                others["random weights"] = self.found[test, kind, metric, model, RANDOM, layer]
-            for versus, other in others.items():
-                if other is not None:
-                    rows.append((test, metric, model, versus, *difference(score, other)))
-        return pd.DataFrame(rows, columns=_COMPARISONS)
+def take(subject: Subject, test: Test) -> Layers:
+    """A model's scores in a test; none of pairs and text without a masked-LM head."""
+    if test.kind in PROBES:
+        return [probes.score(test, labels) for labels in probes.answers(subject, test)]
+    if not subject.has_head:
+        return [{}]
+    measure: Any = masked.pair_scores if test.kind == "pairs" else masked.text_losses
+    return [measure(subject, test.items)]
 
 
-def _layer_scores(subject: Subject, probe: Probe) -> list[dict[str, Score]]:
-    return [probes.score(probe, answers) for answers in probes.predictions(subject, probe)]
+def _rows(
+    test: Test, layers: Layers, twin: Layers, first: dict[str, Score]
+) -> Iterator[dict[str, Any]]:
+    for metric, score in layers[-1].items():
+        row = {"metric": metric, "score": score.value, "±": score.error}
+        if metric in first and first[metric] is not score:
+            change, _, p = difference(score, first[metric])
+            row |= {"vs. first": change, "p": p}
+        if twin:
+            best = max(range(len(layers)), key=lambda at: layers[at][metric].value)
+            row |= {"embeddings": layers[0][metric].value, "best": layers[best][metric].value}
+            row |= {"at layer": best, "random": twin[-1][metric].value}
+            for name, other in (("embeddings", layers[0]), ("random", twin[-1])):
+                change, error, _ = difference(score, other[metric])
+                row |= {f"above {name}": change, f"± {name}": error}
+            for name, labels in probes.without_model(test).items():
+                row[name] = probes.score(test, labels)[metric].value
+        yield row
+
+
+def _layer_rows(layers: Layers, twin: Layers) -> Iterator[dict[str, Any]]:
+    for weights, scores in (("trained", layers), ("random", twin)) if twin else ():
+        for layer, by_metric in enumerate(scores):
+            for metric, score in by_metric.items():
+                low, high = score.value - 1.96 * score.error, score.value + 1.96 * score.error
+                row = {"metric": metric, "weights": weights, "layer": layer}
+                yield {**row, "score": score.value, "low": low, "high": high}

@@ -1,26 +1,27 @@
-"""The models of an evaluation, opened one at a time, and made to read."""
+"""The models of an evaluation, opened one at a time, and rows of one length for them to read."""
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForMaskedLM, BatchEncoding
 
 from stackbert.errors import UserError
 from stackbert.machine import pick_device
 from stackbert.model_files import longest_row, open_model, open_tokenizer, stored_class
-from stackbert.pretraining.checkpoints import STATE, CheckpointState
 from stackbert.pretraining.record import CHECKPOINTS, MODEL, is_run
 
+LONGEST = 128
+"""Tokens of a row; what comes after is cut."""
 BATCH_TOKENS = 8192
-"""Of a forward pass, padding included."""
+"""Of a forward pass."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a model lies, and what it is called."""
 
     name: str
@@ -33,86 +34,92 @@ class Place:
 class Subject:
     """An opened model in float32 and evaluation mode, with its tokenizer."""
 
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: Any
+    tokenizer: Any
     has_head: bool
     """Whether it can fill masks."""
-    longest: int
-    """Tokens of a row that it can read."""
+
+    def encode(self, texts: Sequence[str]) -> BatchEncoding:
+        """Their ids, with the characters and the word that each token stands for."""
+        longest = min(LONGEST, longest_row(self.model, self.tokenizer))
+        encoded: BatchEncoding = self.tokenizer(
+            list(texts), truncation=True, max_length=longest, return_offsets_mapping=True
+        )
+        return encoded
+
+    @property
+    def shape(self) -> str:
+        """Equal for models whose random twins read equal ids: same config, same vocabulary."""
+        fields = self.model.config.to_dict()
+        for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+            fields.pop(name, None)
+        return f"{fields} {sorted(self.tokenizer.get_vocab().items())}"
+
+    def random_twin(self) -> "Subject":
+        """An encoder of the same shape, with weights as its class initialises them."""
+        base = self.model.base_model
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            fresh = type(base)(copy.deepcopy(base.config)).eval()
+        return replace(self, model=fresh.to(self.model.device), has_head=False)
 
 
 def find_places(models: Sequence[str | Path]) -> list[Place]:
-    """The folders to open: a checkpoint folder is one, of a run its checkpoints and final model.
+    """The folders to open; of a run its checkpoints in turn and the final model.
 
     Raises:
         UserError: there is none, or two have the same name.
     """
-    places: list[Place] = []
-    for model in map(Path, models):
-        if not is_run(model):
-            folder = model.resolve()
-            is_final = folder.name == MODEL and is_run(folder.parent)
-            places.append(Place(folder.parent.name if is_final else folder.name, folder))
-            continue
-        name, found = model.resolve().name, {}
-        for folder in sorted((model / CHECKPOINTS).glob("step-????????")):
-            step = CheckpointState.read(folder / STATE).counters.step
-            found[step] = Place(f"{name} step {step:,}", folder, step)
-        if (model / MODEL).is_dir() and found:  # it may be more than its last checkpoint: a mean
-            step = max(found)
-            found[step] = Place(found[step].name, model / MODEL, step)
-        if not found:
-            raise UserError(f"The run {model} has no checkpoint yet. Wait for its first.")
-        places += found.values()
+    places = []
+    for model in (Path(model).resolve() for model in models):
+        folders = [model]
+        if is_run(model):
+            folders = sorted((model / CHECKPOINTS).glob("step-????????"))
+            if (model / MODEL).is_dir():  # may be more than its last checkpoint: a mean of several
+                folders.append(model / MODEL)
+        for folder in folders:
+            name = folder.name
+            if is_run(folder.parents[1]):  # a checkpoint
+                name = f"{folder.parents[1].name} {name}"
+            elif is_run(folder.parent):
+                name = folder.parent.name
+            step = folder.name.removeprefix("step-")
+            places.append(Place(name, folder, int(step) if step.isdigit() else None))
     names = [place.name for place in places]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"Two models are called '{twice[0]}'. Rename a folder, or leave one out.")
     if not places:
-        raise UserError("Name at least one model to evaluate: a checkpoint folder or a run.")
+        raise UserError("There is no model: name checkpoint folders, or runs with checkpoints.")
     return places
 
 
-def open_subject(place: Place) -> Subject:
+def open_subject(folder: Path) -> Subject:
     """Open a model, with its masked-LM head if it has one.
 
     Raises:
-        UserError: transformers does not open the folder, or its tokenizer has no fast form.
+        UserError: transformers does not open it, or its tokenizer has no fast form.
     """
-    has_head = stored_class(place.folder).__name__.endswith(("ForMaskedLM", "ForPreTraining"))
+    has_head = stored_class(folder).__name__.endswith(("ForMaskedLM", "ForPreTraining"))
     model = open_model(
-        place.folder,
+        folder,
         AutoModelForMaskedLM if has_head else AutoModel,
         may_miss=r"(.*\.)?pooler\..*",
         may_ignore=r"(?!.*\.\d+\.).*",  # what is in no numbered layer: other heads
     )
-    tokenizer = open_tokenizer(place.folder)
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise UserError(
-            f"The tokenizer in {place.folder} has no fast form (tokenizer.json) or no padding "
-            "token, so its tokens cannot be assigned to words."
-        )
-    model.to(pick_device())  # type: ignore[arg-type]
-    return Subject(place.name, model, tokenizer, has_head, longest_row(model, tokenizer))
+    tokenizer = open_tokenizer(folder)
+    if not tokenizer.is_fast:
+        raise UserError(f"The tokenizer in {folder} has no fast form (tokenizer.json).")
+    device: Any = pick_device()
+    return Subject(model.to(device), tokenizer, has_head)
 
 
-def random_twin(subject: Subject, seed: int) -> Subject:
-    """The encoder of the same shape with weights as its class initialises them."""
-    base: Any = subject.model.base_model
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh: PreTrainedModel = type(base)(copy.deepcopy(base.config)).eval()
-    fresh.to(subject.model.device)  # type: ignore[arg-type]
-    return Subject(subject.name, fresh, subject.tokenizer, False, subject.longest)
+def passes(rows: Sequence[Sequence[int]], copies: bool = False) -> Iterator[list[int]]:
+    """Places of rows of the same length, for a forward pass each; nothing has to be padded.
 
-
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places of the rows that share a pass: of similar length, `BATCH_TOKENS` with padding."""
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if group and (len(group) + 1) * lengths[index] > BATCH_TOKENS:
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
+    With `copies` the pass takes each row once for each of its tokens.
+    """
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
+    for length, group in itertools.groupby(order, key=lambda at: len(rows[at])):
+        size = max(1, BATCH_TOKENS // (length * (length if copies else 1)))
+        while chosen := list(itertools.islice(group, size)):
+            yield chosen
