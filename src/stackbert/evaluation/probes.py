@@ -88,11 +88,11 @@ def fit(inputs_NH: Tensor, targets_N: Tensor, classes: int) -> Callable[[Tensor]
     bias = torch.zeros(classes, requires_grad=True)
     search: Any = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 
-    def loss() -> Any:
+    def loss() -> Tensor:
         search.zero_grad()
         penalty = PENALTY / 2 / len(scaled_NH) * weight.square().sum()
-        total: Any = F.cross_entropy(F.linear(scaled_NH, weight, bias), targets_N) + penalty
-        total.backward()
+        total: Tensor = F.cross_entropy(F.linear(scaled_NH, weight, bias), targets_N) + penalty
+        torch.autograd.backward(total)
         return total
 
     search.step(loss)

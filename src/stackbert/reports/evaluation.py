@@ -39,8 +39,9 @@ def _by_layer(layers: pd.DataFrame) -> list[Chart]:
     charts = []
     for test, rows in layers.groupby("test", sort=False):
         rows = rows[rows["metric"] == rows["metric"].iloc[0]]
+        numbers = alt.Axis(values=sorted(set(rows["layer"])), format="d")
         base = alt.Chart(rows).encode(
-            x=alt.X("layer:Q", title="layer (0: embeddings)", axis=alt.Axis(tickMinStep=1)),
+            x=alt.X("layer:Q", title="layer (0: embeddings)", axis=numbers),
             y=alt.Y("score:Q", title=rows["metric"].iloc[0], scale=alt.Scale(zero=False)),
             color=colours("model", list(dict.fromkeys(rows["model"]))),
             strokeDash=alt.StrokeDash("weights:N", title=None, sort=["trained", "random"]),
@@ -53,6 +54,7 @@ def _by_layer(layers: pd.DataFrame) -> list[Chart]:
 
 def _intervals(scores: pd.DataFrame) -> list[Chart]:
     noise = 1.96 * scores["±"]
+    scores = scores[scores["metric"] != "nats per token"]  # per byte they compare
     rows = scores.assign(
         mean=scores["score"], low=scores["score"] - noise, high=scores["score"] + noise
     )
