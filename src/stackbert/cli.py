@@ -304,11 +304,15 @@ def compare(
 def grow(
     source: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")],
     destination: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
-    depth: Annotated[int, typer.Option(help="Layers of the new model.")],
+    depth: Annotated[int | None, typer.Option(help="Layers of the new model.")] = None,
     operator: Annotated[
         str, typer.Option(help="stack, interleave, identity, identity-noise or random.")
     ] = "stack",
     seed: Annotated[int, typer.Option(help="Of fresh layers and noise.")] = 0,
+    rebalance: Annotated[
+        bool,
+        typer.Option("--rebalance", help="First bring weights to initial scale; also alone."),
+    ] = False,
 ) -> None:
     """Make a deeper checkpoint out of any Hugging Face checkpoint with stacked layers.
 
@@ -316,10 +320,10 @@ def grow(
     """
     from stackbert.growth.folder import grow_folder
 
-    grown = grow_folder(source, destination, depth, operator, seed=seed)
+    grown = grow_folder(source, destination, depth, operator, seed, rebalance=rebalance)
     typer.echo(
         f"{destination}: a {grown.model_class} of {grown.depth} layers ({grown.parameters:,} "
-        f"parameters), grown from {grown.source_depth} by {grown.operator}."
+        f"parameters), made from {grown.source_depth} by {grown.operator}."
     )
 
 

@@ -68,7 +68,7 @@ def test_a_folder_grows_into_one_that_transformers_opens(source, tmp_path):
     assert len({path.stat().st_mode for path in target.iterdir()}) == 1, "some less readable"
     assert [path.name for path in target.parent.iterdir()] == ["grown"]
     card = (target / "README.md").read_text()
-    assert "of 6 layers, grown by StackBERT from one of 2 layers" in card
+    assert "of 6 layers, made by StackBERT from one of 2 layers" in card
     assert "not been trained since" in card
 
 

@@ -12,6 +12,7 @@ from stackbert.errors import UserError
 from stackbert.files import new_folder, reading, writing
 from stackbert.growth.grow import depth_key, grow
 from stackbert.growth.operators import Operator, get_operator
+from stackbert.growth.rebalance import rebalance as rebalance_weights
 from stackbert.model_files import open_model, save_model, stored_class
 
 # Weights in any format, code, and how the source's training stood.
@@ -27,9 +28,9 @@ tags: [stackbert, progressive-stacking]
 
 # {name}
 
-A `{model_class}` of {depth} layers, grown by StackBERT from one of {source_depth} layers
-(`{source}`) with the operator `{operator}`. It has not been trained since: train it before you use
-it. What is known of the source (its text, licence, results) is in the source's own card.
+A `{model_class}` of {depth} layers, made by StackBERT from one of {source_depth} layers
+(`{source}`) by {operator}. It has not been trained since: train a grown model before you use it. What
+is known of the source (its text, licence, results) is in the source's own card.
 """
 
 
@@ -48,9 +49,11 @@ class FolderGrowth:
 def grow_folder(
     source: str | Path,
     destination: str | Path,
-    depth: int,
+    depth: int | None = None,
     operator: str | Operator = "stack",
     seed: int = 0,
+    *,
+    rebalance: bool = False,
 ) -> FolderGrowth:
     """Grow the model of one Hugging Face folder into a new folder that `from_pretrained` opens.
 
@@ -60,9 +63,11 @@ def grow_folder(
     Args:
         source: a folder with `config.json` and safetensors weights, in one file or in shards.
         destination: a folder that does not exist; it appears whole or not at all.
-        depth: layers of the new model, more than the source has.
+        depth: layers of the new model, more than the source has; None only rebalances it.
         operator: an `Operator` or the name of one; "stack" is the paper's (Gong et al. 2019).
         seed: of fresh layers and noise, for operators that have any.
+        rebalance: first bring the weights back to their initial scale, the function unchanged
+            (`growth.rebalance`), so that fresh layers and usual learning rates fit them.
 
     Raises:
         UserError: the source is not such a folder, is damaged, has other tensors than its
@@ -77,14 +82,23 @@ def grow_folder(
     with reading(source / "config.json"):
         config = AutoConfig.from_pretrained(source, local_files_only=True)
     source_depth: int = getattr(config, depth_key(config))
-    # Before a gigabyte is read: an unreachable depth is the likeliest mistake.
-    operator.depth_map(source_depth, depth)
+    if depth is None and not rebalance:
+        raise UserError("Say how many layers the new model is to have (--depth).")
+    if depth is not None:
+        # Before a gigabyte is read: an unreachable depth is the likeliest mistake.
+        operator.depth_map(source_depth, depth)
     with writing(f"growing {source} into {destination}"), new_folder(destination) as partial:
-        grown = grow(_open_whole(source, named), depth, operator, seed=seed)
+        grown = _open_whole(source, named)
+        if rebalance:
+            rebalance_weights(grown)
+        if depth is not None:
+            grown = grow(grown, depth, operator, seed=seed)
         _copy_small_files(source, partial)
         save_model(grown, partial, tokenizer=None, sequence_length=0)
         parameters = sum(parameter.numel() for parameter in grown.parameters())
-        result = FolderGrowth(type(grown).__name__, operator.name, source_depth, depth, parameters)
+        name = "rebalancing alone" if depth is None else operator.name
+        layers = depth or source_depth
+        result = FolderGrowth(type(grown).__name__, name, source_depth, layers, parameters)
         card = _CARD.format(name=destination.name, source=source.resolve().name, **asdict(result))
         (partial / "README.md").write_text(card, encoding="utf-8")
     return result
