@@ -29,8 +29,8 @@ tags: [stackbert, progressive-stacking]
 # {name}
 
 A `{model_class}` of {depth} layers, made by StackBERT from one of {source_depth} layers
-(`{source}`) by {operator}. It has not been trained since: train a grown model before you use it. What
-is known of the source (its text, licence, results) is in the source's own card.
+(`{source}`) by {operator}. It has not been trained since: train a grown model before you use it.
+What is known of the source (its text, licence, results) is in the source's own card.
 """
 
 
