@@ -20,6 +20,7 @@ COMMANDS = [
     "grow",
     "attention",
     "finetune",
+    "evaluate",
     "recipes",
     "report",
 ]

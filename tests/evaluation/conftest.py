@@ -12,43 +12,33 @@ from tiny_encoders import tiny_encoder
 
 NOUNS = ("river", "harbour", "mountain", "library", "railway", "government", "agriculture")
 VERBS = ("crosses", "supports", "leaves", "discovers")
-SENTENCES = [
-    [
-        *(("the", "DET"), (NOUNS[n % 7], "NOUN"), (VERBS[n % 4], "VERB")),
-        *(("every", "DET"), (NOUNS[(n + n // 7) % 7], "NOUN"), ("slowly", "ADV"))[: 2 + n % 2],
-    ]
-    for n in range(60)
-]
+SENTENCES = [f"the {NOUNS[n % 7]} {VERBS[n % 4]} every {NOUNS[n // 7 % 7]}" for n in range(60)]
 
 
-def conll(sentences) -> str:
-    blocks = ("\n".join(f"{word}\t{tag}\tmore" for word, tag in each) for each in sentences)
-    return "\n\n".join(f"# id\tthe text\n{block}" for block in blocks) + "\n"
+def tagged(sentences: list[str]) -> str:
+    tags = ("DET", "NOUN", "VERB", "DET", "NOUN")
+    lines = [map("{}\t{}\tmore".format, text.split(), tags) for text in sentences]
+    return "\n\n".join("# id\ttext\n" + "\n".join(each) for each in lines)
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     (folder / "pos").mkdir()
-    (folder / "pos" / "tiny.train.tsv").write_text(conll(SENTENCES[:40]))
-    (folder / "pos" / "tiny.test.tsv").write_text(conll(SENTENCES[40:]))
+    (folder / "pos" / "tiny.train.tsv").write_text(tagged(SENTENCES[:40]))
+    (folder / "pos" / "tiny.test.tsv").write_text(tagged(SENTENCES[40:]))
     (folder / "pos" / "tiny.dev.tsv").write_text("not read")
-    texts = [" ".join(word for word, _ in each) for each in SENTENCES]
-    sides = ["train"] * 40 + ["test"] * 20
-    rows = [
-        f"{task}\t{side}\t{len(text.split()) if task == 'length' else text[4]}\t{text}"
-        for task in ("length", "letter")
-        for side, text in zip(sides, texts, strict=True)
-    ]
-    (folder / "probing.tsv").write_text("task\tsplit\tlabel\tsentence\n" + "\n".join(rows))
-    pairs = [
-        f"{uid}_{n % 2}\t{uid}\tsyntax\tThe {noun} {verb}.\tThe {noun} {verb[:-1]}."
-        for uid, verb in (("subject_verb_agreement", "supports"), ("islands", "discovers"))
-        for n, noun in enumerate(NOUNS[:5])
-    ]
-    header = "uid\tphenomenon\tfield\tgood\tbad\n"
-    (folder / "blimp.tsv").write_text(header + "\n".join(pairs))
-    (folder / "own.txt").write_text("\n\n".join(" ".join(texts[n : n + 20]) for n in range(30)))
+    rows = ["task\tsplit\tlabel\tsentence"]
+    for n, text in enumerate(SENTENCES):
+        rows.append(f"letter\t{'train' if n < 40 else 'test'}\t{text[4]}\t{text}")
+    (folder / "probing.tsv").write_text("\n".join(rows))
+    pairs = ["uid\tphenomenon\tfield\tgood\tbad"]
+    for n, noun in enumerate(NOUNS):
+        pairs.append(f"sv_{n % 2}\tsubject_verb_agreement\tx\tThe {noun} is.\tThe {noun} are.")
+        pairs.append(f"isle_{n % 2}\tislands\tx\tThe {noun} has it.\tIt the {noun} has.")
+    (folder / "blimp.tsv").write_text("\n".join(pairs))
+    passages = (" ".join(SENTENCES[n : n + 20]) for n in range(30))
+    (folder / "own.txt").write_text("\n\n".join(passages))
     (folder / "glue.tsv").write_text("text\tlabel\na\tb\n")
     return folder
 
@@ -60,18 +50,18 @@ def tests(data) -> dict[str, Test]:
 
 @pytest.fixture(scope="session")
 def make_model(factbook_corpus, tmp_path_factory):
-    """Writes a model, whose layers differ, with the tokenizer of the factbook corpus."""
+    """Writes a model whose layers differ, with the tokenizer of the factbook corpus."""
 
     def make(name: str, kind: str = "bert", head: bool = True, **fields) -> Path:
         model = tiny_encoder(kind, vocab_size=1024, **fields)
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(len(name))
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        generator = torch.Generator().manual_seed(len(name))
+        with torch.no_grad():
+            for each in model.parameters():
+                each.add_(torch.randn(each.shape, generator=generator), alpha=0.2)
         folder: Path = tmp_path_factory.mktemp("models") / name
         folder.mkdir()
-        saved = model if head else model.base_model
         tokenizer = factbook_corpus.tokenizer_folder
+        saved = model if head else model.base_model
         save_model(saved, folder, tokenizer=tokenizer, sequence_length=64)
         return folder
 

@@ -13,36 +13,21 @@ from stackbert.evaluation import masked, probes
 from stackbert.evaluation.data import Pair
 from stackbert.evaluation.scores import Score, difference
 
-HAND = [
-    ("The economy depends on agriculture.", "The economy depend on agriculture."),
-    ("These governments support a railway.", "These government support a railway."),
-    ("The harbour was discovered.", "The harbour was discovering."),
-    ("The same sentence.", "the SAME sentence ."),
-]
 
-
-def loop_states(subject, text):
-    """(layers, tokens, hidden) of one sentence alone, and its encoding."""
-    encoded = subject.tokenizer(text, return_offsets_mapping=True)
-    with torch.no_grad():
-        output = subject.model.base_model(
-            input_ids=torch.tensor([encoded["input_ids"]]), output_hidden_states=True
-        )
-    return torch.stack([*output.hidden_states[:-1], output.last_hidden_state])[:, 0], encoded
-
-
-def loop_vectors(subject, examples, unit):
+def vectors_by_hand(subject, examples, kind):
     by_layer, labels = [], []
     for example in examples:
-        states, encoded = loop_states(subject, " ".join(example.words))
-        if unit == "sentences":
-            by_layer.append(states.mean(1))
-            labels.append(example.labels[0])
-            continue
-        start = 0
+        encoded = subject.tokenizer(" ".join(example.words), return_offsets_mapping=True)
+        with torch.no_grad():
+            output = subject.model.base_model(
+                input_ids=torch.tensor([encoded["input_ids"]]), output_hidden_states=True
+            )
+        layers = [*output.hidden_states[:-1], output.last_hidden_state]
+        start, begins = 0, [begin for begin, _ in encoded["offset_mapping"][1:]]
         for word, label in zip(example.words, example.labels, strict=True):
-            column = [offset[0] for offset in encoded["offset_mapping"][1:]].index(start) + 1
-            by_layer.append(states[:, column])
+            column = begins.index(start) + 1
+            chosen = [x[0].mean(0) if kind == "sentences" else x[0, column] for x in layers]
+            by_layer.append(torch.stack(chosen))
             labels.append(label)
             start += len(word) + 1
     return torch.stack(by_layer, 1).numpy(), labels
@@ -51,8 +36,8 @@ def loop_vectors(subject, examples, unit):
 @pytest.mark.parametrize("name", ["tiny", "probing letter"])
 def test_a_probe_is_logistic_regression_on_each_layer(subject, tests, name):
     test = tests[name]
-    train, labels = loop_vectors(subject, test.train, test.kind)
-    asked, truth = loop_vectors(subject, test.items, test.kind)
+    train, labels = vectors_by_hand(subject, test.train, test.kind)
+    asked, truth = vectors_by_hand(subject, test.items, test.kind)
     answers = probes.answers(subject, test)
     assert len(answers) == len(train) == 3
     for layer, found in enumerate(answers):
@@ -66,13 +51,12 @@ def test_a_probe_is_logistic_regression_on_each_layer(subject, tests, name):
 
 
 def test_pseudo_log_likelihoods_of_20_pairs(subject):
-    nouns = ("river", "mountain", "population", "industry", "island", "parliament", "coast", "law")
-    pairs = [
-        *HAND,
-        *((f"The {noun} has changed.", f"The {noun} have changed.") for noun in nouns),
-        *((f"Many {noun}s exist.", f"Many {noun} exist.") for noun in nouns),
-    ]
-    assert len(pairs) == 20
+    nouns = ("river", "mountain", "population", "industry", "parliament", "coast", "law")
+    nouns += ("island", "harbour")
+    pairs = [("The same governments.", "the SAME governments .")]
+    pairs += [("The economies depended on it.", "The economies depending on it.")]
+    pairs += [(f"The {noun} has changed.", f"The {noun} have changed.") for noun in nouns]
+    pairs += [(f"Many {noun}s exist.", f"Many {noun} exist.") for noun in nouns]
     hits, several = [], 0
     for pair in pairs:
         sums = []
@@ -90,21 +74,22 @@ def test_pseudo_log_likelihoods_of_20_pairs(subject):
                     logits = subject.model(input_ids=row).logits[0, place]
                 total += logits.log_softmax(-1)[ids[place]].item()
             sums.append(total)
-        found = masked.log_likelihoods(subject, pair)
-        assert found == pytest.approx(sums, rel=1e-5)
-        hits.append(0.5 if pair is HAND[3] else float(sums[0] > sums[1]))
-    assert several > 20  # words of several pieces are among them
+        assert masked.log_likelihoods(subject, pair) == pytest.approx(sums, rel=1e-5)
+        hits.append(float(sums[0] > sums[1]))
+    hits[0] = 0.5  # of the same tokens
+    assert (len(pairs), several > 20) == (20, True)  # words of several pieces are among them
     asked = [Pair("one" if n < 5 else "two", "islands", *pair) for n, pair in enumerate(pairs)]
     mean = 100 * (np.mean(hits[:5]) + np.mean(hits[5:])) / 2  # of paradigms
     assert masked.pair_scores(subject, asked)["all paradigms"].value == pytest.approx(mean)
 
 
 def test_agreement_stands_apart(subject, tests):
-    scores = masked.pair_scores(subject, tests["blimp"].items)
-    parts = ["agreement", "other paradigms", "subject-verb", "islands"]
-    assert list(scores) == ["all paradigms", *parts]
-    assert scores["agreement"].value == scores["subject-verb"].value
-    assert scores["all paradigms"].value == np.mean([scores[name].value for name in parts[:2]])
+    scores = {
+        name: s.value for name, s in masked.pair_scores(subject, tests["blimp"].items).items()
+    }
+    assert scores["agreement"] == scores["subject-verb"]
+    assert scores["other paradigms"] == scores["islands"]
+    assert scores["all paradigms"] == (scores["agreement"] + scores["islands"]) / 2
 
 
 def test_held_out_loss_by_token_and_by_byte(subject, tests):
@@ -134,36 +119,29 @@ def test_a_byte_level_tokenizer_gives_the_first_piece_of_each_word():
     words = ("the", "harbour", "crosses", "naïve", "the")
     encoded = tokenizer(" ".join(words), return_offsets_mapping=True)
     first = probes._first_pieces(words, encoded["offset_mapping"])
-    assert list(first) == [0, 1, 2, 3, 4]
     tokens = tokenizer.convert_ids_to_tokens([encoded["input_ids"][at] for at in first.values()])
+    assert list(first) == [0, 1, 2, 3, 4]
     assert [token.lstrip("Ġ")[:1] for token in tokens] == ["t", "h", "c", "n", "t"]
 
 
-@pytest.mark.parametrize(
-    ("tags", "spans"),
-    [
+def test_entities_of_each_scheme():
+    for tags, spans in (
         ("O I-PER I-PER O I-ORG", {(1, 3, "PER"), (4, 5, "ORG")}),
         ("B-PER I-PER B-PER I-LOC", {(0, 2, "PER"), (2, 3, "PER"), (3, 4, "LOC")}),
-        (
-            "S-PER S-PER B-LOC E-LOC I-LOC",
-            {(0, 1, "PER"), (1, 2, "PER"), (2, 4, "LOC"), (4, 5, "LOC")},
-        ),
-    ],
-)
-def test_entities_of_each_scheme(tags, spans):
-    assert probes.entities(tags.split()) == spans
+        ("S-PER S-PER B-LOC E-LOC", {(0, 1, "PER"), (1, 2, "PER"), (2, 4, "LOC")}),
+    ):
+        assert probes.entities(tags.split()) == spans
 
 
-def test_errors_and_paired_tests_are_those_of_the_items():
+def test_errors_and_paired_tests_are_those_of_a_bootstrap_over_items():
     rng = np.random.default_rng(0)
-    sizes = rng.integers(5, 40, 400).astype(float)
-    one, other = rng.binomial(sizes.astype(int), 0.8), rng.binomial(sizes.astype(int), 0.7)
-    scores = Score(one.astype(float), sizes), Score(other.astype(float), sizes)
+    sizes = rng.integers(5, 40, 400)
+    hits = [rng.binomial(sizes, rate).astype(float) for rate in (0.8, 0.7)]
+    one, other = (Score(each, sizes.astype(float)) for each in hits)
     draws = rng.integers(0, 400, (4000, 400))
-    again = [values[draws].sum(1) / sizes[draws].sum(1) for values in (one, other)]
-    assert scores[0].error == pytest.approx(again[0].std(), rel=0.05)
-    change, error, p = difference(*scores)
-    assert change == pytest.approx(one.sum() / sizes.sum() - other.sum() / sizes.sum())
+    again = [each[draws].sum(1) / sizes[draws].sum(1) for each in hits]
+    assert one.error == pytest.approx(again[0].std(), rel=0.05)
+    change, error, p = difference(one, other)
+    assert (change, p < 1e-9) == (one.value - other.value, True)
     assert error == pytest.approx((again[0] - again[1]).std(), rel=0.05)
-    assert p < 1e-9
-    assert difference(scores[0], scores[0]) == (0, 0, 1)
+    assert difference(one, one) == (0, 0, 1)

@@ -47,26 +47,19 @@ def test_weights_shrink_to_their_first_size_and_logits_stay(kind, tied):
     assert sum(".1." in name for name in smaller) >= 4  # what reads and what writes
 
 
-def test_nothing_is_rounded_in_half_precision():
-    model = overgrown("megatron-bert").bfloat16()
-    before = logits(model)
-    rebalance(model)
-    assert torch.equal(logits(model), before)
-
-
 def test_post_norm_models_are_refused():
     with pytest.raises(UserError, match="type 'bert' cannot be rebalanced"):
         rebalance(build("bert", 2))
 
 
 def test_a_folder_is_rebalanced_alone_or_before_it_grows(tmp_path):
-    source = overgrown("megatron-bert")
+    source = overgrown("megatron-bert").bfloat16()
     source.save_pretrained(tmp_path / "source")
     made = grow_folder(tmp_path / "source", tmp_path / "same", rebalance=True)
     grow_folder(tmp_path / "source", tmp_path / "grown", 6, rebalance=True)
     same, grown = (AutoModelForMaskedLM.from_pretrained(tmp_path / n) for n in ("same", "grown"))
     assert (made.depth, made.operator, len(grown.bert.encoder.layer)) == (3, "rebalancing alone", 6)
-    torch.testing.assert_close(logits(same), logits(source), rtol=0, atol=1e-3)
+    assert torch.equal(logits(same), logits(source))  # nothing is rounded, in bf16 neither
     name = READS["megatron-bert"]
     assert size(grown, name) == size(same, name) < size(source, name) / 2
     with pytest.raises(UserError, match="--depth"):

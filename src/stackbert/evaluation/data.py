@@ -31,24 +31,22 @@ class Example(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A minimal pair in BLiMP's layout."""
+    """A minimal pair in BLiMP's layout; the uid names its paradigm."""
 
     uid: str
-    """The paradigm."""
     phenomenon: str
     good: str
     bad: str
 
 
 class Test(NamedTuple):
-    """What models are asked."""
+    """What models are asked; a probe (`PROBES`) has training examples."""
 
     name: str
     kind: Literal["words", "sentences", "pairs", "text"]
     items: list[Any]
     """`Example`s to label, `Pair`s, or passages as strings."""
     train: Sequence[Example] = ()
-    """Of a probe."""
 
 
 def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[Test], list[str]]:

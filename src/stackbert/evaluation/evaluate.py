@@ -38,10 +38,9 @@ class EvaluationResult(Record):
     models: Frame
     """A row a model: model, folder, type, depth, hidden_size, step (of a run), seconds it took."""
     scores: Frame
-    """A row for each test, metric and model: score (of a probe: of the last layer), ± (standard
-    error over sentences, pairs or passages), vs. first and p (paired test with the first model). Of
-    a probe also embeddings, best, at layer, random (weights), above embeddings and ±, above random
-    and ±, and what needs no model: the majority's label, the majority of the same word."""
+    """A row for each test, metric and model: score (of a probe's last layer), ± (standard error),
+    vs. first and p (paired test with the first model); of a probe also embeddings, best, at layer,
+    random, above embeddings and ±, above random and ±, majority, majority of word."""
     layers: Frame
     """A row for each layer of a probe: test, metric, model, weights, layer (0: the embeddings),
     score, low, high (95 %)."""
@@ -121,19 +120,18 @@ def evaluate(
             notes.append(f"{place.name} has no masked-LM head, so it takes the probes alone.")
         for number, each in enumerate(tests):
             progress.step(number, len(tests), f"tests, {place.name}: {each.name}")
-            layers = take(subject, each)
             twin: Layers = []
             if each.kind in PROBES:
                 key = (subject.shape, each.name)  # a stage's checkpoints share their random twin
                 twins[key] = twin = twins.get(key) or take(subject.random_twin(), each)
-            for row in _rows(each, layers, twin, first.setdefault(each.name, layers[-1])):
-                rows.append({"test": each.name, "metric": "", "model": place.name, **row})
-            for row in _layer_rows(layers, twin):
-                layer_rows.append({"test": each.name, "model": place.name, **row})
+            layers, named = take(subject, each), {"test": each.name, "model": place.name}
+            found = _rows(each, layers, twin, first.setdefault(each.name, layers[-1]))
+            rows += [{**named, **row} for row in found]
+            layer_rows += [{**named, **row} for row in _layer_rows(layers, twin)]
         config = subject.model.config
         shape = {"depth": config.num_hidden_layers, "hidden_size": config.hidden_size}
-        seconds = time.perf_counter() - start
         named = {"model": place.name, "folder": str(place.folder), "type": config.model_type}
+        seconds = time.perf_counter() - start
         about.append({**named, **shape, "step": place.step, "seconds": seconds})
     order = list(dict.fromkeys((row["test"], row["metric"]) for row in rows))
     rows.sort(key=lambda row: order.index((row["test"], row["metric"])))  # models side by side

@@ -22,12 +22,11 @@ BATCH_TOKENS = 8192
 
 
 class Place(NamedTuple):
-    """Where a model lies, and what it is called."""
+    """A model's name and folder, and the step of a checkpoint."""
 
     name: str
     folder: Path
-    step: int | None = None
-    """Of a run's checkpoint."""
+    step: int | None
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,9 @@ class Subject:
 
     @property
     def shape(self) -> str:
-        """Equal for models whose random twins read equal ids: same config, same vocabulary."""
-        fields = self.model.config.to_dict()
-        for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
-            fields.pop(name, None)
-        return f"{fields} {sorted(self.tokenizer.get_vocab().items())}"
+        """Equal for models whose random twins differ in nothing: type, sizes and tokenizer."""
+        sizes = [tuple(each.shape) for each in self.model.base_model.parameters()]
+        return f"{type(self.model)} {sizes} {self.tokenizer.backend_tokenizer.to_str()}"
 
     def random_twin(self) -> "Subject":
         """An encoder of the same shape, with weights as its class initialises them."""

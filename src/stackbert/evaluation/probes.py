@@ -3,7 +3,7 @@
 Shape letters: L embeddings and layers, N labelled units (words or sentences), H hidden size.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,7 +72,7 @@ def answers(subject: Subject, test: Test) -> list[Labels]:
     targets = torch.tensor([known.index(test.train[index].labels[at]) for index, at in learned])
     found = []
     for train_NH, test_NH in zip(train_LNH, test_LNH, strict=True):
-        labels = commonest(test)  # stays where a sentence was cut
+        labels = without_model(test)["majority"]  # stays where a sentence was cut
         chosen = fit(train_NH, targets, len(known))(test_NH).argmax(1).tolist()
         for (index, at), number in zip(asked, chosen, strict=True):
             labels[index][at] = known[number]
@@ -99,22 +99,18 @@ def fit(inputs_NH: Tensor, targets_N: Tensor, classes: int) -> Callable[[Tensor]
     return lambda x_NH: F.linear((x_NH - mean_H) / spread_H, weight.detach(), bias.detach())
 
 
-def commonest(test: Test, *, by_word: bool = False) -> Labels:
-    """The commonest label in training; `by_word` that of the same word, where it is known."""
-    counts: dict[str, Counter[str]] = {}
+def without_model(test: Test) -> dict[str, Labels]:
+    """Answers that need no model: the commonest label, of words that of the same word if known."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for example in test.train:
         for word, label in zip(example.words, example.labels, strict=True):
-            counts.setdefault(word if by_word else "", Counter())[label] += 1
+            counts[word][label] += 1
     overall = sum(counts.values(), Counter()).most_common(1)[0][0]
     best = {word: count.most_common(1)[0][0] for word, count in counts.items()}
-    return [[best.get(word, overall) for word in example.words] for example in test.items]
-
-
-def without_model(test: Test) -> dict[str, Labels]:
-    """Answers that need no model."""
-    given = {"majority": commonest(test)}
+    given = {"majority": [[overall] * len(example.labels) for example in test.items]}
     if test.kind == "words":
-        given["majority of word"] = commonest(test, by_word=True)
+        by_word = [[best.get(word, overall) for word in example.words] for example in test.items]
+        given["majority of word"] = by_word
     return given
 
 

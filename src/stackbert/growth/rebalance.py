@@ -28,26 +28,24 @@ class _Parts(NamedTuple):
     head_norm: str  # before the decoder
 
 
-_ATTENTION = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
+_QKV = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
+_BERT_UP, _BERT_WRITES = ("intermediate.dense",), ("attention.output.dense", "output.dense")
 _FAMILIES = {
     "megatron-bert": _Parts(
-        reads={"attention.ln": _ATTENTION, "ln": ("intermediate.dense",)},
-        writes=("attention.output.dense", "output.dense"),
+        {"attention.ln": _QKV, "ln": _BERT_UP},
+        _BERT_WRITES,
         tables_norm="",
         head_norm="cls.predictions.transform.LayerNorm",
     ),
     "roberta-prelayernorm": _Parts(
-        reads={
-            "attention.LayerNorm": _ATTENTION,
-            "intermediate.LayerNorm": ("intermediate.dense",),
-        },
-        writes=("attention.output.dense", "output.dense"),
+        {"attention.LayerNorm": _QKV, "intermediate.LayerNorm": _BERT_UP},
+        _BERT_WRITES,
         tables_norm="LayerNorm",
         head_norm="lm_head.layer_norm",
     ),
     "modernbert": _Parts(
-        reads={"attn_norm": ("attn.Wqkv",), "mlp_norm": ("mlp.Wi",)},
-        writes=("attn.Wo", "mlp.Wo"),
+        {"attn_norm": ("attn.Wqkv",), "mlp_norm": ("mlp.Wi",)},
+        ("attn.Wo", "mlp.Wo"),
         tables_norm="norm",
         head_norm="head.norm",
     ),
