@@ -13,11 +13,8 @@ class StackBertError(Exception):
         super().__init__(" ".join(message.split()))  # libraries' reasons come in several lines
 
 
-class UserError(StackBertError, ValueError):
-    """Something the user passed is wrong (a path, a field, a file's content): exit code 2.
-
-    A ValueError, so that pydantic names the field whose check raises it.
-    """
+class UserError(StackBertError):
+    """Something the user passed is wrong (a path, a field, a file's content): exit code 2."""
 
     exit_code = 2
 
