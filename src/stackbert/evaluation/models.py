@@ -76,8 +76,8 @@ def find_places(models: Sequence[str | Path]) -> list[Place]:
                 folders.append(model / MODEL)
         for folder in folders:
             name = folder.name
-            if is_run(folder.parents[1]):  # a checkpoint
-                name = f"{folder.parents[1].name} {name}"
+            if is_run(folder.parent.parent):  # a checkpoint
+                name = f"{folder.parent.parent.name} {name}"
             elif is_run(folder.parent):
                 name = folder.parent.name
             step = folder.name.removeprefix("step-")
