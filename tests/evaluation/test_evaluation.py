@@ -64,11 +64,11 @@ def test_a_run_is_its_checkpoints_and_has_a_page(finished, data, stackbert, tmp_
     assert done.code == 0, done.err
     assert MEANING in done.out
     found = read_evaluation(tmp_path)
-    names = [f"{run.name} step-0000000{step}" for step in (2, 4)] + [run.name]
+    names = [f"{run.name} step-0000000{step}" for step in (2, 3, 4)] + [run.name]
     assert found.models["model"].tolist() == names
-    assert found.models["step"].tolist()[:2] == [2, 4]
-    assert found.models["depth"].tolist() == [1, 2, 2]
-    _, last, final, *_ = found.scores[found.scores["test"] == "own"]["score"]
+    assert found.models["step"].tolist()[:3] == [2, 3, 4]
+    assert found.models["depth"].tolist() == [1, 2, 2, 2]
+    _, _, last, final, *_ = found.scores[found.scores["test"] == "own"]["score"]
     assert last == final
     page = (tmp_path / "report.html").read_text()
     assert "tiny, by layer" in page

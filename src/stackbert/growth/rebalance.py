@@ -99,7 +99,8 @@ def rebalance(model: PreTrainedModel) -> None:
     if tables_norm is not None:
         _scale([tables_norm], 1 / stream)
         factor = _exact(_factor([words], [fresh_words]), _size([words]), tables_norm.eps)
-    decoder = model.get_output_embeddings()
+    whole: Any = model
+    decoder = whole.get_output_embeddings()
     if decoder is not None and decoder.weight is words.weight:
         _scale([model.get_submodule(parts.head_norm)], factor)
     for table in (words, *others):
