@@ -20,6 +20,7 @@ COMMANDS = [
     "grow",
     "attention",
     "finetune",
+    "evaluate",
     "recipes",
     "report",
 ]
@@ -71,7 +72,7 @@ def test_corpus_pretrain_and_grow_say_what_they_made(
     done = stackbert("grow", source, tmp_path / "deeper", "--depth", 3)
     assert done.code == 0, done.err
     assert "a MegatronBertForMaskedLM of 3 layers" in done.out
-    assert "grown by stack" in done.out
+    assert "made by stack" in done.out
     names = {path.name for path in (tmp_path / "deeper").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not names & {"optimizer.safetensors", "state.json"}, "of the source's training"

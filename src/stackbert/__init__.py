@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stackbert.corpus.build import build_corpus
     from stackbert.corpus.store import open_corpus
     from stackbert.errors import UserError
+    from stackbert.evaluation.evaluate import evaluate
     from stackbert.finetuning.study import finetune
     from stackbert.growth.folder import grow_folder
     from stackbert.growth.grow import grow
@@ -31,6 +32,7 @@ _HOMES = {
     "UserError": "errors",
     "build_corpus": "corpus.build",
     "compare": "comparison.compare",
+    "evaluate": "evaluation.evaluate",
     "finetune": "finetuning.study",
     "grow": "growth.grow",
     "grow_folder": "growth.folder",
@@ -48,6 +50,7 @@ __all__ = [
     "UserError",
     "build_corpus",
     "compare",
+    "evaluate",
     "finetune",
     "grow",
     "grow_folder",

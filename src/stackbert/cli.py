@@ -229,9 +229,12 @@ def compare(
 def grow(
     source: Annotated[Path, Argument(help="A Hugging Face checkpoint folder.")],
     destination: NewFolder,
-    depth: Annotated[int, Option(help="Layers of the new model.")],
+    depth: Annotated[int | None, Option(help="Layers of the new model.")] = None,
     operator: Annotated[str, Option(help="A growth operator (docs/operators).")] = "stack",
     seed: Annotated[int, Option(help="Of fresh layers and noise.")] = 0,
+    rebalance: Annotated[
+        bool, Option("--rebalance", help="First bring weights to initial scale; also alone.")
+    ] = False,
 ) -> None:
     """Make a deeper checkpoint out of any Hugging Face checkpoint with stacked layers.
 
@@ -239,10 +242,11 @@ def grow(
     """
     from stackbert.growth.folder import grow_folder
 
-    grown = grow_folder(source, destination, depth, operator, seed=seed)
+    grown = grow_folder(source, destination, depth, operator, seed, rebalance=rebalance)
+    how = "rebalancing" if depth is None else operator
     echo(
-        f"{destination}: a {type(grown).__name__} of {depth} layers ({grown.num_parameters():,} "
-        f"parameters), grown by {operator}."
+        f"{destination}: a {type(grown).__name__} of {grown.config.num_hidden_layers} layers "
+        f"({grown.num_parameters():,} parameters), made by {how}."
     )
 
 
@@ -357,6 +361,38 @@ def finetune(
 
 
 @app.command()
+def evaluate(
+    models: Annotated[
+        list[Path],
+        Argument(help="Checkpoint folders, or runs, of which each checkpoint is measured."),
+    ],
+    data: Annotated[Path, Option(help="A folder of tests, a corpus, or a single file.")],
+    out: Annotated[Path | None, Option(help="Folder for numbers and page.")] = None,
+    only: Annotated[str, Option(help="Names of tests with commas; by default all.")] = "",
+    train: Annotated[int, Option(min=1, help="Sentences a probe learns from.")] = 2000,
+    test: Annotated[int, Option(min=2, help="Sentences a probe is tested on.")] = 1000,
+    pairs: Annotated[int, Option(min=1, help="Minimal pairs of each paradigm.")] = 200,
+) -> None:
+    """Measure what models have learned: probes of each layer, minimal pairs, held-out loss.
+
+    Example: stackbert evaluate run/model --data tests --out evaluation
+    """
+    from stackbert.evaluation.evaluate import evaluate as run_evaluation
+    from stackbert.tables import table_text
+
+    counts = {"train": train, "test": test, "pairs": pairs}
+    with console_progress() as progress:
+        result = run_evaluation(
+            models, data=data, out=out, only=_words(only), progress=progress, **counts
+        )
+    tables = [
+        table_text(table, formats=dict.fromkeys(table.select_dtypes("float"), "{:.4g}"))
+        for table in result.tables()
+    ]
+    _show([*tables, *result.sentences()], out)
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes.
 
@@ -384,11 +420,12 @@ def report(
     echo(f"The report is {page}; any browser opens it, without a network.")
 
 
-def _show(lines: list[str], folder: Path) -> None:
-    """Print what was found, and write the result's page into its own folder."""
+def _show(lines: list[str], folder: Path | None) -> None:
+    """Print what was found, and write the result's page into its own folder, if it has one."""
     for line in lines:
         echo(line)
-    report([folder], folder / "report.html")
+    if folder is not None:
+        report([folder], folder / "report.html")
 
 
 def _words(text: str) -> list[str]:

@@ -171,6 +171,17 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def longest_row(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The most tokens of a row, by the model's positions and its tokenizer."""
+    longest = int(tokenizer.model_max_length)
+    positions = getattr(model.config, "max_position_embeddings", None) or longest
+    table: Any = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if padding is not None:  # RoBERTa counts from behind it
+        positions -= padding + 1
+    return min(int(positions), longest)
+
+
 def save_model(
     model: PreTrainedModel,
     folder: Path,

@@ -59,7 +59,7 @@ def test_a_folder_grows_into_one_that_transformers_opens(source, tmp_path):
     assert {path.name for path in target.iterdir()} == {*files, "1_Pooling"}
     assert len({(target / name).stat().st_mode for name in files}) == 1, "some less readable"
     assert [path.name for path in target.parent.iterdir()] == ["grown"]
-    said = "A `BertForMaskedLM` of 6 layers, grown by StackBERT from `source`"
+    said = "A `BertForMaskedLM` of 6 layers, made by StackBERT from `source` by stack"
     assert said in (target / "README.md").read_text()
 
 

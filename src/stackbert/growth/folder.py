@@ -11,6 +11,7 @@ from stackbert.errors import UserError
 from stackbert.files import new_folder, writing
 from stackbert.growth.grow import grow
 from stackbert.growth.operators import Operator, get_operator
+from stackbert.growth.rebalance import rebalance as rebalance_weights
 from stackbert.model_files import open_model, save_model, stored_class
 
 # Not weights in whatever format, nor code, nor how the source's training stood.
@@ -19,18 +20,20 @@ _NOT_COPIED = ("index.json", "state.json")
 
 _CARD = """# {}
 
-A `{}` of {} layers, grown by StackBERT from `{}` with the operator `{}`. It has not been trained
-since: train it before you use it. What is known of the source (its text, licence, results) is in
-the source's own card.
+A `{}` of {} layers, made by StackBERT from `{}` by {}. It has not been trained since: train a grown
+model before you use it. What is known of the source (its text, licence, results) is in the source's
+own card.
 """
 
 
 def grow_folder(
     source: str | Path,
     destination: str | Path,
-    depth: int,
+    depth: int | None = None,
     operator: str | Operator = "stack",
     seed: int = 0,
+    *,
+    rebalance: bool = False,
 ) -> PreTrainedModel:
     """Grow the model of one Hugging Face folder into a new folder that `from_pretrained` opens.
 
@@ -39,28 +42,38 @@ def grow_folder(
     Args:
         source: a folder with `config.json` and safetensors weights, in one file or in shards.
         destination: a folder that does not exist; it appears whole or not at all.
-        depth, operator, seed: as `grow` takes them.
+        depth: layers of the new model, more than the source has; None only rebalances it.
+        operator, seed: as `grow` takes them.
+        rebalance: first bring the weights back to their initial scale, the function unchanged
+            (`growth.rebalance`), so that fresh layers and usual learning rates fit them.
 
     Returns:
-        The grown model, on the CPU.
+        The new model, on the CPU.
 
     Raises:
         UserError: the source cannot be opened or grown to `depth`, or the destination exists.
         RunError: the disk is full.
     """
     source, destination = Path(source), Path(destination)
+    if depth is None and not rebalance:
+        raise UserError("Say how many layers the new model is to have (--depth).")
     with writing(f"growing {source} into {destination}"), new_folder(destination) as partial:
-        grown = grow(_open_whole(source), depth, operator, seed=seed)
+        model, how = _open_whole(source), "rebalancing"
+        if rebalance:
+            rebalance_weights(model)
+        if depth is not None:
+            model, how = grow(model, depth, operator, seed=seed), get_operator(operator).name
         for path in source.iterdir():
             if path.is_dir() and path.name[0].isdigit():  # sentence-transformers: 1_Pooling, …
                 shutil.copytree(path, partial / path.name, copy_function=shutil.copyfile)
             elif path.name.endswith(_COPIED) and not path.name.endswith(_NOT_COPIED):
                 shutil.copyfile(path, partial / path.name)
-        save_model(grown, partial, tokenizer=None, sequence_length=0)
-        how = depth, source.resolve().name, get_operator(operator).name
-        card = _CARD.format(destination.name, type(grown).__name__, *how)
+        save_model(model, partial, tokenizer=None, sequence_length=0)
+        layers = model.config.num_hidden_layers
+        about = destination.name, type(model).__name__, layers, source.resolve().name, how
+        card = _CARD.format(*about)
         (partial / "README.md").write_text(card, encoding="utf-8")
-    return grown
+    return model
 
 
 def _open_whole(source: Path) -> PreTrainedModel:

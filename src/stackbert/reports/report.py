@@ -12,7 +12,9 @@ from stackbert.reports.page import Page, is_report, render, save_figures
 
 FolderPath = str | os.PathLike[str]
 COMPARISON, ATTENTION, FINETUNE = "comparison.json", "attention.json", "finetune.json"
+EVALUATION = "evaluation.json"
 """The record that tells what a folder holds."""
+_KINDS = (RUN, COMPARISON, FINETUNE, EVALUATION, ATTENTION)
 
 
 def report(
@@ -21,9 +23,9 @@ def report(
     """Write one self-contained HTML file of a run, several runs, or one other result.
 
     Args:
-        paths: a run directory or several, or one folder that `stackbert compare`, `attention` or
-            `finetune` wrote. None need be finished. A folder of `attention` may stand with the
-            others; its part comes last.
+        paths: a run directory or several, or one folder that `stackbert compare`, `attention`,
+            `finetune` or `evaluate` wrote. None need be finished. A folder of `attention` may stand
+            with the others; its part comes last.
         out: the HTML file; replaced if it is a report.
         figures: a folder to draw the figures into as well, as SVG and PNG.
 
@@ -59,13 +61,13 @@ def report_page(folders: Sequence[Path]) -> Page:
     Raises:
         UserError: as `report`.
     """
-    kinds: dict[str, list[Path]] = {RUN: [], COMPARISON: [], FINETUNE: [], ATTENTION: []}
+    kinds: dict[str, list[Path]] = {name: [] for name in _KINDS}
     for folder in folders:
         held = [name for name in kinds if (folder / name).is_file()]
         if not held:
             raise UserError(
-                f"{folder} does not hold a run, a comparison, a measurement of attention or a "
-                f"fine-tuning: it has none of {', '.join(kinds)}."
+                f"{folder} does not hold a run, a comparison, a fine-tuning, an evaluation or a "
+                f"measurement of attention: it has none of {', '.join(kinds)}."
             )
         for name in held:
             kinds[name].append(folder)
@@ -76,8 +78,8 @@ def report_page(folders: Sequence[Path]) -> Page:
     if len(subjects) > 1 or any(len(kinds[name]) > 1 for name in held if name != RUN):
         names = "; ".join(f"{name} in {', '.join(map(str, kinds[name]))}" for name in held)
         raise UserError(
-            "A report shows runs, one comparison or one fine-tuning, and one measurement of "
-            f"attention, but these folders hold more: {names}."
+            "A report shows runs, one comparison, one fine-tuning or one evaluation, and one "
+            f"measurement of attention, but these folders hold more: {names}."
         )
     pages = []
     for name in held:
@@ -101,6 +103,10 @@ def _page(name: str, folders: list[Path]) -> Page:
         from stackbert.reports.finetuning import finetune_page
 
         return finetune_page(folders[0])
+    if name == EVALUATION:
+        from stackbert.reports.evaluation import evaluation_page
+
+        return evaluation_page(folders[0])
     from stackbert.reports.attention import attention_page
 
     return attention_page(folders[0])

@@ -1,0 +1,1 @@
+"""What a model has learned: linear probes of frozen layers, minimal pairs, held-out loss."""

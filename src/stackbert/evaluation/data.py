@@ -1,0 +1,145 @@
+"""What lies in a folder of evaluation data: labelled words and sentences, minimal pairs, text."""
+
+import csv
+import itertools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from stackbert.corpus.store import MANIFEST, open_corpus
+from stackbert.corpus.text import open_files
+from stackbert.errors import UserError
+from stackbert.files import reading
+from stackbert.model_files import open_tokenizer
+
+WORDS = range(3, 46)
+"""Lengths of the sentences that word probes take: longer ones do not fit into short rows."""
+PASSAGES = 1000
+PASSAGE_WORDS = range(8, 65)
+"""Long texts are cut into passages of 64 words, about 85 tokens of a vocabulary of 8,192."""
+PROBES = ("words", "sentences")
+_TSV = (".tsv", ".conll")
+
+
+class Example(NamedTuple):
+    """A sentence as words with a label each, or as a single string with one label."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+class Pair(NamedTuple):
+    """A minimal pair in BLiMP's layout; the uid names its paradigm."""
+
+    uid: str
+    phenomenon: str
+    good: str
+    bad: str
+
+
+class Test(NamedTuple):
+    """What models are asked; a probe (`PROBES`) has training examples."""
+
+    name: str
+    kind: Literal["words", "sentences", "pairs", "text"]
+    items: list[Any]
+    """`Example`s to label, `Pair`s, or passages as strings."""
+    train: Sequence[Example] = ()
+
+
+def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[Test], list[str]]:
+    """The tests in a folder and below, in a corpus or in a file, and what was left out.
+
+    Args:
+        data: docs/evaluation.md says which files are recognised.
+        train: sentences that a probe learns from; fewer if there are fewer, as of the others.
+        test: sentences that it labels.
+        pairs: of each paradigm.
+
+    Raises:
+        UserError: there is no test, or a file is damaged.
+    """
+    if not data.exists():
+        raise UserError(f"{data} does not exist.")
+    tests, notes = [], []
+    corpora = [path.parent for path in sorted(data.rglob(MANIFEST))]
+    for folder in corpora:
+        tests.append(Test(folder.resolve().name, "text", _passages(_held_out(folder))))
+    for path in [data] if data.is_file() else sorted(data.rglob("*")):
+        if not path.is_file() or any(folder in path.parents for folder in corpora):
+            continue
+        name, _, split = path.stem.rpartition(".")
+        rows = _rows(path) if path.suffix in _TSV and split != "dev" else []
+        columns = set(rows[0]) if rows else set()
+        if set(Pair._fields) <= columns:
+            found = [Pair(*(row[field] for field in Pair._fields)) for row in rows]
+            uids = dict.fromkeys(pair.uid for pair in found)
+            chosen = (_sample([pair for pair in found if pair.uid == uid], pairs) for uid in uids)
+            tests.append(Test(path.stem, "pairs", list(itertools.chain(*chosen))))
+        elif {"split", "label", "sentence"} <= columns:
+            for task in dict.fromkeys(row.get("task", "") for row in rows):
+                sides: dict[str, list[Example]] = {"train": [], "test": []}
+                for row in rows:
+                    if row.get("task", "") == task and row["split"] in sides:
+                        example = Example((row["sentence"],), (row["label"],))
+                        sides[row["split"]].append(example)
+                learned, asked = _sample(sides["train"], train), _sample(sides["test"], test)
+                tests.append(Test(f"{path.stem} {task}".strip(), "sentences", asked, learned))
+        elif path.suffix in _TSV and split == "train":
+            learned = _sample(list(_tagged(path)), train)
+            asked = _sample(list(_tagged(path.with_name(f"{name}.test{path.suffix}"))), test)
+            tests.append(Test(name, "words", asked, learned))
+        elif ".txt" in path.suffixes:
+            documents = (text for file in open_files([path]) for text in file.documents())
+            tests.append(Test(path.stem, "text", _passages(documents)))
+        elif split not in ("dev", "test"):
+            notes.append(f"{path.name} is no test that StackBERT knows.")
+    for each in tests:
+        if len(each.items) < 2 or (each.kind in PROBES and not each.train):
+            raise UserError(f"{data}: the test '{each.name}' has too few rows to train or test on.")
+    if not tests:
+        raise UserError(
+            f"{data} holds no test: no NAME.train.tsv of words and tags, no table with the columns "
+            "split, label, sentence or uid, phenomenon, good, bad, no .txt file and no corpus."
+        )
+    return tests, notes
+
+
+def _sample(rows: Sequence[Any], count: int) -> list[Any]:
+    return random.Random(0).sample(rows, min(count, len(rows)))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, restval=""))
+
+
+def _tagged(path: Path) -> Iterator[Example]:
+    """Sentences of lines "word TAB tag" between blank lines; further columns are ignored."""
+    with reading(path, "Each line is a word, a tab and its tag."):
+        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8-sig")):
+            # A comment starts with "# "; the word "#" is followed by a tab.
+            lines = [line for line in block.split("\n") if line and not line.startswith("# ")]
+            if len(lines) in WORDS:
+                words, tags, *_ = zip(*(line.split("\t") for line in lines), strict=False)
+                yield Example(words, tags)
+
+
+def _held_out(folder: Path) -> Iterator[str]:
+    """A corpus' held-out documents, as its tokenizer puts them together again."""
+    corpus = open_corpus(folder)
+    tokenizer = open_tokenizer(corpus.tokenizer_folder)
+    ids = corpus.validation.read(0, len(corpus.validation))
+    start = 0
+    for end in (ids == corpus.vocabulary.sep).nonzero()[0].tolist():
+        yield str(tokenizer.decode(ids[start:end].tolist()))
+        start = end + 1
+
+
+def _passages(documents: Iterator[str]) -> list[str]:
+    longest = PASSAGE_WORDS[-1]
+    texts = [text.split() for text in documents]
+    cut = [words[at : at + longest] for words in texts for at in range(0, len(words), longest)]
+    return _sample([" ".join(words) for words in cut if len(words) in PASSAGE_WORDS], PASSAGES)
