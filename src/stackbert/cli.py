@@ -337,12 +337,12 @@ def attention(
     ] = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="Of a run: another run, whose growths are shown next to its own."),
+        typer.Option(help="A run whose growths are shown, too; next to those of MODEL, if a run."),
     ] = None,
     max_length: Annotated[
         int, typer.Option(min=2, help="Tokens of a sentence; longer ones are cut.")
     ] = 128,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample.")] = 0,
 ) -> None:
     """Measure where each head of an encoder looks, and how alike its layers are.
 
@@ -486,7 +486,7 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Run directories, or the folder of one comparison, fine-tuning or measurement of "
+            help="Run directories, and folders of comparisons, fine-tunings or measurements of "
             "attention."
         ),
     ],
