@@ -41,19 +41,13 @@ class Visit:
         self.page = page
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self.dialogs: list[str] = []
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("dialog", self._asked)
 
     def _heard(self, message) -> None:
         if message.type in ("error", "warning"):
             self.errors.append(message.text)
-
-    def _asked(self, dialog) -> None:
-        self.dialogs.append(dialog.message)
-        dialog.dismiss()
 
     def open(self, path: Path) -> Page:
         self.page.goto(path.as_uri())
@@ -61,16 +55,6 @@ class Visit:
             "() => [...document.querySelectorAll('.chart')].every(c => c.querySelector('svg'))"
         )
         return self.page
-
-    def count_drawings(self) -> None:
-        """From now on; `drawings` tells."""
-        self.page.evaluate(
-            "() => { const draw = vegaEmbed; window.drawings = 0;"
-            " window.vegaEmbed = (...given) => { window.drawings += 1; return draw(...given); }; }"
-        )
-
-    def drawings(self) -> int:
-        return self.page.evaluate("window.drawings")
 
 
 @pytest.fixture

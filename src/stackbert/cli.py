@@ -259,7 +259,7 @@ def attention(
     compare: Annotated[Path | None, Option(help="A second model with the same tokenizer.")] = None,
     beside: Annotated[list[Path] | None, Option(help="A run whose growths are shown, too.")] = None,
     max_length: Annotated[int, Option(min=2, help="Tokens at which a sentence is cut.")] = 128,
-    seed: Annotated[int, Option(help="Of the sample.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Of the sample.")] = 0,
 ) -> None:
     """Measure where each head of an encoder looks, and how alike its layers are.
 
@@ -406,7 +406,7 @@ def recipes() -> None:
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], Argument(help="Runs, or one other result.")],
+    folders: Annotated[list[Path], Argument(help="Runs, and folders of other results.")],
     out: Annotated[Path, Option(help="The HTML file to write.")],
     figures: Annotated[Path | None, Option(help="Folder for the figures as SVG and PNG.")] = None,
 ) -> None:

@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from stackbert.attention.likeness import (
-    ROWS,
+    contrast,
     divergences,
     keep_rows,
     match,
-    shallow_and_deep,
-    top_and_bottom,
 )
 from stackbert.attention.maps import SentenceMaps
 
@@ -47,19 +45,6 @@ def plain_divergence(p, q):
     return (entropy[0] - (entropy[1] + entropy[2]) / 2) / math.log(2)
 
 
-def test_divergences_equal_plain_loops():
-    one, other = random_maps(2, 3, seed=1), random_maps(3, 2, seed=2)
-    found = between(one, other)
-    assert found.shape == (2, 3, 3, 2)
-    for a, b in [((0, 0), (0, 0)), ((1, 2), (2, 1)), ((0, 1), (1, 0))]:
-        rows = [
-            plain_divergence(p[a][query], q[b][query])
-            for p, q in zip(one, other, strict=True)
-            for query in range(p.shape[-1])
-        ]
-        assert found[a + b] == pytest.approx(np.mean(rows), abs=1e-5)
-
-
 @given(
     arrays.arrays(
         np.float64,
@@ -89,17 +74,8 @@ def test_matching_is_one_to_one_and_best():
     assert match(np.array([0.5, 0.1, 0.3]).reshape(1, 3, 1, 1)).item() == 0.1
 
 
-def test_the_same_few_rows_are_kept_of_every_model():
-    maps = random_maps(1, 2, lengths=(40, 5))
-    rows = sample(maps)
-    assert [each.shape for each in rows.values()] == [(1, 2, ROWS, 40), (1, 2, 5, 5)]
-    assert np.array_equal(rows[0], sample(maps)[0])
-    # Not the first ones, where [CLS] and its neighbours are.
-    assert not np.allclose(rows[0], maps[0][:, :, :ROWS], atol=1e-3)
-
-
 def contrast_of(maps, fresh):
-    return top_and_bottom(between(maps, maps), between(maps, fresh), seed=0)
+    return contrast(between(maps, maps), between(maps, fresh), seed=0, halves=True)
 
 
 def test_a_top_half_that_repeats_the_bottom_half_differs_by_nothing():
@@ -109,7 +85,6 @@ def test_a_top_half_that_repeats_the_bottom_half_differs_by_nothing():
     assert found.matched == pytest.approx(0, abs=1e-6)
     assert found.dealt > 0.05
     assert found.untrained > 0.1
-    assert contrast_of(random_maps(1, 2), uniform_maps(1, 2)) is None  # one layer has no halves
 
 
 def test_layers_of_one_kind_differ_as_if_dealt_and_layers_of_two_kinds_by_more():
@@ -121,13 +96,12 @@ def test_layers_of_one_kind_differ_as_if_dealt_and_layers_of_two_kinds_by_more()
     assert unlike.matched > unlike.dealt + 0.1
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_each_layer_of_the_deeper_model_is_compared_with_the_most_similar(swapped):
+def test_each_layer_of_a_model_is_compared_with_the_most_similar_of_another():
     shallow, others = random_maps(2, 3), random_maps(1, 3, seed=5)
     # Its last layer is none of the shallow model's.
     deep = [np.concatenate([m, m[::-1], o]) for m, o in zip(shallow, others, strict=True)]
-    pair = (deep, shallow) if swapped else (shallow, deep)
-    found = shallow_and_deep(between(*pair), between(deep, uniform_maps(5, 3)), seed=0)
+    fresh = between(deep, uniform_maps(5, 3))
+    found = contrast(between(deep, shallow), fresh, seed=0, halves=False)
     alone = match(between(others, shallow)).min()
     assert alone > 0.1
     assert found.matched == pytest.approx(alone / 5, abs=1e-6)

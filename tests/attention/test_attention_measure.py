@@ -9,8 +9,8 @@ import torch
 
 from stackbert.attention.likeness import Contrast
 from stackbert.attention.measure import measure_attention, read_attention
-from stackbert.attention.sample import MIN_TOKENS, sample_sentences
-from stackbert.attention.statements import layer_table, likeness_share, statements
+from stackbert.attention.statements import statements
+from stackbert.attention.subject import MIN_TOKENS, sample_sentences
 from stackbert.errors import UserError
 from stackbert.growth.grow import grow
 from tiny_encoders import word_tokenizer
@@ -27,8 +27,7 @@ def test_a_folder_and_a_model_give_the_same(make_model, save, tokenizer, sentenc
     about = one.about()
     assert (about["name"], about["type"], one.text) == ("model", "bert", "text.txt")
     assert (about["depth"], about["heads_per_layer"], about["sentences"]) == (3, 2, 8)
-    for name in ("heads", "likeness"):
-        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name))
+    pd.testing.assert_frame_equal(one.heads, other.heads)
 
 
 def test_a_result_survives_its_files(make_model, save, sentences, tmp_path):
@@ -36,7 +35,7 @@ def test_a_result_survives_its_files(make_model, save, sentences, tmp_path):
     shallow, deep = save(make_model(), "shallow"), save(make_model(depth=4), "deep")
     result = measure_attention(shallow, text=sentences, compare=deep, out=out)
     again = read_attention(out)
-    for name in ("models", "heads", "likeness", "growths", "growth_heads"):
+    for name in ("models", "heads", "growth_heads"):
         pd.testing.assert_frame_equal(
             getattr(again, name), getattr(result, name), check_column_type=False, check_exact=True
         )
@@ -48,39 +47,34 @@ def test_a_result_survives_its_files(make_model, save, sentences, tmp_path):
     assert again.about("compared")["depth"] == 4
 
 
-def test_sentences_are_cut_where_the_shorter_model_ends(make_model, tokenizer, sentences):
-    short = make_model(max_position_embeddings=34)
-    result = measure_attention(make_model(), text=sentences, tokenizer=tokenizer, compare=short)
+def test_sentences_are_cut_where_the_second_tokenizer_says(make_model, save, sentences, tokenizer):
+    short = word_tokenizer([f"w{number}" for number in range(90)])
+    short.model_max_length = 34
+    other = save(make_model(), "other", short)
+    result = measure_attention(make_model(), text=sentences, tokenizer=tokenizer, compare=other)
     assert result.max_length == 34
 
 
-def test_maps_of_another_measurement_are_refused(make_model, tokenizer, sentences, tmp_path):
-    for name in ("one", "other"):
-        measure_attention(
-            make_model(depth=len(name)), text=sentences, tokenizer=tokenizer, out=tmp_path / name
-        )
-    (tmp_path / "one" / "attention.npz").write_bytes(
-        (tmp_path / "other" / "attention.npz").read_bytes()
-    )
-    with pytest.raises(UserError, match="does not belong to"):
-        read_attention(tmp_path / "one")
-    (tmp_path / "one" / "attention.npz").unlink()
+def test_a_damaged_result_is_refused(make_model, tokenizer, sentences, tmp_path):
+    measure_attention(make_model(), text=sentences, tokenizer=tokenizer, out=tmp_path)
+    arrays = (tmp_path / "attention.npz").read_bytes()
+    (tmp_path / "attention.npz").write_bytes(arrays[:-9])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_attention(tmp_path)
+    (tmp_path / "attention.npz").unlink()
     with pytest.raises(UserError, match="does not exist"):
-        read_attention(tmp_path / "one")
-    (tmp_path / "other" / "attention.json").write_text(json.dumps({"format": 2}))
+        read_attention(tmp_path)
+    (tmp_path / "attention.json").write_text(json.dumps({"format": 2}))
     with pytest.raises(UserError, match="another version"):
-        read_attention(tmp_path / "other")
+        read_attention(tmp_path)
 
 
-def test_examples_are_short_sentences_with_their_maps(make_model, tokenizer, sentences):
-    model = make_model()
-    result = measure_attention(model, text=sentences, tokenizer=tokenizer)
+def test_examples_come_shortest_first_and_are_cut(make_model, tokenizer, sentences):
+    result = measure_attention(make_model(), text=sentences, tokenizer=tokenizer)
     lengths = [len(tokens) for tokens in result.examples]
-    assert lengths == [14, 22, 13, 29, 22, 17, 32, 32]  # two of 43 and 35 come last, cut
-    assert result.shortest == 2
+    assert lengths == [14, 22, 32, 32]  # the last two have 43 and 35
     for number, length in enumerate(lengths):
         assert result.arrays[f"maps_{number}"].shape == (2, 2, length, length)
-    assert measure_attention(model, text=sentences[1:2], tokenizer=tokenizer).shortest == 0
 
 
 def test_stacking_is_seen_as_likeness(make_model, tokenizer, sentences):
@@ -97,23 +91,6 @@ def test_stacking_is_seen_as_likeness(make_model, tokenizer, sentences):
     assert result.shallow_deep.untrained > 0.05
     (claim,) = [line for line in statements(result) if line.startswith("Claim 3")]
     assert ": holds (100%)." in claim
-    own = result.likeness.query("model == 'measured'").pivot(
-        index="layer", columns="other_layer", values="divergence"
-    )
-    assert np.diag(own) == pytest.approx(0, abs=1e-6)
-    assert own.to_numpy() == pytest.approx(own.to_numpy().T, abs=1e-6)
-
-
-def test_a_head_that_looks_at_itself_is_found(make_model, tokenizer, sentences):
-    model = make_model("megatron-bert", depth=1, heads=1)
-    with torch.no_grad():
-        own = model.bert.encoder.layer[0].attention.self
-        own.key.weight.copy_(own.query.weight), own.key.bias.copy_(own.query.bias)
-        own.query.weight.mul_(100), own.query.bias.mul_(100)
-    result = measure_attention(model, text=sentences, tokenizer=tokenizer)
-    assert result.heads_of()["itself"].item() > 3 * result.about()["itself"]
-    assert result.top_bottom is None
-    assert len(statements(result)) == 1
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +113,7 @@ def measured(tokenizer, sentences):
 )
 def test_the_verdict_lies_between_untrained_and_dealt(matched, untrained, share, verdict, measured):
     contrast = Contrast(matched, dealt=0.1, untrained=untrained)
-    assert likeness_share(contrast) == pytest.approx(share)
+    assert contrast.share == pytest.approx(share)
     claim = statements(measured.model_copy(update={"top_bottom": contrast}))[1]
     assert claim.startswith(f"Claim 2, top layers look like bottom layers: {verdict}. ")
     assert f"by {matched:.3f} (" in claim
@@ -151,29 +128,18 @@ def test_the_first_claim_holds_for_more_than_half_of_the_heads(local, verdict, m
     assert f"By class: {local} local, 0 [CLS], 0 mixed, 0 [SEP], {6 - local} broad" in said
 
 
-def test_the_table_has_a_line_a_layer(measured):
-    table = layer_table(measured)
-    assert table["layer"].tolist() == ["1", "2", "3", "all", "uniform", "untrained (8)"]
-    heads = measured.heads_of()
-    first = heads[heads["layer"] == 2]["first"].mean()
-    assert table["[CLS]"][1] == pytest.approx(first, abs=5e-4)
-    assert table["entropy"][3] == pytest.approx(heads["entropy"].mean(), abs=5e-4)
-    assert table["within 4"][4] == pytest.approx(measured.about()["within_4"], abs=5e-4)
-    assert table["heads"].tolist() == ["2 broad"] * 3 + ["6 broad", "", "6 broad"]
-
-
 def test_users_mistakes_are_sentences(make_model, save, tokenizer, sentences, tmp_path):
     model = make_model()
     other = save(model, "other", word_tokenizer([f"x{number}" for number in range(90)]))
-    folder = save(model)
+    folder, short = save(model), tmp_path / "short.txt"
+    short.write_text("Too short. This one, too.")
     for says, options in (
         ("different vocabularies", {"model": folder, "compare": other}),
         ("needs tokenizer=", {"model": model}),
         ("The list of sentences is empty", {"model": folder, "text": []}),
+        ("no sentence of at least 12 tokens", {"model": folder, "text": short}),
         ("none is not a folder", {"model": tmp_path / "none"}),
         ("none.txt", {"model": folder, "text": tmp_path / "none.txt"}),
-        ("seed -1 is not between", {"model": folder, "seed": -1}),
-        ("0 sentences are too few", {"model": folder, "text": folder, "sentences": 0}),
     ):
         with pytest.raises(UserError, match=says):
             measure_attention(**{"text": sentences, **options})
@@ -206,9 +172,3 @@ def test_a_sample_is_of_long_sentences_once_each_a_function_of_text_and_seed(tex
     assert len(some) == 10
     assert sample_sentences(text, tokenizer, 10, seed=4) != some
     assert sample_sentences(text, tokenizer, 25, seed=3)[:10] == some
-
-
-def test_a_text_without_long_sentences_is_refused(tmp_path, tokenizer):
-    (tmp_path / "a.txt").write_text("Too short. This one, too.")
-    with pytest.raises(UserError, match="no sentence of at least 12 tokens"):
-        sample_sentences(tmp_path / "a.txt", tokenizer, 5)

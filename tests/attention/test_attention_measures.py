@@ -11,7 +11,6 @@ from stackbert.attention.measures import (
     MEASURES,
     WINDOWS,
     head_table,
-    paper_share,
     sentence_sums,
 )
 
@@ -110,12 +109,6 @@ def test_heads_are_called_what_they_are():
     assert tuple(kinds) == CLASSES
     found, _ = planted(*kinds.values(), separators=(LENGTH - 1,))
     assert found["class"].tolist() == list(CLASSES)
-
-
-def test_the_share_of_the_papers_classes_depends_on_what_is_near():
-    found = planted(shifted(-1), shifted(3), shifted(7), column(0), separators=(LENGTH - 1,))
-    assert [paper_share(*found, window) for window in (2, 4, 8)] == [0.5, 0.75, 1.0]
-    assert paper_share(*found) == 0.75
 
 
 @pytest.mark.parametrize(

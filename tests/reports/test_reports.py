@@ -9,9 +9,9 @@ import pytest
 from stackbert.errors import UserError
 from stackbert.pretraining.ledger import read_ledger, stage_table
 from stackbert.pretraining.record import read_run
-from stackbert.reports.charts import clipping_note, intervals, loss_curves, loss_range
-from stackbert.reports.page import Chart, Page, Table, Text, render
-from stackbert.reports.report import report, report_page
+from stackbert.reports.charts import clipping_note, loss_curves, loss_range
+from stackbert.reports.page import Chart, Page, Table, render
+from stackbert.reports.report import report, report_pages
 from stackbert.reports.runs import stage_bands, validation_points
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
@@ -30,8 +30,7 @@ def data_of(html: str) -> dict:
 def test_no_text_of_a_users_gets_out_of_its_place():
     frame = pd.DataFrame({EVIL: [EVIL], "number": [1.5]})
     chart = Chart(EVIL, loss_curves(points(group=EVIL)), EVIL)
-    parts = (chart, Table(EVIL, frame, EVIL), Text(EVIL, (EVIL,)))
-    html = render(Page(EVIL, (EVIL,), parts, {EVIL: EVIL}))
+    html = render([Page(EVIL, (EVIL,), (chart, Table(EVIL, frame, EVIL)), {EVIL: EVIL})])
     assert html.count("<script") == 3  # the figures' data, the library, our own
     assert "<img" not in html.split("</style>")[1].split("<script")[0]
     rows = max(data_of(html)["figures"][0]["datasets"].values(), key=len)
@@ -39,17 +38,19 @@ def test_no_text_of_a_users_gets_out_of_its_place():
 
 
 def test_a_page_allows_its_own_scripts_alone_and_needs_no_library_without_figures():
-    policy = re.search(r'Policy" content="([^"]*)"', render(Page("a", (), (Chart("b", {}),))))
+    policy = re.search(r'Policy" content="([^"]*)"', render([Page("a", (), (Chart("b", {}),))]))
     assert "default-src &#39;none&#39;" in policy.group(1)
     assert policy.group(1).count("sha256-") == 2
-    bare = render(Page("a", ("b",), ()))
+    bare = render([Page("a", ("b",), ())])
     assert "<script" not in bare
     assert len(bare) < 20_000
 
 
 def test_a_table_shows_numbers_as_asked_and_nothing_for_what_is_missing():
     frame = pd.DataFrame({"who": ["a", "b"], "loss": [1.23456, None], "steps": [1000, 2]})
-    html = render(Page("t", (), (Table("x", frame, formats={"loss": "{:.2f}"}),)))
+    tables = (Table("x", frame, formats={"loss": "{:.2f}"}), Table("left out", frame[:0]))
+    html = render([Page("t", (), tables)])
+    assert "left out" not in html
     cells = re.findall(r"<td[^>]*>(.*?)</td>", html)
     assert cells == ["a", "1.23", "1,000", "b", "", "2"]
     assert html.count('<td class="number">') == 4
@@ -63,34 +64,21 @@ def test_the_frame_leaves_out_the_opening_and_says_so():
     assert loss_range(points()[:0]) == (0.0, 1.0)
 
 
-def test_a_chart_holds_the_points_with_times_in_the_axis_unit():
-    spec = loss_curves(points(seconds=[0.0, 600.0, 1200.0]))
-    (rows,) = [r for r in spec["datasets"].values() if len(r) == 3]
-    assert [row["seconds"] for row in rows] == [0.0, 10.0, 20.0]
-    assert "minutes of training" in json.dumps(spec)
-    assert {p["name"] for p in spec["params"]} >= {"over"}
-
-
-def test_an_interval_chart_has_a_line_for_each_row_and_one_at_zero():
-    rows = pd.DataFrame({"who": ["a", "b"], "mean": [1.0, 2.0], "low": [0.5, None]})
-    spec = intervals(rows.assign(high=[1.5, None]), y="who", title="nats", zero="no difference")
-    assert len(spec["layer"]) == 3
-
-
 def test_a_runs_page_says_what_its_ledger_says(run):
-    page = report_page([run])
+    (page,) = report_pages([run])
     ledger, stages = read_ledger(run), stage_table(run)
     last = ledger[ledger.kind == "evaluation"].iloc[-1]
-    assert page.verdict[0].startswith(f"8 layers, validation loss {last.loss:.3f} nats after 28 ")
+    said = f"8 layers, validation loss {last.loss:.3f} nats after 28 steps and "
+    assert page.verdict[0].startswith(said)
     assert "stackbert compare" in page.verdict[1]
     assert "word frequencies" in page.verdict[2]
     tables = {part.title: part.frame for part in page.parts if isinstance(part, Table)}
-    assert list(tables["Stages"]["loss at the end"]) == list(stages.loss)
+    assert list(tables["Stages"]["loss"]) == list(stages.loss)
     growths = ledger[ledger.kind == "growth"]
     assert list(tables["Growth"]["jump"]) == list(growths.loss_after - growths.loss_before)
     assert tables["Where the time went"]["share"].sum() == pytest.approx(1.0, abs=0.01)
     assert "stages.0.steps" in set(tables["Recipe, as run"]["field"])
-    assert str(run.parent) not in render(page)
+    assert str(run.parent) not in render([page])
 
 
 def test_a_growth_is_a_vertical_piece_and_stages_are_bands(run):
@@ -105,16 +93,16 @@ def test_a_growth_is_a_vertical_piece_and_stages_are_bands(run):
 
 
 def test_an_unfinished_run_is_shown_as_far_as_it_came(stopped):
-    page = report_page([stopped])
-    assert page.verdict[0].startswith("Unfinished: 14 of 28 steps")
+    (page,) = report_pages([stopped])
+    assert page.verdict[0].startswith("Unfinished after 14 steps and ")
     tables = {part.title: part.frame for part in page.parts if isinstance(part, Table)}
     assert len(tables["Stages"]) == 1
 
 
 def test_several_runs_are_drawn_together_without_a_verdict(run, stopped):
-    page = report_page([run, stopped])
+    (page,) = report_pages([run, stopped])
     assert page.title == "2 pre-training runs"
-    assert "Unfinished: stopped." in page.verdict
+    assert page.parts[1].frame["finished"].tolist() == [True, False]
     assert "no verdict" in page.verdict[-1]
 
 
@@ -130,9 +118,9 @@ def test_a_report_replaces_only_a_report(run, tmp_path):
 
 
 def test_what_cannot_be_reported_is_said(run, tmp_path):
-    with pytest.raises(UserError, match="does not hold a run"):
+    with pytest.raises(UserError, match="holds no result to report"):
         report(tmp_path, tmp_path / "a.html")
-    with pytest.raises(UserError, match="at least one folder"):
+    with pytest.raises(UserError, match="An empty list"):
         report([], tmp_path / "a.html")
 
 

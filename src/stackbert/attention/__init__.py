@@ -1,5 +1,1 @@
-"""Where attention looks: measures of every head, how alike layers are, what growing does to them.
-
-text ─► sample ─► maps ─► measures ─► result ─► statements
-                    └───► likeness ──┘
-"""
+"""Where attention looks, how alike layers are, and what growing does to both."""

@@ -1,7 +1,5 @@
 """How alike the maps of two layers are: Jensen-Shannon divergence, heads matched one to one.
 
-Of two rows with the mean m it is (H(m) - (H(p) + H(q)) / 2) / ln 2, from 0 (equal) to 1 (no common
-token). Every head is compared with every other, so only some rows of a model are kept.
 Shape letters: L layers, H heads, R rows kept of a sentence, S tokens; 2 is the second model.
 """
 
@@ -16,31 +14,27 @@ from torch import Tensor
 from stackbert.attention.maps import F32, SentenceMaps
 from stackbert.attention.measures import F64
 
-Rows = dict[int, F32]
-"""Index of a sentence → (L, H, R, S)."""
+Rows = dict[int, F32]  # index of a sentence → (L, H, R, S)
 
-ROWS = 16
-"""Most queries kept of a sentence."""
-SENTENCES = 64
-"""Sentences of which rows are kept: some 1,000 queries, steady to a few thousandths."""
-DEALS = 20
-"""Times that heads are dealt to the layers at random."""
-_TINY = 1e-30
+ROWS = 16  # most queries kept of a sentence
+SENTENCES = 64  # of which rows are kept: some 1,000 queries, steady to a few thousandths
+DEALS = 20  # times that heads are dealt to the layers at random
+_TINY = 1e-30  # added to weights, so that no logarithm is of 0
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Divergence of some layers from the most similar of others, a mean over the former.
-
-    A divergence alone says little. If it did not matter in which layer a head is, it would be
-    `dealt`; for fresh layers in place of the others it would be `untrained`.
-    """
+    """Divergence of some layers from the most similar of others, a mean over the former."""
 
     matched: float
-    dealt: float
-    """After heads were dealt to the layers at random."""
-    untrained: float
-    """From the layers of an untrained model."""
+    dealt: float  # after heads were dealt to the layers at random
+    untrained: float  # from the layers of an untrained model
+
+    @property
+    def share(self) -> float:
+        """How alike the layers are: 0 if no closer than `untrained`, 1 if as close as `dealt`."""
+        way = max(self.untrained - self.dealt, 1e-9)
+        return min(max((self.untrained - self.matched) / way, 0.0), 1.0)
 
 
 def keep_rows(sentence: SentenceMaps, seed: int) -> F32:
@@ -53,16 +47,14 @@ def keep_rows(sentence: SentenceMaps, seed: int) -> F32:
 
 
 def divergences(first: Rows, second: Rows) -> F64:
-    """(L, H, L2, H2): between every two heads of two models (or of one), means over queries.
+    """(L, H, L2, H2): between every two heads, means over the queries that both models have.
 
-    Only the sentences of both count.
+    Of two rows with the mean m it is (H(m) - (H(p) + H(q)) / 2) / ln 2: 1 without a common token.
     """
     total, queries = torch.zeros(()), 0
     for index in sorted(first.keys() & second.keys()):
-        one, other = first[index], second[index]
-        total = total + _divergence_sums(
-            torch.from_numpy(one).flatten(0, 1), torch.from_numpy(other).flatten(0, 1)
-        )
+        one, other = torch.from_numpy(first[index]), torch.from_numpy(second[index])
+        total = total + _divergence_sums(one.flatten(0, 1), other.flatten(0, 1))
         queries += one.shape[2]
     shape = (*one.shape[:2], *other.shape[:2])
     return np.clip(total.numpy() / queries / math.log(2), 0.0, 1.0).reshape(shape)
@@ -73,20 +65,15 @@ def _divergence_sums(p_ARS: Tensor, q_BRS: Tensor) -> Tensor:
 
     With m = p + q, not halved, a row's is ln 2 + (Σ p ln p + Σ q ln q - Σ m ln m) / 2.
     """
-    same, rows = p_ARS.data_ptr() == q_BRS.data_ptr(), p_ARS.size(1)
-    p, q = p_ARS.flatten(1) + _TINY, q_BRS.flatten(1) + _TINY  # so that no logarithm is of 0
+    p, q = p_ARS.flatten(1) + _TINY, q_BRS.flatten(1) + _TINY
     # Written into again and again: fresh memory for every product takes a third of the time.
     sums, logs = torch.empty_like(q), torch.empty_like(q)
     mixed = torch.zeros(len(p), len(q), dtype=torch.float64)
-    for head in range(len(p)):
-        start = head if same else 0
-        x, log = sums[start:], logs[start:]
-        torch.add(p[head], q[start:], out=x)
-        mixed[head, start:] = torch.log(x, out=log).mul_(x).sum(1)
-    if same:
-        mixed = mixed.triu() + mixed.triu(1).T
+    for head, row in enumerate(p):
+        torch.add(row, q, out=sums)
+        mixed[head] = torch.log(sums, out=logs).mul_(sums).sum(1)
     p_self, q_self = ((x.log() * x).sum(1).double() for x in (p, q))
-    return rows * math.log(2) + (p_self[:, None] + q_self - mixed) / 2
+    return p_ARS.size(1) * math.log(2) + (p_self[:, None] + q_self - mixed) / 2
 
 
 def match(heads: F64) -> F64:
@@ -99,53 +86,23 @@ def match(heads: F64) -> F64:
     return divergence
 
 
-def top_and_bottom(own: F64, to_untrained: F64, seed: int) -> Contrast | None:
-    """Compare the layers of a model's top half with those of its bottom half.
+def contrast(heads: F64, to_untrained: F64, seed: int, *, halves: bool) -> Contrast:
+    """Compare a model's layers with the most similar of another's, and of an untrained one.
 
-    Args:
-        own: `divergences` of the model and itself.
-        to_untrained: of the model and an untrained one, whose bottom half is what fresh layers
-            would have been.
-        seed: of the dealing.
-
-    Returns:
-        None for a single layer, which has no halves.
+    With `halves`, `heads` are of a model and itself: its top half is compared with its bottom half.
     """
-    depth, heads = own.shape[:2]
-    if depth < 2:
-        return None
-    halves = np.ix_(range(depth - depth // 2, depth), range(depth // 2))
-    flat = own.reshape((depth * heads,) * 2)
+
+    def nearest(heads: F64) -> float:
+        layers = match(heads)
+        if halves:
+            half = len(layers) // 2
+            layers = layers[-half:, :half]
+        return float(layers.min(axis=1).mean())
+
+    flat = heads.reshape(heads.shape[0] * heads.shape[1], -1)
     random, dealt = np.random.default_rng(seed), []
     for _ in range(DEALS):
-        order = random.permutation(depth * heads)
-        dealt.append(_nearest(match(flat[np.ix_(order, order)].reshape(own.shape))[halves]))
-    return Contrast(
-        matched=_nearest(match(own)[halves]),
-        dealt=float(np.mean(dealt)),
-        untrained=_nearest(match(to_untrained)[halves]),
-    )
-
-
-def shallow_and_deep(between: F64, deep_to_untrained: F64, seed: int) -> Contrast:
-    """Compare the layers of the deeper of two models with those of the shallower.
-
-    Of equal depth, the second counts as the deeper. The arguments are those of `top_and_bottom`.
-    """
-    if between.shape[0] <= between.shape[2]:
-        between = between.transpose(2, 3, 0, 1)
-    flat = between.reshape(between.shape[0] * between.shape[1], -1)
-    random, dealt = np.random.default_rng(seed), []
-    for _ in range(DEALS):
-        rows, columns = (random.permutation(size) for size in flat.shape)
-        dealt.append(_nearest(match(flat[np.ix_(rows, columns)].reshape(between.shape))))
-    return Contrast(
-        matched=_nearest(match(between)),
-        dealt=float(np.mean(dealt)),
-        untrained=_nearest(match(deep_to_untrained)),
-    )
-
-
-def _nearest(divergence: F64) -> float:
-    """(L, L2) to the mean over the layers of the divergence from the most similar other."""
-    return float(divergence.min(axis=1).mean())
+        rows = random.permutation(len(flat))
+        columns = rows if halves else random.permutation(flat.shape[1])
+        dealt.append(nearest(flat[np.ix_(rows, columns)].reshape(heads.shape)))
+    return Contrast(nearest(heads), float(np.mean(dealt)), nearest(to_untrained))

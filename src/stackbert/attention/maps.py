@@ -1,10 +1,9 @@
-"""Attention maps of any transformers encoder, one sentence at a time.
+"""Attention maps of any transformers encoder, a sentence at a time: rows are queries and sum to 1.
 
-Shape letters: B sentences of a forward pass, L layers, H heads of a layer, S tokens of a sentence.
-Rows of a map are queries, columns are keys, and every row sums to 1.
+Letters: L layers, B sentences of a forward pass, H heads of a layer, S tokens of a sentence.
 """
 
-import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.errors import UserError
@@ -19,21 +19,17 @@ from stackbert.files import reason
 
 F32 = npt.NDArray[np.float32]
 
-BATCH_TOKENS = 2048
-"""Of a forward pass, padding included: of 12 x 12 heads and 128 tokens the maps take 151 MB."""
-ROW_TOLERANCE = 0.01
-"""How far the sum of a row may be from 1. Half precision is off by some thousandths."""
+BATCH_TOKENS = 2048  # of a forward pass: of 12 x 12 heads and 128 tokens the maps take 151 MB
+ROW_TOLERANCE = 0.01  # of a row's sum; half precision is off by some thousandths
 
 
 @dataclass(frozen=True)
 class SentenceMaps:
     """All attention maps of one sentence, without padding."""
 
-    index: int
-    """Of the sentence in the list that was given."""
+    index: int  # of the sentence in the list that was given
     tokens: tuple[str, ...]
-    separators: tuple[int, ...]
-    """Positions of [SEP] (`</s>` in RoBERTa)."""
+    separators: tuple[int, ...]  # positions of [SEP] (`</s>` in RoBERTa)
     maps_LHSS: F32
 
 
@@ -42,135 +38,79 @@ def attention_maps(
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
     *,
-    batch_tokens: int = BATCH_TOKENS,
     max_length: int = 128,
 ) -> Iterator[SentenceMaps]:
-    """Run an encoder over sentences and yield the maps of each, shortest sentence first.
+    """Run a copy of an encoder over sentences and yield the maps of each, shortest sentence first.
 
     Each sentence is encoded alone, between the tokenizer's special tokens, and cut at `max_length`
-    tokens. Sentences of similar length share a forward pass of at most `batch_tokens`, padding
-    included; only the maps of one pass are held.
+    tokens. Byte-level tokens are shown as the text that they stand for.
 
     Raises:
-        UserError: the model returns no attention probabilities, or does not know the tokenizer's
-            ids.
+        UserError: the model returns no attention probabilities.
     """
-    encoded = encode(tokenizer, sentences, max_length)
-    highest = max((max(ids) for ids in encoded if ids), default=0)
-    known = getattr(model.config, "vocab_size", None)
-    if known and highest >= known:
-        raise UserError(
-            f"The tokenizer gives the id {highest}, but {type(model).__name__} knows only {known} "
-            "ids. Use the tokenizer that the model was trained with."
-        )
-    for group in _groups(encoded, batch_tokens):
-        layers = _forward(model, [encoded[index] for index in group])
+    pre_tokenizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+    byte_level = "ByteLevel" in repr(pre_tokenizer)
+    encoded = tokenizer(
+        list(sentences), truncation=True, max_length=max_length, return_offsets_mapping=byte_level
+    )
+    encoder: Any = copy.deepcopy(model.base_model).eval()
+    for group in _groups(encoded["input_ids"]):
+        maps_LBHSS = _forward(encoder, [encoded["input_ids"][index] for index in group])
         for row, index in enumerate(group):
-            ids = encoded[index]
-            maps_LHSS = np.stack([layer[row, :, : len(ids), : len(ids)] for layer in layers])
+            ids = encoded["input_ids"][index]
+            maps_LHSS = np.ascontiguousarray(maps_LBHSS[:, row, :, : len(ids), : len(ids)])
             sums = maps_LHSS.sum(axis=-1)
             # Also refuses NaN, which is close to nothing.
             if maps_LHSS.min() < 0 or not np.allclose(sums, 1, rtol=0, atol=ROW_TOLERANCE):
                 raise _refusal(
-                    model,
-                    "returns attention weights that are not probabilities: those of a token sum "
-                    f"to anything from {sums.min():.3g} to {sums.max():.3g}, not to 1",
+                    encoder,
+                    "gives attention weights that are not probabilities: those of a token sum to "
+                    f"anything from {sums.min():.3g} to {sums.max():.3g}, not to 1",
                 )
+            tokens = tokenizer.convert_ids_to_tokens(ids)
+            if byte_level:  # a special token or a space alone ("Ġ") stands for no text
+                spans = encoded["offset_mapping"][index]
+                tokens = [
+                    sentences[index][start:end] or token.replace("Ġ", " ")
+                    for token, (start, end) in zip(tokens, spans, strict=True)
+                ]
             separators = [at for at, each in enumerate(ids) if each == tokenizer.sep_token_id]
-            tokens = readable_tokens(tokenizer, sentences[index], ids)
-            yield SentenceMaps(index, tokens, tuple(separators), maps_LHSS)
+            yield SentenceMaps(index, tuple(tokens), tuple(separators), maps_LHSS)
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], max_length: int
-) -> list[list[int]]:
-    """Token ids of each sentence, special ones included, cut at `max_length`."""
-    options = {"truncation": True, "max_length": max_length, "verbose": False}
-    return [tokenizer(sentence, **options)["input_ids"] for sentence in sentences]
-
-
-def readable_tokens(
-    tokenizer: PreTrainedTokenizerBase, sentence: str, ids: list[int]
-) -> tuple[str, ...]:
-    """The tokens of a sentence as a reader knows them.
-
-    Byte-level tokens are shown as the text that they stand for; parts of a character as the whole.
-    """
-    tokens = list(tokenizer.convert_ids_to_tokens(ids))
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if "ByteLevel" not in repr(getattr(backend, "pre_tokenizer", None)):
-        return tuple(tokens)
-    encoded = tokenizer(sentence, truncation=True, max_length=len(ids), return_offsets_mapping=True)
-    # A special token stands for no text, and neither does a space alone ("Ġ").
-    return tuple(
-        sentence[start:end] or token.replace("Ġ", " ")
-        for token, (start, end) in zip(tokens, encoded["offset_mapping"], strict=True)
-    )
-
-
-def longest_sentence(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> int:
-    """`max_length`, or fewer tokens if the model's positions or its tokenizer allow only fewer."""
-    positions = getattr(model.config, "max_position_embeddings", None) or max_length
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    if padding is not None:  # RoBERTa's first position comes after the padding id
-        positions -= padding + 1
-    return int(min(max_length, positions, tokenizer.model_max_length or max_length))
-
-
-def _groups(encoded: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Positions of the sentences that share a forward pass."""
+def _groups(encoded: list[list[int]]) -> Iterator[list[int]]:
+    """Positions of the sentences that share a forward pass, by their length."""
     group: list[int] = []
     for index in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
-        if not encoded[index]:
-            continue  # an empty sentence of a tokenizer without special tokens
-        if group and (len(group) + 1) * len(encoded[index]) > batch_tokens:
+        if group and (len(group) + 1) * len(encoded[index]) > BATCH_TOKENS:
             yield group
             group = []
         group.append(index)
-    if group:
-        yield group
+    yield group
 
 
-def _forward(model: PreTrainedModel, encoded: list[list[int]]) -> list[F32]:
-    """An array (B, H, S, S) for each layer."""
-    longest = max(map(len, encoded))
-    padding = getattr(model.config, "pad_token_id", None) or 0
-    ids_BS = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in encoded])
-    mask_BS = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in encoded])
-    inputs = {"input_ids": ids_BS.to(model.device), "attention_mask": mask_BS.to(model.device)}
+def _forward(encoder: Any, encoded: list[list[int]]) -> F32:  # noqa: ANN401 (of any architecture)
+    rows = [torch.tensor(ids, device=encoder.device) for ids in encoded]
+    padding = getattr(encoder.config, "pad_token_id", None) or 0
+    ids_BS = pad_sequence(rows, batch_first=True, padding_value=padding)
+    mask_BS = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    sentences, longest = ids_BS.shape
     try:
-        with _eager_attention(model), torch.no_grad():
-            output = model.base_model(**inputs, output_attentions=True, return_dict=True)
+        encoder.set_attn_implementation("eager")  # the only one that returns weights
+        with torch.no_grad():
+            output = encoder(
+                ids_BS, attention_mask=mask_BS, output_attentions=True, return_dict=True
+            )
+        maps = torch.stack(tuple(output.attentions)).float().cpu()
+        return maps.view(len(maps), sentences, -1, longest, longest).numpy()
     except Exception as error:  # every architecture fails in its own way
-        raise _refusal(model, f"does not run with output_attentions: {reason(error)}") from error
-    layers: Any = getattr(output, "attentions", None) or [None]
-    shapes = {tuple(getattr(layer, "shape", ())) for layer in layers}
-    shape = shapes.pop()
-    if shapes or len(shape) != 4 or (shape[0], *shape[2:]) != (len(encoded), longest, longest):
-        raise _refusal(model, "returns no attention weights of every token to every token")
-    return [layer.float().cpu().numpy() for layer in layers]
+        raise _refusal(
+            encoder, f"gives no attention weights of every token to every token: {reason(error)}"
+        ) from error
 
 
-def _refusal(model: PreTrainedModel, why: str) -> UserError:
+def _refusal(encoder: PreTrainedModel, why: str) -> UserError:
     return UserError(
-        f"{type(model).__name__} ('{model.config.model_type}') {why}. Use an encoder such as BERT, "
-        "RoBERTa, Megatron-BERT or ModernBERT."
+        f"{type(encoder).__name__} ('{encoder.config.model_type}') {why}. Use an encoder such as "
+        "BERT, RoBERTa, Megatron-BERT or ModernBERT, with its own tokenizer."
     )
-
-
-@contextlib.contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Run eager attention, the only one that returns weights, in evaluation mode in this block."""
-    before = model.config._attn_implementation
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.set_attn_implementation("eager")
-        model.train(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        model.set_attn_implementation(before)

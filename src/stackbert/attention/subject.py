@@ -1,10 +1,12 @@
-"""A model to be measured: opened with its tokenizer, and made to read sentences."""
+"""The models that are measured, the sentences that they read, and what is kept of that."""
 
 import copy
+import hashlib
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,30 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stackbert.attention.likeness import SENTENCES, Rows, keep_rows
 from stackbert.attention.maps import SentenceMaps, attention_maps
 from stackbert.attention.measures import F64, MEASURES, head_table, sentence_sums
+from stackbert.corpus.sentences import split_sentences
+from stackbert.corpus.text import open_files
 from stackbert.errors import UserError
 from stackbert.model_files import open_model, open_tokenizer, stored_class
 from stackbert.pretraining.record import MODEL, is_run
 
-EXAMPLE_TOKENS = 32
-"""Tokens at which a sentence to be drawn is cut: the labels of more could not be read."""
-
-
-class Subject(NamedTuple):
-    """A model with its tokenizer and name."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    name: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What every model of a measurement reads."""
-
-    sentences: Sequence[str]
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    seed: int
+MIN_TOKENS = 12  # with special ones; in shorter sentences every token is near every other
+EXAMPLES = 4  # sentences whose maps are kept, the first ones
+EXAMPLE_TOKENS = 32  # at which they are cut: the labels of more could not be read
 
 
 @dataclass(frozen=True)
@@ -45,24 +32,18 @@ class Observed:
     """What is kept of a model that read a sample."""
 
     about: dict[str, Any]
-    """A row of `AttentionResult.models`."""
     heads: pd.DataFrame
     rows: Rows
-    examples: list[SentenceMaps]
+    examples: list[SentenceMaps]  # shortest first
 
 
 def open_subject(
     model: str | Path | PreTrainedModel,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
-) -> Subject:
-    """Open a Hugging Face folder, a run's final model (named as the run), or take a model as it is.
-
-    Raises:
-        UserError: transformers does not open the folder, or there is no tokenizer.
-    """
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Open a Hugging Face folder or a run's final model, or take a model; give its name, too."""
     if isinstance(model, str | Path):
-        folder = final_model(Path(model)).resolve()
-        name = folder.parent.name if is_run(folder.parent) and folder.name == MODEL else folder.name
+        name, folder = Path(model).resolve().name, final_model(Path(model))
         tokenizer = folder if tokenizer is None else tokenizer
         model = load_encoder(folder)
     else:
@@ -71,7 +52,7 @@ def open_subject(
         raise UserError("A model passed as an object needs tokenizer=, an object or a folder.")
     if isinstance(tokenizer, str | Path):
         tokenizer = open_tokenizer(Path(tokenizer))
-    return Subject(model, tokenizer, name)
+    return model, tokenizer, name
 
 
 def final_model(folder: Path) -> Path:
@@ -80,8 +61,7 @@ def final_model(folder: Path) -> Path:
         return folder
     if not (folder / MODEL).is_dir():
         raise UserError(
-            f"The run {folder} is not finished: it has no {MODEL}/ yet. Wait for it to end, or "
-            "name one of its checkpoints."
+            f"The run {folder} has no {MODEL}/ yet. Let it finish, or name a checkpoint."
         )
     return folder / MODEL
 
@@ -105,45 +85,67 @@ def untrained(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return fresh
 
 
+def sample_sentences(
+    text: str | Path, tokenizer: PreTrainedTokenizerBase, count: int, *, seed: int = 0
+) -> list[str]:
+    """At most `count` of a text's sentences of at least `MIN_TOKENS` tokens, in random order.
+
+    Those with the smallest hashes of seed and words are taken: a sentence that occurs twice counts
+    once, and one pass in bounded memory is enough.
+    """
+    sentences = (
+        " ".join(sentence.split())
+        for file in open_files([text])
+        for document in file.documents()
+        for sentence in split_sentences(document.strip())
+    )
+    salt = seed.to_bytes(8, "little", signed=True)
+    heap: list[tuple[int, str]] = []  # keys are negative: the one to be dropped first is on top
+    for sentence in sentences:
+        digest = hashlib.blake2b(sentence.encode(), digest_size=8, key=salt).digest()
+        entry = (-int.from_bytes(digest, "little"), sentence)
+        if (len(heap) == count and entry < heap[0]) or entry in heap:
+            continue
+        # Tokenising takes most of the time, so it comes last.
+        if len(tokenizer(sentence, truncation=False, verbose=False)["input_ids"]) < MIN_TOKENS:
+            continue
+        heapq.heappush(heap, entry)
+        if len(heap) > count:
+            heapq.heappop(heap)
+    if not heap:
+        raise UserError(f"{text} has no sentence of at least {MIN_TOKENS} tokens. Give more text.")
+    return [sentence for _, sentence in sorted(heap, reverse=True)]
+
+
 def observe(
-    model: PreTrainedModel, name: str, sample: Sample, examples: Sequence[str] = ()
+    model: PreTrainedModel,
+    name: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    max_length: int,
+    seed: int,
 ) -> Observed:
-    """Make a model read a sample, and keep the maps of `examples`. It is left as it was."""
+    """Make a model read sentences."""
     sums_LHM: F64 = np.zeros(())
     uniform_M: F64 = np.zeros(())
-    rows: Rows = {}
-    lengths = []
-    for sentence in attention_maps(
-        model, sample.tokenizer, sample.sentences, max_length=sample.max_length
-    ):
+    tokens, rows = 0, {}
+    for sentence in attention_maps(model, tokenizer, sentences, max_length=max_length):
         heads_LHM, alike_M = sentence_sums(sentence)
         sums_LHM, uniform_M = sums_LHM + heads_LHM, uniform_M + alike_M
-        lengths.append(len(sentence.tokens))
+        tokens += len(sentence.tokens)
         if sentence.index < SENTENCES:
-            rows[sentence.index] = keep_rows(sentence, sample.seed)
-    if not lengths:
-        raise UserError("None of the sentences has a token, so there is nothing to measure.")
-    tokens = sum(lengths)
+            rows[sentence.index] = keep_rows(sentence, seed)
     uniform = dict(zip(MEASURES, (uniform_M / tokens).tolist(), strict=True))
-    drawn = attention_maps(
-        model, sample.tokenizer, examples, max_length=min(sample.max_length, EXAMPLE_TOKENS)
-    )
     heads = head_table(sums_LHM / tokens, uniform)
     about = {
         "name": name,
         "type": model.config.model_type,
         "depth": int(heads["layer"].max()),
         "heads_per_layer": int(heads["head"].max()),
-        "sentences": len(lengths),
+        "sentences": len(sentences),
         "tokens": tokens,
     }
-    return Observed(about | uniform, heads, rows, sorted(drawn, key=lambda each: each.index))
-
-
-def check_same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> None:
-    """Refuse to compare the maps of models that cut text differently."""
-    if first.get_vocab() != second.get_vocab():
-        raise UserError(
-            "The models have different vocabularies, so the rows of their maps do not correspond. "
-            "Compare models of one tokenizer."
-        )
+    cut = min(max_length, EXAMPLE_TOKENS)
+    drawn = attention_maps(model, tokenizer, sentences[:EXAMPLES], max_length=cut)
+    return Observed(about | uniform, heads, rows, list(drawn))

@@ -8,41 +8,32 @@ import pandas as pd
 
 from stackbert.units import format_duration
 
+# Columns that a loss can be drawn over, and what the choice in the page calls them.
 AXES = {"seconds": "time", "flops": "FLOPs", "tokens": "tokens", "steps": "steps"}
-"""Columns that a loss can be drawn over, and what the choice in the page calls them."""
+# The first six are Okabe and Ito's: told apart by colour-blind readers, on white and on black.
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"]
-"""The first six are Okabe and Ito's: told apart by colour-blind readers, on white and on black."""
 GREY = "#7d858e"
 HEIGHT = 340
-OPENING = 0.05
-"""Share of the longest run whose losses may lie above the frame. A model that knows nothing yet
-starts at 9 nats; with that in the frame, all that matters is a line at its bottom."""
+OPENING = 0.05  # share of the longest run whose losses may lie above the frame
 
 
 def loss_curves(points: pd.DataFrame, bands: pd.DataFrame | None = None) -> dict[str, Any]:
     """Losses, a line a run, with a choice of what they are drawn over.
 
     Args:
-        points: a row an evaluation, in order: `group` (names the colour), `run` (a line), `detail`
-            (for the tooltip), `main` (drawn strong), the columns of `AXES`, `loss`.
-        bands: stages to shade behind the lines: `label`, and `start_X` and `end_X` for each of
-            `AXES`.
-
-    Returns:
-        A Vega-Lite specification as wide as what it is put into.
+        points: in order: `group` (names the colour), `run` (a line), `detail` (for the tooltip),
+            `main` (drawn strong), the columns of `AXES`, `loss`.
+        bands: stages to shade behind the lines: `label`, `start_X` and `end_X` for each of `AXES`.
     """
-    points = points[points.loss.notna()]
-    unit, scale = _time_unit(points.seconds.max() if len(points) else 0.0)
+    points = points[points["loss"].notna()]
+    unit, scale = _time_unit(points["seconds"].max())
     points = points.assign(
-        time=points.seconds.map(format_duration),
-        seconds=points.seconds / scale,
+        time=points["seconds"].map(format_duration),
+        seconds=points["seconds"] / scale,
         nth=range(len(points)),
     )
     choices = alt.binding_radio(options=list(AXES), labels=list(AXES.values()), name="over ")
     over = alt.param(name="over", value="seconds", bind=choices)
-    hover = alt.selection_point(
-        name="hover", nearest=True, on="pointerover", clear="pointerout", empty=False
-    )
     number = "datum.value < 1e5 ? format(datum.value, '~r') : format(datum.value, '.3~s')"
     axis = alt.Axis(labelExpr=number, grid=False)
     x = alt.X("x:Q", title=None, scale=alt.Scale(zero=True, nice=False), axis=axis)
@@ -53,7 +44,7 @@ def loss_curves(points: pd.DataFrame, bands: pd.DataFrame | None = None) -> dict
         .encode(
             x=x,
             y=alt.Y("loss:Q", title="loss, nats", scale=y_scale),
-            color=colours("group", list(dict.fromkeys(points.group))),
+            color=colours("group", list(dict.fromkeys(points["group"]))),
         )
     )
     main = alt.when("datum.main")
@@ -66,53 +57,48 @@ def loss_curves(points: pd.DataFrame, bands: pd.DataFrame | None = None) -> dict
     formats = {"loss": ".3f", "steps": ",.0f", "flops": ".3s", "tokens": ",.0f"}
     told = [alt.Tooltip(f"{name}:Q", format=form) for name, form in formats.items()]
     dots = base.mark_point(filled=True, clip=True).encode(
-        size=alt.when(hover).then(alt.value(110)).otherwise(alt.value(28)),
+        size=alt.value(28),
         opacity=main.then(alt.value(1.0)).otherwise(alt.value(0.0)),
         tooltip=["group:N", "detail:N", "time:N", *told],
     )
     titles = {**AXES, "seconds": f"{unit} of training"}
     title = alt.Chart(pd.DataFrame([{}])).mark_text(text={"expr": f"{titles}[over]"}, fontSize=12.5)
     title = title.encode(x=alt.value({"expr": "width / 2"}), y=alt.value(HEIGHT + 34))
-    layers: list[Any] = []
+    layers: list[Any] = [lines, dots, title]
     if bands is not None and len(bands):
         bands = bands.assign(odd=[place % 2 == 1 for place in range(len(bands))])
         bands[["start_seconds", "end_seconds"]] /= scale
         shade = alt.Chart(bands).encode(x=x)
         shade = shade.transform_calculate(x="datum['start_' + over]", x2="datum['end_' + over]")
         opacity = alt.when("datum.odd").then(alt.value(0.17)).otherwise(alt.value(0.07))
-        layers.append(shade.mark_rect(color=GREY).encode(x2="x2:Q", opacity=opacity))
         # Neighbours take turns on two lines: a short stage has no room for its label.
         line = {"expr": "datum.odd ? -21 : -6"}
         labels = shade.mark_text(align="left", baseline="bottom", dx=4, dy=line, color=GREY)
-        layers.append(labels.encode(y=alt.value(HEIGHT), text="label:N"))
-    layers += [lines, dots.add_params(hover), title]
+        layers = [
+            shade.mark_rect(color=GREY).encode(x2="x2:Q", opacity=opacity),
+            labels.encode(y=alt.value(HEIGHT), text="label:N"),
+            *layers,
+        ]
     return specification(alt.layer(*layers).add_params(over))
 
 
 def intervals(
     rows: pd.DataFrame, *, y: str, title: str, zero: str = "", colour: str | None = None
 ) -> dict[str, Any]:
-    """Means with their intervals, a row a line, one below the other.
+    """Means with their intervals, one below the other.
 
-    Args:
-        rows: `mean`, `low`, `high` (NaN where there is no interval) and the columns named below.
-        y: the column that names a line.
-        title: of the x axis.
-        zero: what a vertical line at 0 means; none if empty.
-        colour: the column that gives the colour.
+    `rows` has `mean`, `low`, `high` (NaN where there is no interval), the column `y`, which names a
+    line, and `colour`. `title` is of the x axis; `zero` says what the vertical line at 0 means.
     """
     height = 34 * rows[y].nunique() + 40
     names = alt.Y(f"{y}:N", title=None, sort=list(dict.fromkeys(rows[y])))
     hue = colours(colour, list(dict.fromkeys(rows[colour]))) if colour else alt.value(PALETTE[0])
     shift = alt.YOffset(f"{colour}:N") if colour else alt.Undefined
-    base = alt.Chart(rows).encode(y=names, color=hue, yOffset=shift)
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     told = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high")]
-    dots = base.mark_point(filled=True, size=70).encode(
-        x=alt.X("mean:Q", title=title, scale=alt.Scale(zero=bool(zero))),
-        tooltip=[f"{y}:N", *told],
-    )
-    layers = [bars, dots]
+    base = alt.Chart(rows).encode(y=names, color=hue, yOffset=shift, tooltip=[f"{y}:N", *told])
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    x = alt.X("mean:Q", title=title, scale=alt.Scale(zero=bool(zero)))
+    layers = [bars, base.mark_point(filled=True, size=70).encode(x=x)]
     if zero:
         line = alt.Chart(pd.DataFrame([{"at": 0.0, "what": zero}]))
         line = line.mark_rule(strokeDash=[4, 4], color=GREY)
@@ -121,10 +107,7 @@ def intervals(
 
 
 def specification(chart: Any, *, height: int | None = HEIGHT) -> dict[str, Any]:  # noqa: ANN401
-    """An altair chart as a Vega-Lite specification, as wide as what it is put into.
-
-    `height` is in pixels; with None, for views in a row, the chart keeps its own sizes.
-    """
+    """An altair chart as a Vega-Lite specification, as wide as the page; with None as it is."""
     if height is not None:
         chart = chart.properties(width="container", height=height)
     with alt.data_transformers.enable("default", max_rows=None):
@@ -144,14 +127,13 @@ def colours(field: str, groups: Sequence[str]) -> alt.Color:
 def loss_range(points: pd.DataFrame) -> tuple[float, float]:
     """The losses at the bottom and the top of the frame.
 
-    The top is the highest loss after the first `OPENING` of the longest run; what lies before may
-    be cut off. The last loss of every run is always inside.
+    Early losses would flatten all that matters; those after `OPENING` are sure to be inside.
     """
-    if not len(points):
+    if points["loss"].isna().all():
         return 0.0, 1.0
-    later = points[points.steps >= OPENING * points.steps.max()]
-    high = max(later.loss.max(), points.groupby("run").loss.last().max())
-    low = points.loss[points.loss <= high].min()
+    later = points[points["steps"] >= OPENING * points["steps"].max()]
+    high = max(later["loss"].max(), points.groupby("run")["loss"].last().max())
+    low = points.loc[points["loss"] <= high, "loss"].min()
     span = high - low or 0.1
     return float(low - 0.1 * span), float(high + 0.04 * span)
 
@@ -159,11 +141,11 @@ def loss_range(points: pd.DataFrame) -> tuple[float, float]:
 def clipping_note(points: pd.DataFrame) -> str:
     """The sentence that says what the frame leaves out; empty if nothing."""
     _, high = loss_range(points)
-    if not (points.loss > high).any():
+    if not (points["loss"] > high).any():
         return ""
     return (
-        f"Losses above {high:.2f} nats, all from the first {OPENING * 100:.0f} % of the longest "
-        "run, lie outside the frame."
+        f"Losses above {high:.2f} nats, all from the first {OPENING:.0%} of the longest run, lie "
+        "outside the frame."
     )
 
 
@@ -174,6 +156,8 @@ def _time_unit(seconds: float) -> tuple[str, float]:
 
 
 def _style(ink: str, rule: str, ground: str) -> dict[str, Any]:
+    text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12}
+    axis = {"titleFontSize": 12.5, "titleFontWeight": "normal", "titlePadding": 8}
     return {
         "background": ground,
         "font": "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif",
@@ -181,25 +165,15 @@ def _style(ink: str, rule: str, ground: str) -> dict[str, Any]:
         # A mitred corner, as at a growth, reaches up to a loss that nobody measured.
         "line": {"strokeJoin": "round"},
         "text": {"color": ink},
-        "axis": {
-            "labelColor": ink,
-            "labelFontSize": 12,
-            "titleColor": ink,
-            "titleFontSize": 12.5,
-            "titleFontWeight": "normal",
-            "titlePadding": 8,
-            "gridColor": rule,
-            "domainColor": GREY,
-            "tickColor": GREY,
-        },
-        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12.5, "labelLimit": 280},
-        "header": {"labelColor": ink, "titleColor": ink},
+        "axis": {**text, **axis, "gridColor": rule, "domainColor": GREY, "tickColor": GREY},
+        "legend": {**text, "labelLimit": 280},
+        "header": text,
         "title": {"color": ink, "anchor": "start", "fontSize": 15},
     }
 
 
+# The Vega-Lite config of all charts, by the page's colours.
 STYLES = {
     "light": _style("#32373d", "#e4e7ea", "#fff"),
     "dark": _style("#d5d9de", "#343a42", "#15181c"),
 }
-"""The Vega-Lite config of all charts, by the page's colours."""

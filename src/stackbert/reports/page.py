@@ -7,7 +7,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +21,6 @@ from stackbert.reports.charts import STYLES
 from stackbert.tables import cell_text
 
 _HERE = Path(__file__).parent
-_MARK = '<meta name="generator" content="StackBERT'
-"""Tells our own reports from a user's files."""
-_WIDTH = 760
-"""Pixels of a figure that is saved as a picture."""
 
 
 @dataclass(frozen=True)
@@ -37,59 +34,43 @@ class Chart:
 
 @dataclass(frozen=True)
 class Table:
-    """A DataFrame to show; its columns are the headings."""
+    """A DataFrame to show; its columns are the headings. An empty one is left out."""
 
     title: str
     frame: pd.DataFrame
     note: str = ""
-    formats: Mapping[str, str] = field(default_factory=dict)
-    """How to write a column's values ("{:.3f}")."""
-    folded: bool = False
-    """Closed until clicked."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Sentences under a heading of their own."""
-
-    title: str
-    sentences: tuple[str, ...]
+    formats: Mapping[str, str] = field(default_factory=dict)  # of a column's values ("{:.3f}")
+    folded: bool = False  # until clicked
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report, in the order in which it is read."""
+    """What is reported of a subject, in the order in which it is read."""
 
     title: str
-    verdict: tuple[str, ...]
-    """The first sentence is set large."""
-    parts: tuple[Chart | Table | Text, ...]
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """The foot: versions, hardware, corpus, command."""
+    verdict: tuple[str, ...]  # the first sentence is set large
+    parts: tuple[Chart | Table, ...]
+    facts: Mapping[str, str] = field(default_factory=dict)  # versions, hardware, corpus
 
 
 def is_report(path: Path) -> bool:
     """Whether a file is a report that StackBERT wrote, so that it may be replaced."""
-    return path.is_file() and _MARK.encode() in path.read_bytes()[:4096]
+    mark = b'<meta name="generator" content="StackBERT'
+    return path.is_file() and mark in path.read_bytes()[:4096]
 
 
-def render(page: Page) -> str:
-    """`page` as HTML with everything in it: style, figures, the library that draws them."""
+def render(pages: Sequence[Page]) -> str:
+    """Pages below each other as HTML with everything in it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    figures = [part for part in page.parts if isinstance(part, Chart)]
-    data = {"styles": STYLES, "figures": [dict(part.spec) for part in figures]}
+    figures = [part.spec for page in pages for part in page.parts if isinstance(part, Chart)]
+    data = {"styles": STYLES, "figures": figures}
     # A page without figures needs no library to draw them.
     scripts = (_vega(), (_HERE / "page.js").read_text("utf-8")) if figures else ()
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        loader=FileSystemLoader(_HERE),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(_HERE)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=loader)
     return environment.get_template("page.html.j2").render(
-        page=page,
+        pages=pages,
         css=(_HERE / "page.css").read_text("utf-8"),
         # In a script element JSON must not hold a "<": it could end the element.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c") if figures else "",
@@ -100,23 +81,20 @@ def render(page: Page) -> str:
     )
 
 
-def save_figures(page: Page, folder: Path) -> None:
-    """Draw the figures of a page as SVG and PNG, named after their titles.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+def save_figures(pages: Sequence[Page], folder: Path) -> None:
+    """Draw the figures of pages as SVG and PNG, named after their titles."""
     import vl_convert
 
+    drawn: Counter[str] = Counter()
     with writing(f"writing figures to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        for part in page.parts:
-            if not isinstance(part, Chart):
-                continue
+        for part in (part for page in pages for part in page.parts if isinstance(part, Chart)):
             name = re.sub(r"\W+", "-", part.title.lower()).strip("-")
+            drawn[name] += 1
+            name += f"-{drawn[name]}" if drawn[name] > 1 else ""
             spec = {**part.spec, "title": part.title}
             if "mark" in spec or "layer" in spec:  # views in a row keep their own widths
-                spec["width"] = _WIDTH
+                spec["width"] = 760
             # An empty list of addresses: drawing asks nothing of the network.
             svg = vl_convert.vegalite_to_svg(spec, config=STYLES["light"], allowed_base_urls=[])
             write_text(folder / f"{name}.svg", svg)
@@ -125,11 +103,12 @@ def save_figures(page: Page, folder: Path) -> None:
 
 def _cells(table: Table) -> list[list[tuple[str, bool]]]:
     """The rows of a table as text, each cell with whether its column holds numbers."""
-    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.frame.dtypes]
+    numeric = map(pd.api.types.is_numeric_dtype, table.frame.dtypes)
+    columns = list(zip(table.frame, numeric, strict=True))
     return [
         [
             (cell_text(value, table.formats.get(name)), is_number)
-            for value, name, is_number in zip(row, table.frame.columns, numeric, strict=True)
+            for value, (name, is_number) in zip(row, columns, strict=True)
         ]
         for row in table.frame.itertuples(index=False, name=None)
     ]
@@ -147,7 +126,6 @@ def _vega() -> str:
 
 
 def _policy(scripts: tuple[str, ...]) -> str:
-    """The content security policy: these scripts, styles in the page, and nothing from anywhere."""
     digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
     hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     # vega-embed and its tooltip bring styles of their own.
