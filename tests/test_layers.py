@@ -11,7 +11,7 @@ LAYERS = [
     {"errors"},
     {"units"},
     {"files"},
-    {"progress", "tables"},
+    {"progress", "tables", "intervals"},
     {"growth.operators"},
     {"recipe"},
     {"recipes"},

@@ -402,9 +402,6 @@ def finetune(
         list[str] | None,
         typer.Option(help="A model from several pre-training seeds: stack=run0,run1,run2."),
     ] = None,
-    along: Annotated[
-        list[str] | None, typer.Option(help="A run, instead: each checkpoint that it kept.")
-    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a field: epochs=4, for one task rte.epochs=10."),
@@ -450,7 +447,6 @@ def finetune(
             dataset=dataset,
             out=out,
             groups=_groups(group or []),
-            along=along or [],
             seeds=seeds,
             settings=set_ or [],
             control=control,

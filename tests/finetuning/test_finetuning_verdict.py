@@ -10,7 +10,7 @@ from stackbert.finetuning.study import FinetuneResult, TaskRecord
 from stackbert.finetuning.tasks import TASKS, Settings
 from stackbert.finetuning.verdict import score_table
 
-GUESS = {"mrpc": (0.8, 0.68), "cola": (0.0,), "wnli": (0.56,), "mnli": (0.35,), "qqp": (0.6, 0.5)}
+GUESS = {"mrpc": (0.8, 0.68), "cola": (0.0,), "wnli": (0.56,), "mnli": (0.35,)}
 COLUMNS = list(FinetuneResult(machine={}).scores.columns)
 
 
@@ -57,7 +57,7 @@ def study(scores, *, groups=(), control=None, seeds=3):
 def test_a_score_is_mean_interval_and_median_over_seeds():
     row = study({"mrpc": {"a": [0.86, 0.88, 0.93]}}).table().loc[0]
     # Student's t at two degrees of freedom is 4.303; the deviation of these three is 3.6056.
-    assert (row["task"], row["metric"], row["model"]) == ("MRPC", "F1", "a")
+    assert (row["task"], row["metric"], row["model"]) == ("MRPC", "f1", "a")
     assert row["mean"] == pytest.approx(89.0)
     assert row["high"] - row["mean"] == pytest.approx(4.3027 * 3.6056 / 3**0.5, rel=1e-4)
     assert (row["median"], row["runs"], row["failed"], row["guess"]) == (88.0, 3, 0, 80.0)
@@ -73,12 +73,9 @@ def test_a_difference_is_paired_by_seed():
     assert (round(row["difference_low"], 2), round(row["difference_high"], 2)) == (0.85, 1.35)
     assert (row["pairs"], row["outcome"]) == (3, "better")
     assert score_table(result, base="b")["outcome"][0] == "worse"
-    sentence = (
-        "CoLA (Matthews): b is better than a, +1.1 points (95 % interval +0.9 to +1.3, 3 pairs)."
-    )
-    assert sentence in result.verdict()
+    assert result.verdict()[0] == "b against a: better on CoLA +1.1 (+0.9 to +1.3)."
     shown = result.summary().splitlines()[-1].split()
-    assert shown[:6] == ["CoLA", "Matthews", "b", "87.1", "77.0", "97.2"]
+    assert shown[:6] == ["CoLA", "matthews", "b", "87.1", "77.0", "97.2"]
     assert shown[-4:] == ["1.1", "0.9", "1.3", "better"]
 
 
@@ -105,9 +102,7 @@ def test_failed_runs_are_counted_and_stay_in_the_mean():
     result = study({"cola": {"a": [0.3, 0.0, -0.1, None]}}, seeds=4)
     row = result.table().loc[0]
     assert (row["mean"], row["runs"], row["failed"]) == (pytest.approx(5.0), 4, 3)
-    said = result.verdict()
-    assert "3 of 4 runs failed: they ended no better than guessing (CoLA 3). They count" in said[2]
-    assert "1 run diverged and count as guessing." in said
+    assert "3 of 4 runs failed: they diverged (1) or ended no better" in result.verdict()[2]
 
 
 def test_of_several_pretraining_seeds_the_noise_is_between_them():
@@ -132,7 +127,6 @@ def test_glues_average_is_over_tasks_without_wnli_and_over_common_seeds():
     assert list(table["task"]) == ["MNLI", "MNLI mismatched", "MRPC", "WNLI", "GLUE average"]
     assert table["mean"][4] == pytest.approx(100 * ((0.65 + 0.9) / 2 + (0.65 + 0.8) / 2) / 2)
     assert math.isnan(table["guess"][4])
-    assert "GLUE average" not in list(study({"mrpc": {"a": [0.9]}}).table()["task"])
 
 
 def test_what_is_not_above_the_control_shows_nothing_of_pretraining():
@@ -141,10 +135,11 @@ def test_what_is_not_above_the_control_shows_nothing_of_pretraining():
         "mnli": {"a": [0.60, 0.61, 0.62], "b": [0.60, 0.61, 0.62], "random": [0.60, 0.62, 0.61]},
     }
     said = study(scores, control="random").verdict()
-    assert "b against random, 3 measures: better on 1, no difference on 2." in said
+    (line,) = [line for line in said if line.startswith("b is above every control")]
+    assert "(random) beyond noise on 1 of 3 measures. Against the closest: better on MRPC" in line
+    assert "no difference on MNLI +0.0 (−2.5 to +2.5, random), MNLI mismatched" in line
     (silent,) = [line for line in said if "no claim that pre-training helps" in line]
-    assert silent.startswith("MNLI and MNLI mismatched: no model beats random")
-    assert not any(line.startswith("random against") for line in said)
+    assert silent.startswith("MNLI and MNLI mismatched: no model is above every")
     one = {task: {m: v[:1] for m, v in found.items()} for task, found in scores.items()}
     assert "pre-training helps" not in " ".join(study(one, control="random").verdict())
 

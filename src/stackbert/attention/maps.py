@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.errors import UserError
 from stackbert.files import reason
+from stackbert.model_files import longest_row
 
 F32 = npt.NDArray[np.float32]
 
@@ -112,12 +113,7 @@ def longest_sentence(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> int:
     """`max_length`, or fewer tokens if the model's positions or its tokenizer allow only fewer."""
-    positions = getattr(model.config, "max_position_embeddings", None) or max_length
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    if padding is not None:  # RoBERTa's first position comes after the padding id
-        positions -= padding + 1
-    return int(min(max_length, positions, tokenizer.model_max_length or max_length))
+    return min(max_length, longest_row(model, tokenizer))
 
 
 def _groups(encoded: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:

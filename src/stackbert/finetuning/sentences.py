@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from stackbert.finetuning.models import Encoded, Opened
@@ -52,9 +53,9 @@ def _scale(data: TaskData) -> tuple[float, float]:
 
 def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> Encoded:
     """Rows of token ids; those of the training split with labels."""
-    frame, longest = data.splits[split], min(settings.max_length, opened.positions)
+    frame = data.splits[split]
+    longest = min(settings.max_length, opened.tokenizer.model_max_length)
     columns = [frame[name].tolist() for name in ("text", "text_pair") if name in frame]
-    names = ["input_ids", *(["token_type_ids"] if opened.takes_types else [])]
     rows: list[dict[str, Any]] = []
     cut = 0
     for start in range(0, len(frame), _TOGETHER):
@@ -62,14 +63,15 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
             *(column[start : start + _TOGETHER] for column in columns),
             truncation=True,
             max_length=longest,
-            return_token_type_ids=opened.takes_types,
             return_attention_mask=False,
             verbose=False,
         )
         cut += sum(bool(each.overflowing) for each in encoded.encodings)
-        for place in range(len(encoded["input_ids"])):
-            # As arrays, since lists of Python numbers take ten times the memory.
-            rows.append({name: np.array(encoded[name][place], dtype=np.int32) for name in names})
+        # As arrays, since lists of Python numbers take ten times the memory.
+        rows += (
+            {name: np.array(ids, dtype=np.int32) for name, ids in zip(encoded, each, strict=True)}
+            for each in zip(*encoded.values(), strict=True)
+        )
     if split == "train":
         mean, deviation = _scale(data)
         for row, label in zip(rows, frame["label"], strict=True):
@@ -82,21 +84,18 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
 
 
 def judge(
-    data: TaskData, split: str, encoded: Encoded, outputs: Sequence[Array], settings: Settings
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    data: TaskData, split: str, encoded: Encoded, outputs: Sequence[Array]
+) -> tuple[dict[str, float], pd.DataFrame]:
     """Scores (none of a test split), and a prediction a row."""
     task, frame = data.task, data.splits[split]
     mean, deviation = _scale(data)
     (output,) = outputs
     said = output.argmax(axis=1) if task.labels else output[:, 0].astype(float) * deviation + mean
-
-    def shown(values: Array) -> list[Any]:
-        return [task.labels[value] if task.labels else float(value) for value in values]
-
-    rows = {"key": list(frame["key"]), "prediction": shown(said)}
-    scores = {}
+    rows, scores = frame[["key"]].assign(prediction=said), {}
     if "label" in frame:
-        labels = frame["label"].to_numpy()
-        rows["label"] = shown(labels)
-        scores = score(task.metrics, labels, said)
-    return scores, [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+        rows["label"] = frame["label"]
+        scores = score(task.metrics, frame["label"].to_numpy(), said)
+    if task.labels:
+        names = rows.columns.drop("key")
+        rows[names] = rows[names].map(lambda number: task.labels[number])
+    return scores, rows

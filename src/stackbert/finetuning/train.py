@@ -23,15 +23,19 @@ from transformers import (
 
 from stackbert.batches.randomness import I64, Permutation, derive_key
 from stackbert.finetuning import sentences, squad
-from stackbert.finetuning.models import Encoded, Model, Opened, open_with_head
+from stackbert.finetuning.models import Model, Opened, open_with_head
 from stackbert.finetuning.tasks import Settings, Task, TaskData
 from stackbert.machine import explaining_out_of_memory, pick_device
 from stackbert.model_files import quiet_transformers
 
+OnStep = Callable[[float], None]
+"""Hears of the share of a run that is done, and may raise to stop it."""
 _LOSSES = 40
 """Readings of the training loss over a run."""
 _BATCHES = 50
 """Batches of a group in which rows are sorted by length, as transformers has it."""
+_PREDICTED = 64
+"""Rows of a forward pass that only predicts; changes memory and time, not the result."""
 
 
 @dataclass
@@ -40,26 +44,18 @@ class RunResult:
 
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split and metric; empty if the run diverged."""
-    predictions: list[dict[str, Any]] = field(default_factory=list)
+    predictions: str = ""  # a JSON object a line: split, key and prediction
+    notes: list[str] = field(default_factory=list)  # on rows that were cut
     steps: int = 0
-    loss: float = math.nan
-    """Mean over the last fortieth of the steps."""
+    loss: float = math.nan  # the mean over the last fortieth of the steps
     seconds: float = 0.0
-    predicting: float = 0.0
-    diverged: bool = False
-    """Whether the loss, or an output of the trained model, was not finite."""
+    predicting: float = 0.0  # seconds, too
+    diverged: bool = False  # the loss, or an output of the trained model, was not finite
 
 
 def kind_of(task: Task) -> Any:  # noqa: ANN401 (a module)
     """The module with a task's `encode`, `judge` and `guess`."""
     return squad if task.kind == "span" else sentences
-
-
-def rows_of(rows: int, settings: Settings) -> int:
-    """Rows that a run trains on, each as often as it comes."""
-    if settings.max_steps is not None:
-        return settings.max_steps * settings.batch
-    return max(1, round(rows * settings.epochs))
 
 
 def finetune_once(
@@ -69,20 +65,18 @@ def finetune_once(
     seed: int,
     *,
     splits: Sequence[str],
-    encoded: dict[str, Encoded],
-    on_step: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    on_step: OnStep = lambda done: None,
 ) -> RunResult:
     """Fine-tune a model on a task once, then predict `splits`.
 
     On a CPU with as many threads, the same model, data, settings and seed give the same bits.
-    `encoded` keeps a model's rows for its next run. `on_step` hears of steps done, steps in all and
-    the last loss, and may raise to stop the run.
     """
     result, kind = RunResult(), kind_of(data.task)
     with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
         opened = open_with_head(model, data.task, seed=seed, dropout=settings.dropout)
-        for split in {"train", *splits} - encoded.keys():
-            encoded[split] = kind.encode(data, split, opened, settings)
+        names = dict.fromkeys(("train", *splits))
+        encoded = {split: kind.encode(data, split, opened, settings) for split in names}
+        result.notes = [each.note for each in encoded.values() if each.note]
         trainer = _trainer(opened, encoded["train"].rows, settings, seed, result, on_step)
         begun = time.perf_counter()
         trainer.train()
@@ -90,10 +84,11 @@ def finetune_once(
         for split in splits:
             outputs = [] if result.diverged else _predict(trainer, encoded[split].rows)
             if result.diverged or not all(np.isfinite(each).all() for each in outputs):
-                result.diverged, result.scores, result.predictions = True, {}, []
+                result.diverged, result.scores, result.predictions = True, {}, ""
                 break
-            result.scores[split], rows = kind.judge(data, split, encoded[split], outputs, settings)
-            result.predictions += [{"split": split, **row} for row in rows]
+            result.scores[split], rows = kind.judge(data, split, encoded[split], outputs)
+            rows.insert(0, "split", split)
+            result.predictions += rows.to_json(orient="records", lines=True, force_ascii=False)
     result.seconds, result.predicting = trained - begun, time.perf_counter() - trained
     return result
 
@@ -104,18 +99,17 @@ def _trainer(
     settings: Settings,
     seed: int,
     result: RunResult,
-    on_step: Callable[[int, int, float], None],
+    on_step: OnStep,
 ) -> Trainer:
-    number = rows_of(len(rows), settings)
-    total = math.ceil(number / settings.batch)
-    order = row_order([len(row["input_ids"]) for row in rows], number, settings, seed)
+    order = row_order([len(row["input_ids"]) for row in rows], settings, seed)
     in_order: Any = [rows[place] for place in order]
+    total = math.ceil(len(order) / settings.batch)
     on_cpu = pick_device().type == "cpu"
 
     class Listener(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
             result.steps = state.global_step
-            on_step(result.steps, total, result.loss)
+            on_step(result.steps / total)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
             if "loss" in logs:
@@ -123,7 +117,7 @@ def _trainer(
                 result.diverged = not math.isfinite(result.loss)
                 control.should_training_stop = result.diverged
 
-    chosen = TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=tempfile.gettempdir(),  # there in any case; nothing is saved
         save_strategy="no",
         use_cpu=on_cpu,
@@ -139,7 +133,7 @@ def _trainer(
         max_steps=total,
         train_sampling_strategy="sequential",  # they come in the order of `row_order`
         per_device_train_batch_size=settings.batch,
-        per_device_eval_batch_size=settings.predict_batch,
+        per_device_eval_batch_size=_PREDICTED,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         # A whole number: one below 1 would be taken for a share.
@@ -150,9 +144,9 @@ def _trainer(
         adam_epsilon=1e-6,  # as in BERT's own code and in pre-training here
     )
     # Several GPUs would each take a batch, and the settings' batch mean another one there.
-    chosen._n_gpu = min(1, chosen.n_gpu)
+    arguments._n_gpu = min(1, arguments.n_gpu)
     collator = DataCollatorWithPadding(opened.tokenizer)
-    trainer = Trainer(opened.model, chosen, collator, in_order, callbacks=[Listener()])
+    trainer = Trainer(opened.model, arguments, collator, in_order, callbacks=[Listener()])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -166,7 +160,7 @@ def _predict(trainer: Trainer, rows: Sequence[dict[str, Any]]) -> list[npt.NDArr
     return [each[np.argsort(order)] for each in outputs]
 
 
-def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) -> I64:
+def row_order(lengths: Sequence[int], settings: Settings, seed: int) -> I64:
     """Which training row comes when; the same for all models that tokenise alike.
 
     Every row comes once before any comes twice, but for the groups at the seam. To save padding,
@@ -177,10 +171,10 @@ def row_order(lengths: Sequence[int], rows: int, settings: Settings, seed: int) 
         return Permutation(size, derive_key(seed, "finetuning", what, number))(np.arange(size))
 
     size, batch = len(lengths), settings.batch
-    passes = range(-(-rows // size))
+    rows = batch * settings.max_steps if settings.max_steps else round(size * settings.epochs)
+    rows = max(1, rows)
+    passes = range(math.ceil(rows / size))
     order = np.concatenate([shuffled(size, "rows", each) for each in passes])[:rows]
-    if not settings.group_by_length:
-        return order
     group = batch * max(1, min(_BATCHES, size // (4 * batch)))
     parts = []
     for number, start in enumerate(range(0, rows, group)):

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import altair as alt
 import pandas as pd
 
 from stackbert.finetuning.study import FinetuneResult, read_finetune
-from stackbert.reports.charts import colours, intervals, specification
+from stackbert.reports.charts import intervals
 from stackbert.reports.page import Chart, Page, Table
 
 _POINTS = dict.fromkeys(
@@ -44,24 +43,7 @@ def finetune_page(folder: Path) -> Page:
     )
 
 
-def _along(table: pd.DataFrame) -> list[Chart]:
-    """Scores over a run's pre-training, a line a task: the paper's Figure 6."""
-    rows = table.assign(line=table["task"] + " (" + table["metric"] + ")")
-    base = alt.Chart(rows).encode(
-        x=alt.X("step:Q", title="steps of pre-training"),
-        y=alt.Y("mean:Q", title="points of a hundred", scale=alt.Scale(zero=False)),
-        color=colours("line", list(dict.fromkeys(rows["line"]))),
-        detail="run:N",
-        tooltip=["line:N", "run:N", "depth:Q", "step:Q", alt.Tooltip("mean:Q", format=".1f")],
-    )
-    bars = base.mark_rule().encode(y=alt.Y("low:Q"), y2="high:Q")
-    drawn = alt.layer(bars, base.mark_line(), base.mark_point(filled=True, size=60))
-    return [Chart("Scores over pre-training", specification(drawn))]
-
-
 def _charts(table: pd.DataFrame) -> list[Chart]:
-    if "step" in table:
-        return _along(table)
     rows = table.assign(row=table["task"] + " (" + table["metric"] + ")")
     charts = [
         Chart("Scores", intervals(rows, y="row", title="points of a hundred", colour="model"))
