@@ -47,7 +47,7 @@ def layers_of(opened: Opened, rows: list[dict[str, Any]]) -> npt.NDArray[np.floa
 
 def probe(model: Model, data: TaskData, rows: int) -> list[float]:
     """Every layer's score on dev, in the task's headline metric."""
-    opened = open_with_head(model, data.task, seed=0, dropout=None)
+    opened = open_with_head(model, data.task, Settings(), seed=0)
     train = sentences.encode(data, "train", opened, Settings()).rows
     dev = sentences.encode(data, "dev", opened, Settings())
     train = [train[n] for n in np.random.default_rng(0).permutation(len(train))[:rows]]

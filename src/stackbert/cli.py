@@ -404,7 +404,9 @@ def finetune(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a field: epochs=4, for one task rte.epochs=10."),
+        typer.Option(
+            "--set", help="Override a field: epochs=4, rte.epochs=10, lr=auto, pooling=mean."
+        ),
     ] = None,
     dev: Annotated[Path | None, typer.Option(help="Your own: the table to score on.")] = None,
     test: Annotated[Path | None, typer.Option(help="Your own: a table to predict.")] = None,

@@ -125,7 +125,7 @@ def test_planted_scores_give_the_same_verdict(name: str) -> None:
             names[model] = None
             for seed, value in enumerate(values):
                 score = guess[metric] if value is None else value
-                end = (7, 0.1, 1.0, 1.0, value is None, False)
+                end = (7, 0.1, 1.0, 1.0, value is None, False, 5e-5)
                 rows.append((task, model, 0, seed, "dev", metric, score, guess[metric], *end))
         tasks[task] = study.TaskRecord(
             title=task.upper(),

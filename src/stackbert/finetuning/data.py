@@ -257,7 +257,7 @@ def own_data(
         is_dev = _chosen_for_dev(
             [_column(train, (name,), where) for name in (text, second) if name]
         )
-        if is_dev.all():
+        if is_dev.all() or (classes and labels[~is_dev].nunique() < 2):
             raise UserError(f"{where} has too few different texts. Give a dev table.")
         raw |= {"train": (where, train[~is_dev]), "dev": (where, train[is_dev])}
         count = f"{is_dev.sum():,} of the {len(train):,} rows of {where} are set aside for dev"

@@ -21,7 +21,8 @@ from transformers.models.auto.modeling_auto import (
 
 from stackbert.errors import UserError
 from stackbert.files import reading, sha256
-from stackbert.finetuning.tasks import Task
+from stackbert.finetuning.pooled import MeanPooled
+from stackbert.finetuning.tasks import Settings, Task
 from stackbert.model_files import (
     longest_row,
     open_model,
@@ -144,8 +145,8 @@ class Encoded(NamedTuple):
     windows: Sequence[Any] = ()  # of SQuAD, one a row
 
 
-def head_class(model: Model, task: Task) -> tuple[type[PreTrainedModel], Any]:
-    """The class with a head for a task, and the model's config. No weights are read."""
+def head_class(model: Model, task: Task, pooling: str) -> tuple[type[PreTrainedModel], str, Any]:
+    """The class with a head for a task, its encoder's name in it, and the model's config."""
     with reading(model.folder), quiet_transformers():
         config: Any = AutoConfig.from_pretrained(
             model.folder, local_files_only=True, trust_remote_code=False
@@ -158,30 +159,33 @@ def head_class(model: Model, task: Task) -> tuple[type[PreTrainedModel], Any]:
             f"{model.folder} is a model of type '{config.model_type}', for which transformers has "
             f"no head for {'questions' if is_span else 'sentences'}. Take an encoder such as BERT."
         )
-    return classes[type(config)], config
+    if pooling == "mean" and is_span:
+        raise UserError(f"pooling=mean is for sentences: set it for other tasks than {task.title}.")
+    transformers_class = classes[type(config)]
+    chosen = MeanPooled if pooling == "mean" else transformers_class
+    return chosen, transformers_class.base_model_prefix, config
 
 
-def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None) -> Opened:
+def open_with_head(model: Model, task: Task, settings: Settings, *, seed: int) -> Opened:
     """Open a model with a new head for a task, drawn from `seed`; torch's own state stays.
-
-    `dropout` replaces every dropout rate of its config; None leaves them.
 
     Raises:
         UserError: the folder is damaged, or model and tokenizer do not belong together.
     """
-    model_class, config = head_class(model, task)
+    model_class, encoder, config = head_class(model, task, settings.pooling)
     brings_head = config.architectures == [model_class.__name__]
     for name, value in config.to_dict().items():
-        if "dropout" in name and dropout is not None and not isinstance(value, bool | str):
-            setattr(config, name, dropout)
+        if "dropout" in name and settings.dropout is not None and not isinstance(value, bool | str):
+            setattr(config, name, settings.dropout)
     labels = task.labels or (("start", "end") if task.kind == "span" else ("number",))
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = None  # the loss goes by the type of the labels
+    config.pooled_texts = 2 if task.pair else 1
     if model.untrained:
         drawn = hashlib.sha256(f"{model.fingerprint} {seed}".encode()).digest()
         seed = int.from_bytes(drawn[:4], "big")  # torch's generator for a CPU drops the other bits
-    base = rf"{model_class.base_model_prefix}\."
+    base = rf"{encoder}\."
     new = rf"(?!{base}).*|{base}pooler\..*"
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.default_generator.manual_seed(seed)
@@ -211,7 +215,7 @@ def _tokenizer_for(opened: Any, folder: Path) -> PreTrainedTokenizerBase:  # noq
             raise UserError(f"The tokenizer in {folder} {what}. Take the model's own.")
     tokenizer.model_max_length = longest_row(opened, tokenizer)
     # RoBERTa takes token types as an argument but has only one.
-    takes_types = "token_type_ids" in inspect.signature(opened.forward).parameters
+    takes_types = "token_type_ids" in inspect.signature(opened.base_model.forward).parameters
     if takes_types and getattr(opened.config, "type_vocab_size", 0) > 1:
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     else:

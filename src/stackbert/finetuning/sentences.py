@@ -72,6 +72,9 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
             {name: np.array(ids, dtype=np.int32) for name, ids in zip(encoded, each, strict=True)}
             for each in zip(*encoded.values(), strict=True)
         )
+        if settings.pooling == "mean":
+            for row, each in zip(rows[start:], encoded.encodings, strict=True):
+                row["spans"] = np.array([_span(each.sequence_ids, n) for n in range(len(columns))])
     if split == "train":
         mean, deviation = _scale(data)
         for row, label in zip(rows, frame["label"], strict=True):
@@ -81,6 +84,13 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
         f"{data.task.title}: {cut:,} of {len(rows):,} rows of {split} are cut at {longest} tokens."
     )
     return Encoded(rows, note if cut else "")
+
+
+def _span(parts: Sequence[int | None], text: int) -> tuple[int, int]:
+    """Where a text's tokens begin and end; of one without any, the classification token."""
+    if text not in parts:
+        return 0, 1
+    return parts.index(text), len(parts) - list(reversed(parts)).index(text)
 
 
 def judge(

@@ -1,5 +1,6 @@
 """`finetune`: every model on every task with every seed, once; finished runs are kept."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -11,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stackbert.errors import Interrupted, UserError
 from stackbert.files import Record, locked, write_text, writing
+from stackbert.finetuning import verdict
+from stackbert.finetuning.controls import Scores, control_scores
 from stackbert.finetuning.data import LabelKind, official_tasks, own_data
 from stackbert.finetuning.models import Model, ModelPath, control_of, find_models, head_class
 from stackbert.finetuning.tasks import GLUE, Settings, TaskData, settings_for
-from stackbert.finetuning.train import RunResult, finetune_once, kind_of
-from stackbert.finetuning.verdict import score_table, sentences, summary
+from stackbert.finetuning.train import RunResult, choose_rate, finetune_once, kind_of
 from stackbert.machine import describe, fastest_precision, keep_memory, pick_device
 from stackbert.pretraining.signals import StopRequest
 from stackbert.progress import Progress
@@ -24,7 +26,7 @@ from stackbert.units import counted, format_duration
 
 FINETUNE = "finetune.json"
 _RUN = ["task", "model", "member", "seed"]
-_COSTS = ["steps", "loss", "seconds", "predicting", "diverged", "tested"]
+_COSTS = ["steps", "loss", "seconds", "predicting", "diverged", "tested", "learning_rate"]
 _COLUMNS = [*_RUN, "split", "metric", "score", "guess", *_COSTS]
 _LARGE = 10_000
 """Training rows from which on 3 seeds are the default instead of 6, as in the paper."""
@@ -42,6 +44,7 @@ class TaskRecord(BaseModel):
     fingerprints: dict[str, str]
     seeds: int  # runs of each model
     notes: tuple[str, ...]
+    controls: Scores = Field(default_factory=dict)
 
 
 class FinetuneResult(Record):
@@ -57,7 +60,7 @@ class FinetuneResult(Record):
     scores: Frame = pd.DataFrame(columns=_COLUMNS)
     """A row for every run, split and metric: task, model, member, seed, split, metric, score,
     guess (what always giving the commonest answer scores; a run that diverged has this score), and
-    of the run steps, loss, seconds of training, of predicting, diverged, tested."""
+    of the run steps, loss, seconds of training, of predicting, diverged, tested, learning_rate."""
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -69,9 +72,17 @@ class FinetuneResult(Record):
         """Runs that were asked for and have not ended."""
         return len(self.models) * sum(task.seeds for task in self.tasks.values()) - len(self.runs)
 
-    table = score_table
-    summary = summary
-    verdict = sentences
+    def table(self, *, headline: bool = True) -> pd.DataFrame:
+        """Scores with their noise; see `verdict.score_table`."""
+        return verdict.score_table(self, headline=headline)
+
+    def summary(self) -> str:
+        """The table as text, narrow enough for a terminal."""
+        return verdict.summary(self)
+
+    def verdict(self) -> list[str]:
+        """What can be said, in sentences."""
+        return verdict.sentences(self)
 
 
 def read_finetune(folder: str | Path) -> FinetuneResult:
@@ -156,10 +167,10 @@ def finetune(
         works = [own_data(tables, dataset, kind=kind, **columns)]
     else:
         works = official_tasks(task, data, dataset)
-    for model, work in itertools.product(found, works):
-        head_class(model, work.task)
     names = [work.task.name for work in works]
     chosen = {name: settings_for(name, settings, names) for name in names}
+    for model, work in itertools.product(found, works):
+        head_class(model, work.task, chosen[work.task.name].pooling)
     folder, hears = Path(out), progress or Progress()
     with (
         writing(f"fine-tuning into {folder}"),
@@ -191,22 +202,29 @@ def finetune(
                     )
                 hears.step(round(100 * (place + done)), 100 * len(todo), f"% of a run, {name}")
 
+            asked = result.tasks[work.task.name].settings
+            if asked.learning_rate == "auto":
+                choosing = functools.partial(on_step, name=f"{name}: choosing its learning rate")
+                rate = _known_rate(result, work, model) or choose_rate(model, work, asked, choosing)
+                asked = asked.model_copy(update={"learning_rate": rate})
+            path = predictions_path(folder, work.task.name, model, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
             run = finetune_once(
                 model,
                 work,
-                result.tasks[work.task.name].settings,
+                asked,
                 seed,
                 splits=[s for s in work.splits if s.startswith(("dev", "test") if test else "dev")],
+                save_to=path.with_suffix("") if asked.save else None,
                 on_step=on_step,
             )
-            path = predictions_path(folder, work.task.name, model, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, run.predictions)
             result = _with_run(result, work, model, seed, run, bool(test))
             result.write(folder / FINETUNE)
             metric = work.task.metrics[0]
             score = "diverged" if run.diverged else f"{100 * run.scores['dev'][metric]:.1f}"
-            hears.say(f"{name}: {metric} {score} ({format_duration(run.seconds)})")
+            took = f"{format_duration(run.seconds)}, lr {run.learning_rate:g}"
+            hears.say(f"{name}: {metric} {score} ({took})")
     return result
 
 
@@ -248,6 +266,7 @@ def _joined(
             fingerprints=work.fingerprints,
             seeds=seeds or (6 if sizes["train"] < _LARGE else 3),
             notes=work.notes,
+            controls=tasks[name].controls if name in tasks else control_scores(work),
         )
         old = tasks.get(name, new)
         changed = [f"{n}={value}" for n, value in old.settings if getattr(settings, n) != value]
@@ -266,6 +285,13 @@ def _joined(
     return result.model_copy(update={"models": order, "tasks": tasks})
 
 
+def _known_rate(result: FinetuneResult, work: TaskData, model: Model) -> float | None:
+    """The learning rate that was chosen before an earlier run of the same weights."""
+    runs = result.runs
+    runs = runs[(runs[_RUN[:3]] == (work.task.name, model.name, model.member)).all(axis=1)]
+    return float(runs["learning_rate"].iloc[0]) if len(runs) else None
+
+
 def _with_run(
     result: FinetuneResult,
     work: TaskData,
@@ -275,7 +301,7 @@ def _with_run(
     tested: bool,
 ) -> FinetuneResult:
     key = (work.task.name, model.name, model.member, seed)
-    costs = (run.steps, run.loss, run.seconds, run.predicting, run.diverged, tested)
+    costs = [tested if cost == "tested" else getattr(run, cost) for cost in _COSTS]
     rows = list(result.scores[(result.scores[_RUN] != key).any(axis=1)].itertuples(index=False))
     for split in (split for split in work.splits if split.startswith("dev")):
         guess = kind_of(work.task).guess(work, split)

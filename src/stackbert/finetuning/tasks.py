@@ -24,8 +24,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 5e-5
-    """The highest, after warm-up; then it falls linearly to zero."""
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] | Literal["auto"] = 5e-5
+    """The highest, after warm-up; then it falls linearly to zero. "auto": chosen for each model
+    (`train.choose_rate`)."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What the head sees: transformers' own head on the first token, or the mean of all."""
+    save: bool = False  # keep every run's model
     epochs: Annotated[float, Field(gt=0.0)] = 3.0
     max_steps: PositiveInt | None = None  # instead of epochs; to try things out
     batch: PositiveInt = 16
@@ -137,6 +141,7 @@ def settings_for(task: str, overrides: Sequence[str], tasks: Sequence[str]) -> S
                 f"{', '.join(tasks)}."
             )
         if only in ("", task):
+            name = "learning_rate" if name == "lr" else name
             fields[name] = None if value == "null" else value
     try:
         return Settings.model_validate(fields)

@@ -4,10 +4,12 @@ The last step counts. No checkpoint is chosen by the split that it is scored on.
 """
 
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +24,22 @@ from transformers import (
 )
 
 from stackbert.batches.randomness import I64, Permutation, derive_key
+from stackbert.files import new_folder
 from stackbert.finetuning import sentences, squad
 from stackbert.finetuning.models import Model, Opened, open_with_head
+from stackbert.finetuning.pooled import CARD, MeanPooled
 from stackbert.finetuning.tasks import Settings, Task, TaskData
 from stackbert.machine import explaining_out_of_memory, pick_device
 from stackbert.model_files import quiet_transformers
 
 OnStep = Callable[[float], None]
 """Hears of the share of a run that is done, and may raise to stop it."""
+RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+"""Learning rates among which "auto" chooses. Weights of another scale want other ones."""
+_RATE_STEPS = 200
+"""Steps for which each of them is tried, or those of a run if they are fewer."""
+_HELD_OUT, _MOST_HELD_OUT = 0.2, 1000
+"""Share, and number at most, of the training rows by whose loss they are judged."""
 _LOSSES = 40
 """Readings of the training loss over a run."""
 _BATCHES = 50
@@ -45,6 +55,7 @@ class RunResult:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split and metric; empty if the run diverged."""
     predictions: str = ""  # a JSON object a line: split, key and prediction
+    learning_rate: float = math.nan
     notes: list[str] = field(default_factory=list)  # on rows that were cut
     steps: int = 0
     loss: float = math.nan  # the mean over the last fortieth of the steps
@@ -65,15 +76,16 @@ def finetune_once(
     seed: int,
     *,
     splits: Sequence[str],
+    save_to: Path | None = None,
     on_step: OnStep = lambda done: None,
 ) -> RunResult:
-    """Fine-tune a model on a task once, then predict `splits`.
+    """Fine-tune a model on a task once, then predict `splits`; keep the model in `save_to`.
 
     On a CPU with as many threads, the same model, data, settings and seed give the same bits.
     """
-    result, kind = RunResult(), kind_of(data.task)
+    result, kind = RunResult(learning_rate=float(settings.learning_rate)), kind_of(data.task)
     with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
-        opened = open_with_head(model, data.task, seed=seed, dropout=settings.dropout)
+        opened = open_with_head(model, data.task, settings, seed=seed)
         names = dict.fromkeys(("train", *splits))
         encoded = {split: kind.encode(data, split, opened, settings) for split in names}
         result.notes = [each.note for each in encoded.values() if each.note]
@@ -90,7 +102,55 @@ def finetune_once(
             rows.insert(0, "split", split)
             result.predictions += rows.to_json(orient="records", lines=True, force_ascii=False)
     result.seconds, result.predicting = trained - begun, time.perf_counter() - trained
+    if save_to is not None:
+        shutil.rmtree(save_to, ignore_errors=True)  # of a run that was stopped right after
+        with new_folder(save_to) as folder:
+            opened.model.save_pretrained(folder)
+            opened.tokenizer.save_pretrained(folder)
+            if isinstance(opened.model, MeanPooled):
+                (folder / "README.md").write_text(CARD, encoding="utf-8")
     return result
+
+
+def choose_rate(
+    model: Model, data: TaskData, settings: Settings, on_step: OnStep = lambda done: None
+) -> float:
+    """The learning rate of `RATES` with the least loss on training rows that are held out.
+
+    Each is tried in a run of at most 200 steps, warm-up and decay included, from the weights of
+    seed 0, on the training rows without a fifth of them (1,000 at most). The dev split is not
+    looked at.
+    """
+    losses = []
+    with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
+        opened = open_with_head(model, data.task, settings, seed=0)
+        rows = kind_of(data.task).encode(data, "train", opened, settings).rows
+        order = _shuffled(len(rows), 0, "held out", 0)
+        count = max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(rows))))
+        held: Any = [rows[n] for n in order[:count]]
+        used = [rows[n] for n in order[count:]]
+        for place, rate in enumerate(RATES):
+            opened = open_with_head(model, data.task, settings, seed=0)
+            steps = min(_RATE_STEPS, math.ceil(_rows_of(len(rows), settings) / settings.batch))
+            trial = settings.model_copy(update={"learning_rate": rate, "max_steps": steps})
+
+            def on_trial(done: float, place: int = place) -> None:
+                on_step((place + done) / len(RATES))
+
+            result = RunResult()
+            trainer = _trainer(opened, used, trial, 0, result, on_trial)
+            trainer.train()
+            judged: Any = None if result.diverged else trainer.predict(held).metrics
+            loss = judged["test_loss"] if judged else math.inf
+            losses.append(loss if math.isfinite(loss) else math.inf)
+    return RATES[losses.index(min(losses))]
+
+
+def _rows_of(size: int, settings: Settings) -> int:
+    """Rows that a run trains on, each as often as it comes."""
+    if settings.max_steps:
+        return settings.batch * settings.max_steps
+    return max(1, round(size * settings.epochs))
 
 
 def _trainer(
@@ -134,7 +194,7 @@ def _trainer(
         train_sampling_strategy="sequential",  # they come in the order of `row_order`
         per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=_PREDICTED,
-        learning_rate=settings.learning_rate,
+        learning_rate=float(settings.learning_rate),
         lr_scheduler_type="linear",
         # A whole number: one below 1 would be taken for a share.
         warmup_steps=round(settings.warmup_fraction * total),
@@ -167,14 +227,10 @@ def row_order(lengths: Sequence[int], settings: Settings, seed: int) -> I64:
     shuffled rows are sorted by length within groups of up to 50 batches, and the batches shuffled.
     """
 
-    def shuffled(size: int, what: str, number: int) -> I64:
-        return Permutation(size, derive_key(seed, "finetuning", what, number))(np.arange(size))
-
     size, batch = len(lengths), settings.batch
-    rows = batch * settings.max_steps if settings.max_steps else round(size * settings.epochs)
-    rows = max(1, rows)
+    rows = _rows_of(size, settings)
     passes = range(math.ceil(rows / size))
-    order = np.concatenate([shuffled(size, "rows", each) for each in passes])[:rows]
+    order = np.concatenate([_shuffled(size, seed, "rows", each) for each in passes])[:rows]
     group = batch * max(1, min(_BATCHES, size // (4 * batch)))
     parts = []
     for number, start in enumerate(range(0, rows, group)):
@@ -182,6 +238,10 @@ def row_order(lengths: Sequence[int], settings: Settings, seed: int) -> I64:
         some = some[np.argsort(np.asarray(lengths)[some], kind="stable")]
         whole = len(some) // batch
         batches = some[: whole * batch].reshape(whole, batch)
-        parts.append(batches[shuffled(whole, "batches", number)].reshape(-1))
+        parts.append(batches[_shuffled(whole, seed, "batches", number)].reshape(-1))
         parts.append(some[whole * batch :])  # the run's last batch may be a short one
     return np.concatenate(parts)
+
+
+def _shuffled(size: int, seed: int, what: str, number: int) -> I64:
+    return Permutation(size, derive_key(seed, "finetuning", what, number))(np.arange(size))

@@ -9,7 +9,7 @@ from stackbert.reports.charts import intervals
 from stackbert.reports.page import Chart, Page, Table
 
 _POINTS = dict.fromkeys(
-    ("mean", "low", "high", "median", "guess", "difference", "difference_low", "difference_high"),
+    ("mean", "low", "high", "guess", "difference", "difference_low", "difference_high"),
     "{:.1f}",
 )
 _NOTE = (
@@ -28,8 +28,11 @@ def finetune_page(folder: Path) -> Page:
     parts: list[Chart | Table] = []
     if len(result.scores):
         table = result.table()
-        parts += [*_charts(table), Table("Scores", table, _NOTE, _POINTS)]
-        other = result.table(headline=False)
+        parts += [
+            *_charts(table),
+            Table("Scores", table.drop(columns="informative"), _NOTE, _POINTS),
+        ]
+        other = result.table(headline=False).drop(columns="informative", errors="ignore")
         parts.append(Table("Other metrics", other, formats=_POINTS, folded=True))
         parts.append(_failed(result))
     parts += [_settings(result), Table("Runs", result.runs, folded=True)]
