@@ -12,8 +12,7 @@ from stackbert.finetuning.models import Encoded, Opened
 from stackbert.finetuning.tasks import TASKS, Settings, TaskData
 
 Array = npt.NDArray[Any]
-_TOGETHER = 1000
-"""Texts that are tokenised at once: enough for speed, few enough for memory."""
+_TOGETHER = 1000  # texts tokenised at once: enough for speed, few enough for memory
 
 
 def score(metrics: Sequence[str], labels: Array, said: Array) -> dict[str, float]:

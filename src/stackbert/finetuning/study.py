@@ -28,8 +28,7 @@ FINETUNE = "finetune.json"
 _RUN = ["task", "model", "member", "seed"]
 _COSTS = ["steps", "loss", "seconds", "predicting", "diverged", "tested", "learning_rate"]
 _COLUMNS = [*_RUN, "split", "metric", "score", "guess", *_COSTS]
-_LARGE = 10_000
-"""Training rows from which on 3 seeds are the default instead of 6, as in the paper."""
+_LARGE = 10_000  # training rows from which on 3 seeds are the default instead of 6, as in the paper
 
 
 class TaskRecord(BaseModel):

@@ -30,22 +30,17 @@ from stackbert.finetuning.models import Model, Opened, open_with_head
 from stackbert.finetuning.pooled import CARD, MeanPooled
 from stackbert.finetuning.tasks import Settings, Task, TaskData
 from stackbert.machine import explaining_out_of_memory, pick_device
-from stackbert.model_files import quiet_transformers
+from stackbert.model_files import quiet_transformers, save_model
 
 OnStep = Callable[[float], None]
 """Hears of the share of a run that is done, and may raise to stop it."""
 RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 """Learning rates among which "auto" chooses. Weights of another scale want other ones."""
-_RATE_STEPS = 200
-"""Steps for which each of them is tried, or those of a run if they are fewer."""
-_HELD_OUT, _MOST_HELD_OUT = 0.2, 1000
-"""Share, and number at most, of the training rows by whose loss they are judged."""
-_LOSSES = 40
-"""Readings of the training loss over a run."""
-_BATCHES = 50
-"""Batches of a group in which rows are sorted by length, as transformers has it."""
-_PREDICTED = 64
-"""Rows of a forward pass that only predicts; changes memory and time, not the result."""
+_RATE_STEPS = 200  # that each of them is tried, or those of a run if they are fewer
+_HELD_OUT, _MOST_HELD_OUT = 0.2, 1000  # share and number, at most, of the rows that judge them
+_LOSSES = 40  # readings of the training loss over a run
+_BATCHES = 50  # of a group in which rows are sorted by length, as transformers has it
+_PREDICTED = 64  # rows of a forward pass that only predicts; changes time, not the result
 
 
 @dataclass
@@ -101,15 +96,21 @@ def finetune_once(
             result.scores[split], rows = kind.judge(data, split, encoded[split], outputs)
             rows.insert(0, "split", split)
             result.predictions += rows.to_json(orient="records", lines=True, force_ascii=False)
-    result.seconds, result.predicting = trained - begun, time.perf_counter() - trained
-    if save_to is not None:
-        shutil.rmtree(save_to, ignore_errors=True)  # of a run that was stopped right after
-        with new_folder(save_to) as folder:
-            opened.model.save_pretrained(folder)
-            opened.tokenizer.save_pretrained(folder)
-            if isinstance(opened.model, MeanPooled):
-                (folder / "README.md").write_text(CARD, encoding="utf-8")
+        ended = time.perf_counter()
+        if save_to is not None and not result.diverged:
+            _save(opened, save_to)
+    result.seconds, result.predicting = trained - begun, ended - trained
     return result
+
+
+def _save(opened: Opened, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped right after
+    with new_folder(folder) as new:
+        longest = opened.tokenizer.model_max_length
+        save_model(opened.model, new, tokenizer=None, sequence_length=longest)
+        opened.tokenizer.save_pretrained(new)
+        if isinstance(opened.model, MeanPooled):
+            (new / "README.md").write_text(CARD, encoding="utf-8")
 
 
 def choose_rate(
@@ -195,7 +196,6 @@ def _trainer(
         per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=_PREDICTED,
         learning_rate=float(settings.learning_rate),
-        lr_scheduler_type="linear",
         # A whole number: one below 1 would be taken for a share.
         warmup_steps=round(settings.warmup_fraction * total),
         weight_decay=settings.weight_decay,
