@@ -47,7 +47,7 @@ def layers_of(opened: Opened, rows: list[dict[str, Any]]) -> npt.NDArray[np.floa
 
 def probe(model: Model, data: TaskData, rows: int) -> list[float]:
     """Every layer's score on dev, in the task's headline metric."""
-    opened = open_with_head(model, data.task, seed=0, dropout=None)
+    opened = open_with_head(model, data.task, Settings(), seed=0)
     train = sentences.encode(data, "train", opened, Settings()).rows
     dev = sentences.encode(data, "dev", opened, Settings())
     train = [train[n] for n in np.random.default_rng(0).permutation(len(train))[:rows]]
@@ -55,7 +55,7 @@ def probe(model: Model, data: TaskData, rows: int) -> list[float]:
     for known, unknown in zip(layers_of(opened, train), layers_of(opened, dev.rows), strict=True):
         fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
         fitted.fit(known, [row["labels"] for row in train])
-        found, _ = sentences.judge(data, "dev", dev, [fitted.predict_proba(unknown)], Settings())
+        found, _ = sentences.judge(data, "dev", dev, [fitted.predict_proba(unknown)])
         scores.append(100 * found[data.task.metrics[0]])
     return scores
 
@@ -71,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     begun = time.perf_counter()
     (data,) = official_tasks(given.task, given.data, None)
-    models = find_models(given.models, {}, ())
+    models = find_models(given.models, {})
     found = {m.label: probe(m, data, given.rows) for m in (*models, *control_of(models))}
     metric = data.task.metrics[0]
     table = pd.DataFrame.from_dict(found, orient="index")

@@ -26,7 +26,6 @@ SHORTER = {
     "seeds=3, jobs=2": 'seeds=1, budget="3steps"',
     "vocab_size=8192": "vocab_size=192, validation=0.2",
     'out="finetuned")': 'out="finetuned", seeds=2, settings=["max_steps=1", "precision=fp32"])',
-    'out="along")': 'out="along", seeds=1, settings=["max_steps=1", "precision=fp32"])',
     'out="attention")': 'out="attention", sentences=8)',
     'plan(sb.load_recipe("bert-base")': 'plan(sb.load_recipe("demo")',
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "stackbert"
 LAYERS = """
-errors, units, files, progress, tables, growth.operators, recipe, recipes, corpus, batches,
+errors, units, files, progress, tables, intervals, growth.operators, recipe, recipes, corpus, batches,
 model_files, encoder, model, growth, machine, devices, pretraining, planner, comparison, attention,
 evaluation, finetuning, reports, demo, cli, __main__, __init__
 """.replace(",", " ").split()

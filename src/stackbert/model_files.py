@@ -172,14 +172,14 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def longest_row(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The most tokens of a row, by the model's positions and its tokenizer."""
+    """The most tokens of a row that both the model's positions and its tokenizer allow."""
     longest = int(tokenizer.model_max_length)
-    positions = getattr(model.config, "max_position_embeddings", None) or longest
-    table: Any = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    positions = int(getattr(model.config, "max_position_embeddings", None) or longest)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
-    if padding is not None:  # RoBERTa counts from behind it
+    if padding is not None:  # RoBERTa's first position comes after the padding id
         positions -= padding + 1
-    return min(int(positions), longest)
+    return min(positions, longest)
 
 
 def save_model(

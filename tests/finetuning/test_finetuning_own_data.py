@@ -1,7 +1,6 @@
 """A user's own tables: what was written is read back; classes and numbers are told apart."""
 
 import csv
-import io
 import json
 
 import datasets
@@ -14,12 +13,11 @@ from stackbert.errors import UserError
 from stackbert.finetuning.data import own_data
 
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")).filter(str.strip)
-COLUMNS = {"text": "text", "label": "label"}
 
 
-def load(train, dev=None, test=None, dataset=None, **columns):
-    tables = {"train": train, "dev": dev, "test": test}
-    return own_data(tables, dataset, **(COLUMNS | columns))
+def load(train, dev=None, dataset=None, **columns):
+    named = {"text": "text", "label": "label", **columns}
+    return own_data({"train": train, "dev": dev, "test": None}, dataset, **named)
 
 
 def table(path, labels, texts=None):
@@ -34,9 +32,7 @@ def test_any_texts_come_back_as_they_were_from_every_kind_of_table(tmp_path_fact
     folder = tmp_path_factory.mktemp("tables")
     rows += [("one more", "good"), ("another", "bad")]
     frame = pd.DataFrame(rows, columns=["text", "label"])
-    out = io.StringIO()
-    csv.writer(out).writerows([frame.columns, *rows])
-    (folder / "a.csv").write_bytes(out.getvalue().encode())
+    frame.to_csv(folder / "a.csv", index=False)
     frame.to_csv(folder / "quoted.tsv", sep="\t", index=False, quoting=csv.QUOTE_ALL)
     frame.to_parquet(folder / "a.parquet")
     records = frame.to_dict("records")
@@ -79,8 +75,7 @@ def test_json_cells_may_be_numbers_or_truths_and_halves_of_characters_are_replac
     path.write_text(lines, encoding="utf-8")
     found = load(path, dev=path, kind="classification", key="id")
     assert found.task.labels == ("1", "false")
-    assert list(found.splits["dev"]["key"]) == ["7", "9"]
-    assert list(found.splits["dev"]["text"]) == ["a?", "b"]
+    assert found.splits["dev"][["key", "text"]].values.tolist() == [["7", "a?"], ["9", "b"]]
 
 
 def test_a_saved_data_set_of_ones_own_keeps_the_names_of_its_classes(tmp_path):
@@ -100,29 +95,22 @@ def test_a_saved_data_set_of_ones_own_keeps_the_names_of_its_classes(tmp_path):
     [
         ([1, 2, 3, 4, 5] * 3, ("1", "2", "3", "4", "5")),
         (["10", "9", "2"] * 3, ("2", "9", "10")),
-        (["1.0", "0.0"] * 3, ("0.0", "1.0")),
         ([*range(21), "old"] * 2, tuple(sorted([*map(str, range(21)), "old"]))),
         ([0.5, 1, 1, 2], ()),
     ],
 )
 def test_few_whole_numbers_and_words_are_classes_and_fractions_numbers(labels, expected, tmp_path):
-    found = load(table(tmp_path / "a.csv", labels), dev=tmp_path / "a.csv")
-    assert found.task.labels == expected
-    assert found.task.kind == ("classes" if expected else "number")
-    assert found.task.metrics[0] == ("accuracy" if expected else "pearson")
+    task = load(table(tmp_path / "a.csv", labels), dev=tmp_path / "a.csv").task
+    assert (task.labels, task.kind) == (expected, "classes" if expected else "number")
+    assert task.metrics[0] == ("accuracy" if expected else "pearson")
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [[n % 77 for n in range(770)], [1 + n % 30 for n in range(90)], [1900 + n for n in range(50)]],
-)
-def test_of_many_whole_numbers_nobody_guesses_whether_they_are_classes(labels, tmp_path):
-    path = table(tmp_path / "a.csv", labels)
+def test_of_many_whole_numbers_nobody_guesses_whether_they_are_classes(tmp_path):
+    path = table(tmp_path / "a.csv", [n % 77 for n in range(770)])
     with pytest.raises(UserError, match=r"classes or quantities.*--kind classification"):
         load(path)
     assert load(path, dev=path, kind="regression").task.kind == "number"
-    if len(set(labels)) < len(labels):
-        assert len(load(path, dev=path, kind="classification").task.labels) == len(set(labels))
+    assert len(load(path, dev=path, kind="classification").task.labels) == 77
 
 
 @pytest.mark.parametrize(
@@ -130,27 +118,22 @@ def test_of_many_whole_numbers_nobody_guesses_whether_they_are_classes(labels, t
     [
         ("a.csv", "text,label\na,good\nb\nc,bad\nd,bad\n", "row 2 has an empty text or a label"),
         ("a.csv", "text,label\na, b,good\n", "Expected 2 fields in line 2, saw 3"),
-        ("a.csv", "text,label\n,good\nb,bad\nc,bad\n", "row 1 has an empty text"),
         ("a.csv", "txt,label\na,x\nb,y\nc,y\n", "no columns 'text', only txt, label"),
         ("a.csv", "text,text,label\na,b,bad\na,b,bad\na,b,good\n", "2 columns 'text'"),
-        ("a.csv", b"text,label\na,bad\n\xfcber,bad\n", "cannot be read"),
         ("a.csv", "", "cannot be read"),
-        ("a.csv", "text,label\n", "0 different labels in 0 rows"),
         ("a.csv", "text,label\na,x\nb,x\n", "1 different labels in 2 rows"),
         ("a.csv", "text,label\na,x\nb,y\nc,z\n", "3 different labels in 3 rows"),
         ("a.csv", "text,label\na,x\na,y\n", "too few different texts"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": \n', "cannot be read"),
-        ("a.jsonl", '{"text": "a"}\n', "no columns 'label'"),
         ("a.xlsx", "", "is not a .csv, .tsv"),
     ],
 )
 def test_a_wrong_table_is_a_sentence_that_names_it(name, text, said, tmp_path):
-    path = tmp_path / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as caught:
-        load(path)
+        load(tmp_path / name)
     assert said in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
 
 
 def test_a_label_that_training_does_not_have_and_a_key_twice_are_named(tmp_path):
@@ -162,27 +145,17 @@ def test_a_label_that_training_does_not_have_and_a_key_twice_are_named(tmp_path)
         load(train, dev=table(tmp_path / "dev.csv", ["bad", "bad"], ["x", "x"]), key="text")
 
 
-# Two texts that are there in any case: a tenth is then never everything.
-texts = st.lists(st.sampled_from([f"text {n}" for n in range(40)]), max_size=60).map(
-    lambda drawn: [*drawn, "one more"] + ["and another"] * (1 + len(drawn) // 4)
-)
-
-
-@settings(max_examples=15)
-@given(texts, st.randoms())
-def test_the_dev_split_is_a_tenth_by_text_whatever_the_order(tmp_path_factory, drawn, random):
-    path = tmp_path_factory.mktemp("cut") / "a.csv"
+def test_the_dev_split_is_a_tenth_by_text_whatever_the_order(tmp_path):
+    texts = [f"text {n * n % 40}" for n in range(60)]
+    labels = ["good", "bad"] * 60  # each text has both
 
     def cut(texts):
-        return load(table(path, ["good", "bad"] * len(texts), texts * 2))
+        return load(table(tmp_path / "a.csv", labels, [text for text in texts for _ in "ab"]))
 
-    data = cut(drawn)
+    data = cut(texts)
     train, dev = (list(data.splits[split]["text"]) for split in ("train", "dev"))
-    shuffled = list(drawn)
-    random.shuffle(shuffled)
-    assert sorted(train + dev) == sorted(drawn * 2)
+    assert sorted(train + dev) == sorted(texts * 2)
     assert not set(train) & set(dev)
-    rows, most = 2 * len(drawn), 2 * max(drawn.count(text) for text in drawn)
-    assert rows / 10 <= len(dev) < rows / 10 + most
-    assert set(cut(shuffled).splits["dev"]["text"]) == set(dev)
-    assert f"{len(dev):,} of the {rows:,} rows" in data.notes[-1]
+    assert 12 <= len(dev) < 12 + 2 * max(texts.count(text) for text in texts)
+    assert set(cut(texts[::-1]).splits["dev"]["text"]) == set(dev)
+    assert f"{len(dev)} of the 120 rows" in data.notes[-1]

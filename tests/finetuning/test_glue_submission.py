@@ -5,9 +5,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from finetuning_helpers import BRIEF, FAST
+from finetuning_helpers import FAST
 
-from stackbert.errors import UserError
 from stackbert.finetuning.study import finetune
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -48,13 +47,3 @@ def test_the_zip_holds_what_the_server_takes(example, models, glue, tmp_path, mo
 def test_rows_come_in_the_order_of_the_index_and_similarities_are_clipped(example):
     rows = [{"key": "10", "prediction": 5.2}, {"key": "2", "prediction": -0.01}]
     assert example.table("sts-b", rows) == "index\tprediction\n2\t0.000\n10\t5.000\n"
-    rows = [{"key": "1", "prediction": "entailment"}]
-    assert example.table("rte", rows) == "index\tprediction\n1\tentailment\n"
-
-
-def test_a_study_without_predictions_of_test_splits_is_refused(example, models, glue, tmp_path):
-    result = finetune(
-        models[0], task="rte", data=glue, out=tmp_path / "out", seeds=1, settings=BRIEF
-    )
-    with pytest.raises(UserError, match="--predict"):
-        example.write_submission(tmp_path / "out", result, result.models[0], fill=True)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.errors import UserError
 from stackbert.files import reason
+from stackbert.model_files import longest_row
 
 F32 = npt.NDArray[np.float32]
 

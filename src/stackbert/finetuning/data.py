@@ -20,28 +20,23 @@ from stackbert.units import did_you_mean
 LabelKind = Literal["auto", "classification", "regression"]
 Raw = dict[str, tuple[str, pd.DataFrame]]
 """By split: where it comes from, for messages, and its columns as they are there."""
-_SPLITS = {
+_SPLITS = {  # our names, and those of GLUE's files and of the hub
     "train": ("train",),
     "dev": ("dev", "validation", "dev_matched", "validation_matched"),
     "dev_mismatched": ("dev_mismatched", "validation_mismatched"),
     "test": ("test", "test_matched"),
     "test_mismatched": ("test_mismatched",),
 }
-"""Our names of the splits, and those of GLUE's files and of the hub."""
-_DAMAGED_QQP = 0.001
-"""QQP's own train.tsv has some twenty torn rows among 363,868; up to this share is left out."""
-_MOST_CLASSES = 20
-"""Whole numbers of at most this many values are classes; of more, the user says what they are."""
+_DAMAGED_QQP = 0.001  # of its rows at most: its own train.tsv has some twenty torn ones
+_MOST_CLASSES = 20  # whole numbers of more values may be quantities: the user says what they are
 _DEV_SHARE = 0.1
 
 
-def read_table(
-    path: Path, *, quoted: bool = True, columns: Sequence[str] | None = None
-) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str] = (), *, quoted: bool = False) -> pd.DataFrame:
     """The cells of a .csv, .tsv, .json (a list of objects), .jsonl or .parquet file.
 
-    If `quoted`, quotation marks may enclose a cell; else they are characters like any other.
-    `columns` are those of a file without a header.
+    `columns` are those of a file without a header. In a .tsv file quotation marks are characters
+    like any other, as in GLUE's, unless it is `quoted`.
     """
     suffix = path.suffix.lower()
     with reading(path):
@@ -55,6 +50,7 @@ def read_table(
             return pd.DataFrame(rows, dtype=object)
         if suffix not in (".csv", ".tsv"):
             raise UserError(f"{path} is not a .csv, .tsv, .json, .jsonl or .parquet file.")
+        quoted = quoted or suffix == ".csv"
         # With the header as a row, a first row that is too long is an error like any other.
         cells = pd.read_csv(
             path,
@@ -68,7 +64,7 @@ def read_table(
         )
         cells = cells.replace("\r$", "", regex=True)
         cells = cells[(cells != "").any(axis=1)]  # empty lines
-        if columns is None:
+        if not columns:
             columns, cells = list(cells.iloc[0]), cells.iloc[1:]
         return cells.set_axis(list(columns), axis=1).reset_index(drop=True)
 
@@ -113,22 +109,21 @@ def _glue_files(task: Task, folder: Path) -> Raw:
 
     Folders may be called in any case, with or without the hyphen.
     """
-    folders = [path for path in (folder.resolve(), *sorted(folder.iterdir())) if path.is_dir()]
+    with reading(folder):
+        folders = [path for path in (folder.resolve(), *sorted(folder.iterdir())) if path.is_dir()]
     names = [path.name.lower().replace("-", "") for path in folders]
     if task.name.replace("-", "") not in names:
         return {}
     own = folders[names.index(task.name.replace("-", ""))]
-    raw: Raw = {}
-    for split, stems in _SPLITS.items():
-        bare = task.name == "cola" and split != "test"
-        columns = ("source", "label", "mark", "sentence") if bare else None
-        for path in (own / f"{stem}.tsv" for stem in stems):
-            if path.is_file():
-                raw[split] = (str(path), read_table(path, quoted=False, columns=columns))
-    diagnostic = folder / "diagnostic" / "diagnostic.tsv"
-    if task.name == "mnli" and raw and diagnostic.is_file():  # MNLI's models answer it
-        raw["test_ax"] = (str(diagnostic), read_table(diagnostic, quoted=False))
-    return raw
+    paths = [(split, own / f"{stem}.tsv") for split, stems in _SPLITS.items() for stem in stems]
+    if task.name == "mnli":  # its models answer the diagnostic set
+        paths.append(("test_ax", folder / "diagnostic" / "diagnostic.tsv"))
+    header = ("source", "label", "mark", "sentence") if task.name == "cola" else ()
+    return {
+        split: (str(path), read_table(path, () if split == "test" else header))
+        for split, path in paths
+        if path.is_file()
+    }
 
 
 def official_tasks(
@@ -145,8 +140,6 @@ def official_tasks(
         if name not in known:
             shown = ", ".join((*known, "own"))
             raise UserError(f"There is no task '{name}'{did_you_mean(name, known)} among {shown}.")
-    if (data is None) == (dataset is None) or (data is not None and not Path(data).is_dir()):
-        raise UserError("Name the folder of the tasks' files (--data) or a data set (--dataset).")
     works = []
     for name in dict.fromkeys((*GLUE, *words) if "glue" in words else words):
         if name in ("squad", "squad-v2"):
@@ -165,51 +158,38 @@ def official_tasks(
 
 def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None = None) -> TaskData:
     """A task's data, checked. Predictions go by `key`, an index, or the row's number."""
-    if missing := [split for split in ("train", "dev") if split not in raw]:
-        file = f"{task.title}/{missing[0]}.tsv"
-        raise UserError(f"There is no {missing[0]} split of {task.title} ({file}).")
     splits, notes = {}, list(notes)
+    for split in ("train", "dev"):
+        if split not in raw:
+            raise UserError(
+                f"There is no {split} split of {task.title} ({task.title}/{split}.tsv)."
+            )
     for split, (where, frame) in raw.items():
         index = next((name for name in ("index", "idx", "id") if name in frame), None)
         wanted = {"key": (key or index,), "text": task.text, "text_pair": task.pair}
         if not split.startswith("test"):  # labels of test splits are not even looked at
             wanted["label"] = task.label
-        columns = {n: _column(frame, names, where) for n, names in wanted.items() if any(names)}
-        cells = _texts(frame, list(columns.values()), where).set_axis(list(columns), axis=1)
-        is_wrong = pd.Series(False, index=cells.index)
-        for name in cells.columns.intersection(["text", "text_pair"]):
-            is_wrong |= cells[name].str.strip() == ""
-        if "label" in cells:
-            cells["label"] = _numbers(task, cells["label"].str.strip())
-            is_wrong |= cells["label"].isna()
-        wrong = list(cells.index[is_wrong])
-        if wrong:
-            what = f"{where}, row {wrong[0] + 1} has an empty text or a label that is not "
-            what += " or ".join(task.labels) or "a number (of STS-B from 0 to 5)"
-            shown = frame.loc[wrong[0], list(columns.values())].to_dict()
+        found = {name: _column(frame, names, where) for name, names in wanted.items() if any(names)}
+        cells = pd.DataFrame({"key": frame.index.astype(str)} | found, index=frame.index)
+        is_wrong = (cells.filter(like="text").map(str.strip) == "").any(axis=1)
+        numbers = _numbers(task, cells["label"].str.strip()) if "label" in cells else None
+        wrong = cells[is_wrong if numbers is None else is_wrong | numbers.isna()]
+        if len(wrong):
+            what = f"{where}, row {wrong.index[0] + 1} has an empty text or a label that is not "
+            what += " or ".join(task.labels) or "a number"
             if (task.name, split) != ("qqp", "train") or len(wrong) > _DAMAGED_QQP * len(cells):
-                raise UserError(f"{what}: {shown}. Correct the row.")
+                raise UserError(f"{what}: {wrong.iloc[0].to_dict()}. Correct the row.")
             notes.append(f"{what}. It is left out, and {len(wrong) - 1} like it.")
-        cells = cells.drop(wrong).reset_index(drop=True)
-        if "key" not in cells:
-            cells.insert(0, "key", frame.index.drop(wrong).astype(str))
+        cells = cells.assign(label=numbers) if numbers is not None else cells
+        cells = cells.drop(wrong.index).reset_index(drop=True)
         if cells.empty or (split != "train" and cells["key"].duplicated().any()):
             raise UserError(f"{where} has no rows, or two with one key, which predictions go by.")
         splits[split] = cells.astype({"label": int}) if task.labels and "label" in cells else cells
     return TaskData(task, splits, tuple(notes))
 
 
-def _column(frame: pd.DataFrame, names: Sequence[str | None], where: str) -> str:
-    found = [str(column) for column in frame.columns if column in names]
-    if len(found) != 1:
-        called = " or ".join(f"'{name}'" for name in names)
-        there = ", ".join(map(str, frame.columns))
-        raise UserError(f"{where} has {len(found) or 'no'} columns {called}, only {there}.")
-    return found[0]
-
-
-def _texts(frame: pd.DataFrame, columns: Sequence[str], where: str) -> pd.DataFrame:
-    """Cells as text; a missing one is empty."""
+def _column(frame: pd.DataFrame, names: Sequence[str | None], where: str) -> "pd.Series[str]":
+    """The column that has one of the names, as text; a missing cell is empty."""
 
     def plain(value: Any) -> str:  # noqa: ANN401 (any cell)
         if isinstance(value, str):
@@ -219,19 +199,22 @@ def _texts(frame: pd.DataFrame, columns: Sequence[str], where: str) -> pd.DataFr
             return ""
         return json.dumps(value.item() if hasattr(value, "item") else value)
 
+    found = [column for column in frame.columns if column in names]
+    if len(found) != 1:
+        called = " or ".join(f"'{name}'" for name in names)
+        there = ", ".join(map(str, frame.columns))
+        raise UserError(f"{where} has {len(found) or 'no'} columns {called}, only {there}.")
     with reading(where):
-        return frame[list(columns)].map(plain)
+        return frame[found[0]].map(plain)
 
 
 def _numbers(task: Task, labels: "pd.Series[str]") -> "pd.Series[float]":
-    if task.labels:
-        numbers = {label: number for number, label in enumerate(task.labels)}
-        if task.name in TASKS:  # data sets of the hub have GLUE's classes as numbers
-            numbers |= {str(number): number for number in numbers.values()}
-        return labels.map(numbers)
-    low, high = (0.0, 5.0) if task.name == "sts-b" else (-np.finfo(float).max, np.finfo(float).max)
-    found = pd.to_numeric(labels, errors="coerce")
-    return found.where(found.between(low, high))
+    if not task.labels:
+        return pd.to_numeric(labels, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    numbers = {label: number for number, label in enumerate(task.labels)}
+    if task.name in TASKS:  # data sets of the hub have GLUE's classes as numbers
+        numbers |= {str(number): number for number in numbers.values()}
+    return labels.map(numbers)
 
 
 def own_data(
@@ -253,42 +236,38 @@ def own_data(
     Raises:
         UserError: a column or label is wrong, or "auto" cannot tell classes from numbers.
     """
-    if (tables["train"] is None) == (dataset is None):
-        raise UserError("Name your training table (--data) or a data set (--dataset).")
-    source, notes = Path(dataset or str(tables["train"])), []
+    source, raw, notes = Path(dataset or str(tables["train"])), {}, []
     name = source.resolve().parent.name if source.stem == "train" else source.stem
-    raw: Raw = {}
     if dataset is not None or source.is_dir():
-        raw, name = _read_dataset(dataset or str(source)), source.name
-    else:
-        for split, path in ((split, Path(str(path))) for split, path in tables.items() if path):
-            is_tsv = path.suffix.lower() == ".tsv"
-            quoted = not is_tsv or _is_quoted(path)
-            raw[split] = (str(path), read_table(path, quoted=quoted))
-            if is_tsv and quoted:
-                notes.append(f"{path}: quotation marks around cells are not taken for text.")
+        raw, name = _read_dataset(str(dataset or source)), source.name
+        tables = {}
+    for split, path in ((split, Path(str(path))) for split, path in tables.items() if path):
+        quoted = path.suffix.lower() == ".tsv" and _is_quoted(path)
+        raw[split] = (str(path), read_table(path, quoted=quoted))
+        if quoted:
+            notes.append(f"{path}: quotation marks around cells are not taken for text.")
     if "train" not in raw:
-        raise UserError(f"{dataset or source} has no train split.")
+        raise UserError(f"{source} has no train split.")
     where, train = raw["train"]
-    labels = _texts(train, [_column(train, (label,), where)], where).iloc[:, 0].str.strip()
-    kind, classes = _kind_of(labels[labels != ""], kind, f"{where}: the column '{label}'")
-    is_class = kind == "classification"
-    taken = f"{len(classes)} classes" if is_class else "numbers"
+    labels = _column(train, (label,), where).str.strip()
+    classes = _classes(labels[labels != ""], kind, f"{where}: the column '{label}'")
+    taken = f"{len(classes)} classes" if classes else "numbers"
     notes.append(f"{where}: the column '{label}' is taken for {taken}.")
     if "dev" not in raw:
-        columns = [_column(train, (name,), where) for name in (text, second) if name]
-        is_dev = _chosen_for_dev(_texts(train, columns, where))
-        if is_dev.all():
+        is_dev = _chosen_for_dev(
+            [_column(train, (name,), where) for name in (text, second) if name]
+        )
+        if is_dev.all() or (classes and labels[~is_dev].nunique() < 2):
             raise UserError(f"{where} has too few different texts. Give a dev table.")
-        raw = {**raw, "train": (where, train[~is_dev]), "dev": (where, train[is_dev])}
+        raw |= {"train": (where, train[~is_dev]), "dev": (where, train[is_dev])}
         count = f"{is_dev.sum():,} of the {len(train):,} rows of {where} are set aside for dev"
         notes.append(f"There is no dev table: {count}, chosen by a hash of their text.")
     task = Task(
         name=f"own-{name}" if name in TASKS else name,
         title=name,
-        kind="classes" if is_class else "number",
-        metrics=("accuracy", "f1_macro") if is_class else ("pearson", "spearman"),
-        labels=classes if is_class else (),
+        kind="classes" if classes else "number",
+        metrics=("accuracy", "f1_macro") if classes else ("pearson", "spearman"),
+        labels=classes,
         text=(text,),
         pair=(second,) if second else (),
         label=(label,),
@@ -296,29 +275,28 @@ def own_data(
     return _task_data(task, raw, notes, key)
 
 
-def _kind_of(
-    labels: "pd.Series[str]", kind: LabelKind, where: str
-) -> tuple[LabelKind, tuple[str, ...]]:
+def _classes(labels: "pd.Series[str]", kind: LabelKind, where: str) -> tuple[str, ...]:
+    """The classes that a column holds, in order; none of numbers."""
     numbers, classes = pd.to_numeric(labels, errors="coerce"), sorted(set(labels))
-    if kind == "auto":
-        is_whole = bool((numbers % 1 == 0).all())
-        if is_whole and len(classes) > _MOST_CLASSES:
-            raise UserError(
-                f"{where} holds {len(classes)} different whole numbers. Are they classes or "
-                "quantities? Say --kind classification or --kind regression."
-            )
-        kind = "classification" if is_whole or numbers.isna().any() else "regression"
-    if kind == "classification" and (len(classes) < 2 or len(classes) == len(labels) > 2):
+    is_whole = bool((numbers % 1 == 0).all())
+    if kind == "auto" and is_whole and len(classes) > _MOST_CLASSES:
+        raise UserError(
+            f"{where} holds {len(classes)} different whole numbers. Are they classes or "
+            "quantities? Say --kind classification or --kind regression."
+        )
+    if kind == "regression" or (kind == "auto" and not is_whole and numbers.notna().all()):
+        return ()
+    if len(classes) < 2 or len(classes) == len(labels) > 2:
         raise UserError(
             f"{where} holds {len(classes)} different labels in {len(labels)} rows, so these are "
             "not classes. Name another column, or say --kind regression."
         )
-    return kind, tuple(classes if numbers.isna().any() else sorted(classes, key=float))
+    return tuple(classes if numbers.isna().any() else sorted(classes, key=float))
 
 
-def _chosen_for_dev(texts: pd.DataFrame) -> "pd.Series[bool]":
-    pairs = ((*pair, "")[:2] for pair in texts.itertuples(index=False))
-    hashes = [hashlib.sha256(json.dumps(pair).encode()).hexdigest() for pair in pairs]
-    hashed = pd.Series(hashes, index=texts.index)
+def _chosen_for_dev(columns: Sequence["pd.Series[str]"]) -> "pd.Series[bool]":
+    texts = zip(columns[0], columns[1] if columns[1:] else [""] * len(columns[0]), strict=True)
+    hashes = [hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in texts]
+    hashed = pd.Series(hashes, index=columns[0].index)
     counts = hashed.value_counts().sort_index()
     return hashed.isin(counts.index[counts.cumsum() - counts < _DEV_SHARE * len(hashed)])

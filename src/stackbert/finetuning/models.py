@@ -8,9 +8,8 @@ import inspect
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -22,18 +21,23 @@ from transformers.models.auto.modeling_auto import (
 
 from stackbert.errors import UserError
 from stackbert.files import reading, sha256
-from stackbert.finetuning.tasks import Task
-from stackbert.model_files import open_model, open_tokenizer, quiet_transformers, read_config
-from stackbert.pretraining.checkpoints import STATE, CheckpointState
-from stackbert.pretraining.run import CHECKPOINTS, MODEL, is_run
+from stackbert.finetuning.pooled import MeanPooled
+from stackbert.finetuning.tasks import Settings, Task
+from stackbert.model_files import (
+    longest_row,
+    open_model,
+    open_tokenizer,
+    quiet_transformers,
+    read_config,
+)
+from stackbert.pretraining.run import MODEL, is_run
 
 ModelPath = str | Path
 CONTROL = "untrained"
-_FILES = re.compile(
+_FILES = re.compile(  # what a model is: config, weights and tokenizer
     r"config\.json|model.*\.safetensors.*|tokenizer\.json|tokenizer_config\.json"
     r"|(special|added)_tokens.*\.json|vocab\..*|merges\.txt|.*\.model"
 )
-"""What a model is: config, weights and tokenizer."""
 
 
 class Model(BaseModel):
@@ -41,18 +45,11 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    """In tables. The same model from several pre-training seeds has one name."""
-    member: int = 0
-    """Which of these seeds, from 1; 0 of a model alone."""
+    name: str  # in tables; the same model from several pre-training seeds has one
+    member: int = 0  # which of these seeds, from 1; 0 of a model alone
     folder: str
     fingerprint: str
-    untrained: bool = False
-    """Whether random weights are taken in place of those in the folder."""
-    run: str | None = None  # of a checkpoint, as are step, seconds and depth
-    step: int | None = None
-    seconds: float | None = None
-    depth: int | None = None
+    untrained: bool = False  # random weights are taken in place of those in the folder
 
     @property
     def key(self) -> str:
@@ -67,9 +64,7 @@ class Model(BaseModel):
 
 
 def find_models(
-    models: ModelPath | Sequence[ModelPath],
-    groups: Mapping[str, Sequence[ModelPath]],
-    along: ModelPath | Sequence[ModelPath],
+    models: ModelPath | Sequence[ModelPath], groups: Mapping[str, Sequence[ModelPath]]
 ) -> list[Model]:
     """The models in the order they are named; arguments as of `finetune`.
 
@@ -77,20 +72,19 @@ def find_models(
         UserError: there is none, a folder is not a model, two have one name or the same weights, or
             groups are of different sizes.
     """
-    models, along = ([x] if isinstance(x, str | Path) else list(x) for x in (models, along))
-    if along and (models or groups):
-        raise UserError("--along takes runs alone; leave other models and groups out.")
-    named = [(_name_of(Path(path)), [path]) for path in models] + [*groups.items()]
-    if len({len(paths) for _, paths in named}) > 1:
+    alone = [models] if isinstance(models, str | Path) else models
+    named = [("", [path]) for path in alone] + [*groups.items()]
+    if len({len(members) for _, members in named}) > 1:
         raise UserError("Groups are paired member by member, so each needs as many models.")
-    found = [model for run in along for model in _checkpoints(Path(run))]
-    for name, paths in named:
-        for place, path in enumerate(paths, start=1):
-            found.append(_model(Path(path), name=name, member=place if len(paths) > 1 else 0))
+    found = [
+        _model(Path(path), name, member=place if len(members) > 1 else 0)
+        for name, members in named
+        for place, path in enumerate(members, start=1)
+    ]
     if not found:
         raise UserError("Name at least one model to fine-tune: a checkpoint folder or a run.")
     for one, other in itertools.combinations(found, 2):
-        if one.label == other.label or (one.fingerprint == other.fingerprint and not one.run):
+        if one.label == other.label or one.fingerprint == other.fingerprint:
             raise UserError(
                 f"{one.folder} and {other.folder} have the same name or the same weights. Leave "
                 "one out, or name it with --group NAME=FOLDER."
@@ -100,79 +94,59 @@ def find_models(
 
 def control_of(models: Sequence[Model]) -> list[Model]:
     """The first model with random weights; of a group, other ones for each member."""
-    if models[0].run or any(model.name == CONTROL for model in models):
-        raise UserError(f"--control goes with models, not --along, of which none is '{CONTROL}'.")
-    shape = _fingerprint(Path(models[0].folder), weights=False)
-    found = []
-    for draw, model in enumerate(each for each in models if each.name == models[0].name):
+    first, found = models[0], []
+    if any(model.name == CONTROL for model in models):
+        raise UserError(f"With --control no model may be called '{CONTROL}'.")
+    shape = _fingerprint(Path(first.folder), weights=False)
+    for draw, model in enumerate(each for each in models if each.name == first.name):
         drawn = hashlib.sha256(f"untrained {draw} {shape}".encode()).hexdigest()
         change = {"name": CONTROL, "fingerprint": drawn, "untrained": True}
-        found.append(models[0].model_copy(update={**change, "member": model.member}))
+        found.append(first.model_copy(update={**change, "member": model.member}))
     return found
 
 
-def _name_of(path: Path) -> str:
-    path = path.resolve()
-    return path.parent.name if path.name == MODEL and is_run(path.parent) else path.name
-
-
-def _model(path: Path, **fields: Any) -> Model:  # noqa: ANN401 (of Model)
+def _model(path: Path, name: str, member: int) -> Model:
+    """A model by its folder or run; without a name it has the folder's, or the run's."""
     folder = path / MODEL if is_run(path) else path
     if folder != path and not folder.is_dir():
         raise UserError(f"The run {path} has no {MODEL}/ yet. Let it finish, or name a checkpoint.")
     read_config(folder)  # its errors are this function's
-    return Model(folder=str(folder), fingerprint=_fingerprint(folder), **fields)
-
-
-def _checkpoints(run: Path) -> list[Model]:
-    folders = sorted((run / CHECKPOINTS).glob("step-*[0-9]"))
-    if not folders:
-        raise UserError(f"{run} is not a run directory with checkpoints.")
-    found = []
-    for folder in folders:
-        state, name = CheckpointState.read(folder / STATE), run.resolve().name
-        step, seconds = state.counters.step, state.seconds["training"]
-        at = {"run": name, "step": step, "seconds": seconds, "depth": state.depth}
-        found.append(_model(folder, name=f"{name} step {step:,}", **at))
-    return found
+    place = folder.resolve()
+    own = place.parent if place.name == MODEL and is_run(place.parent) else place
+    found = {"folder": str(folder), "fingerprint": _fingerprint(folder)}
+    return Model(name=name or own.name, member=member, **found)
 
 
 def _fingerprint(folder: Path, *, weights: bool = True) -> str:
     whole = hashlib.sha256()
     with reading(folder):
         for path in sorted(folder.iterdir()):
-            is_weights = ".safetensors" in path.name
-            if _FILES.fullmatch(path.name) and (weights or not is_weights):
+            if _FILES.fullmatch(path.name) and (weights or ".safetensors" not in path.name):
                 whole.update(f"{path.name} {sha256(path)}\n".encode())
     return whole.hexdigest()
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A model with a head, and its tokenizer."""
+class Opened(NamedTuple):
+    """A model with a head, and its tokenizer, which knows what the model takes.
+
+    `model_max_length` is the most tokens that a row may have; `model_input_names` has token types
+    only if the model tells the texts of a pair apart by them.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    positions: int
-    """The most tokens that a row may have."""
-    takes_types: bool
-    """Whether it tells the texts of a pair apart by token types."""
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A split's rows as a model takes them."""
 
-    rows: list[dict[str, Any]]
-    """The model's arguments; of the training split with the labels."""
-    note: str = ""
-    """How many were cut, if any."""
-    windows: Sequence[Any] = ()
-    """Of SQuAD, one a row."""
+    rows: list[dict[str, Any]]  # the model's arguments; of the training split with the labels
+    note: str = ""  # how many were cut, if any
+    windows: Sequence[Any] = ()  # of SQuAD, one a row
 
 
-def head_class(model: Model, task: Task) -> tuple[type[PreTrainedModel], Any]:
-    """The class with a head for a task, and the model's config. No weights are read."""
+def head_class(model: Model, task: Task, pooling: str) -> tuple[type[PreTrainedModel], str, Any]:
+    """The class with a head for a task, its encoder's name in it, and the model's config."""
     with reading(model.folder), quiet_transformers():
         config: Any = AutoConfig.from_pretrained(
             model.folder, local_files_only=True, trust_remote_code=False
@@ -185,33 +159,33 @@ def head_class(model: Model, task: Task) -> tuple[type[PreTrainedModel], Any]:
             f"{model.folder} is a model of type '{config.model_type}', for which transformers has "
             f"no head for {'questions' if is_span else 'sentences'}. Take an encoder such as BERT."
         )
-    return classes[type(config)], config
+    if pooling == "mean" and is_span:
+        raise UserError(f"pooling=mean is for sentences: set it for other tasks than {task.title}.")
+    transformers_class = classes[type(config)]
+    chosen = MeanPooled if pooling == "mean" else transformers_class
+    return chosen, transformers_class.base_model_prefix, config
 
 
-def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None) -> Opened:
+def open_with_head(model: Model, task: Task, settings: Settings, *, seed: int) -> Opened:
     """Open a model with a new head for a task, drawn from `seed`; torch's own state stays.
-
-    `dropout` replaces every dropout rate of its config; None leaves them.
 
     Raises:
         UserError: the folder is damaged, or model and tokenizer do not belong together.
     """
-    model_class, config = head_class(model, task)
+    model_class, encoder, config = head_class(model, task, settings.pooling)
     brings_head = config.architectures == [model_class.__name__]
     for name, value in config.to_dict().items():
-        if "dropout" in name and dropout is not None and not isinstance(value, bool | str):
-            setattr(config, name, dropout)
-    config.num_labels = task.outputs  # names its outputs LABEL_0 …
-    if task.kind == "classes":
-        config.id2label = dict(enumerate(task.labels))
-        config.label2id = {label: number for number, label in enumerate(task.labels)}
-        config.problem_type = "single_label_classification"
-    elif task.kind == "number":
-        config.problem_type = "regression"
+        if "dropout" in name and settings.dropout is not None and not isinstance(value, bool | str):
+            setattr(config, name, settings.dropout)
+    labels = task.labels or (("start", "end") if task.kind == "span" else ("number",))
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = None  # the loss goes by the type of the labels
+    config.pooled_texts = 2 if task.pair else 1
     if model.untrained:
         drawn = hashlib.sha256(f"{model.fingerprint} {seed}".encode()).digest()
         seed = int.from_bytes(drawn[:4], "big")  # torch's generator for a CPU drops the other bits
-    base = rf"{model_class.base_model_prefix}\."
+    base = rf"{encoder}\."
     new = rf"(?!{base}).*|{base}pooler\..*"
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.default_generator.manual_seed(seed)
@@ -226,11 +200,10 @@ def open_with_head(model: Model, task: Task, *, seed: int, dropout: float | None
                 fresh = model_class(config).state_dict()
                 head = {name: tensor for name, tensor in fresh.items() if not re.match(base, name)}
                 opened.load_state_dict(opened.state_dict() | head)
-    return Opened(opened, *_tokenizer_for(opened, Path(model.folder)))
+    return Opened(opened, _tokenizer_for(opened, Path(model.folder)))
 
 
-def _tokenizer_for(opened: Any, folder: Path) -> tuple[PreTrainedTokenizerBase, int, bool]:  # noqa: ANN401
-    """A model's tokenizer, the most tokens of a row, and whether the model takes token types."""
+def _tokenizer_for(opened: Any, folder: Path) -> PreTrainedTokenizerBase:  # noqa: ANN401 (a model)
     tokenizer = open_tokenizer(folder)
     known = len(opened.get_input_embeddings().weight)
     for wrong, what in (
@@ -240,13 +213,11 @@ def _tokenizer_for(opened: Any, folder: Path) -> tuple[PreTrainedTokenizerBase, 
     ):
         if wrong:
             raise UserError(f"The tokenizer in {folder} {what}. Take the model's own.")
-    longest = tokenizer.model_max_length
-    positions = getattr(opened.config, "max_position_embeddings", None) or longest
-    table: Any = getattr(opened.base_model, "embeddings", None)
-    padding = getattr(getattr(table, "position_embeddings", None), "padding_idx", None)
-    if padding is not None:  # RoBERTa counts from behind it
-        positions -= padding + 1
-    arguments = inspect.signature(opened.forward).parameters
-    # RoBERTa takes the argument but has only one type.
-    types = getattr(opened.config, "type_vocab_size", 0)
-    return tokenizer, min(positions, longest), "token_type_ids" in arguments and types > 1
+    tokenizer.model_max_length = longest_row(opened, tokenizer)
+    # RoBERTa takes token types as an argument but has only one.
+    takes_types = "token_type_ids" in inspect.signature(opened.base_model.forward).parameters
+    if takes_types and getattr(opened.config, "type_vocab_size", 0) > 1:
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    else:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return tokenizer

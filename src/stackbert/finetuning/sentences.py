@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from stackbert.finetuning.models import Encoded, Opened
 from stackbert.finetuning.tasks import TASKS, Settings, TaskData
 
 Array = npt.NDArray[Any]
-_TOGETHER = 1000
-"""Texts that are tokenised at once: enough for speed, few enough for memory."""
+_TOGETHER = 1000  # texts tokenised at once: enough for speed, few enough for memory
 
 
 def score(metrics: Sequence[str], labels: Array, said: Array) -> dict[str, float]:
@@ -52,9 +52,9 @@ def _scale(data: TaskData) -> tuple[float, float]:
 
 def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> Encoded:
     """Rows of token ids; those of the training split with labels."""
-    frame, longest = data.splits[split], min(settings.max_length, opened.positions)
+    frame = data.splits[split]
+    longest = min(settings.max_length, opened.tokenizer.model_max_length)
     columns = [frame[name].tolist() for name in ("text", "text_pair") if name in frame]
-    names = ["input_ids", *(["token_type_ids"] if opened.takes_types else [])]
     rows: list[dict[str, Any]] = []
     cut = 0
     for start in range(0, len(frame), _TOGETHER):
@@ -62,14 +62,18 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
             *(column[start : start + _TOGETHER] for column in columns),
             truncation=True,
             max_length=longest,
-            return_token_type_ids=opened.takes_types,
             return_attention_mask=False,
             verbose=False,
         )
         cut += sum(bool(each.overflowing) for each in encoded.encodings)
-        for place in range(len(encoded["input_ids"])):
-            # As arrays, since lists of Python numbers take ten times the memory.
-            rows.append({name: np.array(encoded[name][place], dtype=np.int32) for name in names})
+        # As arrays, since lists of Python numbers take ten times the memory.
+        rows += (
+            {name: np.array(ids, dtype=np.int32) for name, ids in zip(encoded, each, strict=True)}
+            for each in zip(*encoded.values(), strict=True)
+        )
+        if settings.pooling == "mean":
+            for row, each in zip(rows[start:], encoded.encodings, strict=True):
+                row["spans"] = np.array([_span(each.sequence_ids, n) for n in range(len(columns))])
     if split == "train":
         mean, deviation = _scale(data)
         for row, label in zip(rows, frame["label"], strict=True):
@@ -81,22 +85,26 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
     return Encoded(rows, note if cut else "")
 
 
+def _span(parts: Sequence[int | None], text: int) -> tuple[int, int]:
+    """Where a text's tokens begin and end; of one without any, the classification token."""
+    if text not in parts:
+        return 0, 1
+    return parts.index(text), len(parts) - list(reversed(parts)).index(text)
+
+
 def judge(
-    data: TaskData, split: str, encoded: Encoded, outputs: Sequence[Array], settings: Settings
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    data: TaskData, split: str, encoded: Encoded, outputs: Sequence[Array]
+) -> tuple[dict[str, float], pd.DataFrame]:
     """Scores (none of a test split), and a prediction a row."""
     task, frame = data.task, data.splits[split]
     mean, deviation = _scale(data)
     (output,) = outputs
     said = output.argmax(axis=1) if task.labels else output[:, 0].astype(float) * deviation + mean
-
-    def shown(values: Array) -> list[Any]:
-        return [task.labels[value] if task.labels else float(value) for value in values]
-
-    rows = {"key": list(frame["key"]), "prediction": shown(said)}
-    scores = {}
+    rows, scores = frame[["key"]].assign(prediction=said), {}
     if "label" in frame:
-        labels = frame["label"].to_numpy()
-        rows["label"] = shown(labels)
-        scores = score(task.metrics, labels, said)
-    return scores, [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+        rows["label"] = frame["label"]
+        scores = score(task.metrics, frame["label"].to_numpy(), said)
+    if task.labels:
+        names = rows.columns.drop("key")
+        rows[names] = rows[names].map(lambda number: task.labels[number])
+    return scores, rows

@@ -1,5 +1,6 @@
 """SQuAD v1.1 and v2.0: windows over long paragraphs, answers read out of them, official scores."""
 
+import itertools
 import json
 import math
 import re
@@ -19,10 +20,11 @@ from stackbert.finetuning.models import Encoded, Opened
 from stackbert.finetuning.tasks import Settings, Task, TaskData
 
 Array = npt.NDArray[Any]
-_TOGETHER = 200
-"""Questions that are tokenised at once; the offsets of all would not fit into memory."""
-_LEAST_ROOM = 8
-"""Tokens of a paragraph that a window must have room for."""
+_TOGETHER = 200  # questions tokenised at once; the offsets of all would not fit into memory
+_LEAST_ROOM = 8  # tokens of a paragraph that a window must have room for
+# As in BERT's released code: tokens that windows share at most, of an answer at most, and the
+# likeliest starts and ends that are tried in each window.
+_STRIDE, _LONGEST_ANSWER, _CANDIDATES = 128, 30, 20
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -68,65 +70,60 @@ def _read(path: Path, task: Task, split: str) -> pd.DataFrame:
 class Window(NamedTuple):
     """A row: a question with a piece of its paragraph."""
 
-    question: int
-    """Its place in the split."""
-    offsets_S2: Array
-    """Where each token of the paragraph begins and ends in it, in characters; else -1."""
-    first: int
-    """Position of the classification token, which stands for "no answer"."""
+    question: int  # its place in the split
+    offsets_S2: Array  # where each token of the paragraph begins and ends in it; of others -1
 
     def span_of(self, begin: int, end: int) -> tuple[int, int]:
-        """First and last token of these characters; `first` if not all of them are here."""
+        """First and last token of these characters; (0, 0) if not all of them are here."""
         starts, ends = self.offsets_S2.T
         inside = np.flatnonzero(starts >= 0)
         reached = inside[(ends[inside] > begin) & (starts[inside] < end)]
         if not len(reached) or starts[inside[0]] > begin or ends[inside[-1]] < end:
-            return self.first, self.first
+            return 0, 0  # the classification token, which stands for "no answer"
         return int(reached[0]), int(reached[-1])
 
 
 def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> Encoded:
     """Lay paragraphs out in windows that overlap; a question keeps at most half of a window."""
     frame, tokenizer = data.splits[split], opened.tokenizer
-    longest = min(settings.max_length, opened.positions)
-    special = int(tokenizer.num_special_tokens_to_add(pair=True))
-    most = (longest - special) // 2
+    longest = min(settings.max_length, tokenizer.model_max_length)
+    room = longest - int(tokenizer.num_special_tokens_to_add(pair=True))
+    most = room // 2
     if most < _LEAST_ROOM:
         raise UserError(f"Rows of {longest} tokens leave no room for a paragraph and a question.")
-    names = ["input_ids", *(["token_type_ids"] if opened.takes_types else [])]
     rows: list[dict[str, Any]] = []
-    windows, cut = [], 0
-    common: Any = {"max_length": longest, "verbose": False, "return_offsets_mapping": True}
+    windows, cut, common = [], 0, {"return_offsets_mapping": True, "return_attention_mask": False}
     for start in range(0, len(frame), _TOGETHER):
         some = frame.iloc[start : start + _TOGETHER]
-        asked = list(some["text"])
-        plain = tokenizer(asked, add_special_tokens=False, **common)
-        lengths = [min(most, len(ids)) for ids in plain["input_ids"]]
-        for place, offsets in enumerate(plain["offset_mapping"]):
-            if len(offsets) > most:
-                asked[place] = asked[place][: offsets[most - 1][1]]
-                cut += 1
-        encoded = tokenizer(
-            asked,
-            list(some["context"]),
-            truncation="only_second",
-            # At most half of the room for the paragraph, so that windows move on.
-            stride=min(settings.stride, (longest - special - max(lengths)) // 2),
-            return_overflowing_tokens=True,
-            return_token_type_ids=opened.takes_types,
-            return_attention_mask=False,
+        plain = tokenizer(
+            list(some["text"]),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=most,
             **common,
         )
+        cut += sum(bool(each.overflowing) for each in plain.encodings)
+        ends = [offsets[-1][1] if offsets else 0 for offsets in plain["offset_mapping"]]
+        encoded = tokenizer(
+            [text[:end] for text, end in zip(some["text"], ends, strict=True)],
+            list(some["context"]),
+            truncation="only_second",
+            max_length=longest,
+            # At most half of the room for the paragraph, so that windows move on.
+            stride=min(_STRIDE, (room - max(map(len, plain["input_ids"]))) // 2),
+            return_overflowing_tokens=True,
+            **common,
+        )
+        names = [name for name in tokenizer.model_input_names if name in encoded]
         for at, place in enumerate(encoded["overflow_to_sample_mapping"]):
             row: dict[str, Any] = {n: np.array(encoded[n][at], dtype=np.int32) for n in names}
             offsets_S2 = np.array(encoded["offset_mapping"][at], dtype=np.int32).reshape(-1, 2)
             offsets_S2[[part != 1 for part in encoded.sequence_ids(at)]] = -1
-            first = np.flatnonzero(row["input_ids"] == tokenizer.cls_token_id)
-            window = Window(start + place, offsets_S2, int(first[0]) if len(first) else 0)
+            window = Window(start + place, offsets_S2)
             if split == "train":
                 begin, answers = int(some["start"].iloc[place]), some["answers"].iloc[place]
-                first_token, last_token = window.span_of(begin, begin + len((*answers, "")[0]))
-                row |= {"start_positions": first_token, "end_positions": last_token}
+                first, last = window.span_of(begin, begin + len((*answers, "")[0]))
+                row |= {"start_positions": first, "end_positions": last}
             rows.append(row)
             windows.append(window)
     note = f"{data.task.title}: {cut:,} questions of {split} are too long and lose their end."
@@ -134,35 +131,29 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
 
 
 def judge(
-    data: TaskData, split: str, encoded: Encoded, outputs: Sequence[Array], settings: Settings
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    data: TaskData, split: str, encoded: Encoded, outputs: Sequence[Array]
+) -> tuple[dict[str, float], pd.DataFrame]:
     """Scores (none of a test split), and a prediction a question.
 
     The best span over a question's windows wins. In v2.0 there is no answer where the
     classification token's logits are above it in every window (Devlin et al. 2019, section 4.3).
     """
     frame = data.splits[split]
-    spans: list[dict[str, float]] = [{"": -math.inf} for _ in range(len(frame))]
+    best = [(-math.inf, "")] * len(frame)
     none = np.full(len(frame), np.inf)
     for window, start_S, end_S in zip(encoded.windows, *outputs, strict=True):
         question = window.question
-        for text, value in _spans(frame["context"][question], window, start_S, end_S, settings):
-            spans[question][text] = max(value, spans[question].get(text, -math.inf))
-        at_first = float(start_S[window.first]) + float(end_S[window.first])
-        none[question] = min(none[question], at_first)
-    best = [max(found, key=lambda text: found[text]) for found in spans]
+        found = _best_span(frame["context"][question], window, start_S, end_S)
+        best[question] = max(best[question], found, key=lambda each: each[0])
+        none[question] = min(none[question], float(start_S[0]) + float(end_S[0]))
     # How far "no answer" is above the best span; without any span, by more than can be.
-    highest = [found[text] for found, text in zip(spans, best, strict=True)]
-    surplus = np.minimum(none - np.array(highest), float(np.finfo(np.float32).max))
-    is_v2 = data.task.name == "squad-v2"
-    said = ["" if is_v2 and over > 0 else text for text, over in zip(best, surplus, strict=True)]
-    rows = [
-        {"key": key, "prediction": text, "no_answer": float(over)}
-        for key, text, over in zip(frame["key"], said, surplus, strict=True)
+    surplus = np.minimum(none - [value for value, _ in best], float(np.finfo(np.float32).max))
+    may_lack = data.task.name == "squad-v2"
+    said = [
+        "" if may_lack and over > 0 else text for (_, text), over in zip(best, surplus, strict=True)
     ]
-    if split.startswith("test"):
-        return {}, rows
-    return squad_scores(list(frame["answers"]), said), rows
+    rows = frame[["key"]].assign(prediction=said, no_answer=surplus)
+    return {} if split.startswith("test") else squad_scores(list(frame["answers"]), said), rows
 
 
 def guess(data: TaskData, split: str) -> dict[str, float]:
@@ -171,21 +162,18 @@ def guess(data: TaskData, split: str) -> dict[str, float]:
     return squad_scores(answers, [""] * len(answers))
 
 
-def _spans(
-    context: str, window: Window, start_S: Array, end_S: Array, settings: Settings
-) -> list[tuple[str, float]]:
+def _best_span(context: str, window: Window, start_S: Array, end_S: Array) -> tuple[float, str]:
     inside = np.flatnonzero(window.offsets_S2[:, 0] >= 0)
     begins, ends = (
-        inside[np.argsort(-logits_S[inside], kind="stable")[: settings.candidates]]
+        inside[np.argsort(-logits_S[inside], kind="stable")[:_CANDIDATES]]
         for logits_S in (start_S, end_S)
     )
-    lengths = ends[None] - begins[:, None]
-    found = []
-    for b, e in zip(*np.nonzero((lengths >= 0) & (lengths < settings.max_answer)), strict=True):
-        text = context[window.offsets_S2[begins[b], 0] : window.offsets_S2[ends[e], 1]]
-        if text.strip():
-            found.append((text, float(start_S[begins[b]]) + float(end_S[ends[e]])))
-    return sorted(found, key=lambda each: -each[1])[: settings.candidates]
+    found = [(-math.inf, "")]
+    for begin, end in itertools.product(begins, ends):
+        text = context[window.offsets_S2[begin, 0] : window.offsets_S2[end, 1]]
+        if 0 <= end - begin < _LONGEST_ANSWER and text.strip():
+            found.append((float(start_S[begin]) + float(end_S[end]), text))
+    return max(found, key=lambda each: each[0])
 
 
 def normalised(answer: str) -> str:

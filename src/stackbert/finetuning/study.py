@@ -1,8 +1,7 @@
 """`finetune`: every model on every task with every seed, once; finished runs are kept."""
 
+import functools
 import itertools
-import json
-import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,17 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from stackbert.errors import Interrupted, UserError
 from stackbert.files import Record, locked, write_text, writing
 from stackbert.finetuning import verdict
+from stackbert.finetuning.controls import Scores, control_scores
 from stackbert.finetuning.data import LabelKind, official_tasks, own_data
-from stackbert.finetuning.models import (
-    Encoded,
-    Model,
-    ModelPath,
-    control_of,
-    find_models,
-    head_class,
-)
-from stackbert.finetuning.tasks import GLUE, Settings, TaskData, default_seeds, settings_for
-from stackbert.finetuning.train import RunResult, finetune_once, kind_of, rows_of
+from stackbert.finetuning.models import Model, ModelPath, control_of, find_models, head_class
+from stackbert.finetuning.tasks import GLUE, Settings, TaskData, settings_for
+from stackbert.finetuning.train import RunResult, choose_rate, finetune_once, kind_of
 from stackbert.machine import describe, fastest_precision, keep_memory, pick_device
 from stackbert.pretraining.signals import StopRequest
 from stackbert.progress import Progress
@@ -33,8 +26,9 @@ from stackbert.units import counted, format_duration
 
 FINETUNE = "finetune.json"
 _RUN = ["task", "model", "member", "seed"]
-_COSTS = ["steps", "loss", "seconds", "predicting", "diverged", "tested"]
+_COSTS = ["steps", "loss", "seconds", "predicting", "diverged", "tested", "learning_rate"]
 _COLUMNS = [*_RUN, "split", "metric", "score", "guess", *_COSTS]
+_LARGE = 10_000  # training rows from which on 3 seeds are the default instead of 6, as in the paper
 
 
 class TaskRecord(BaseModel):
@@ -43,21 +37,20 @@ class TaskRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    metrics: tuple[str, ...]
-    """The first is the headline."""
+    metrics: tuple[str, ...]  # the first is the headline
     settings: Settings
-    sizes: dict[str, int]
-    """Rows of each split."""
+    sizes: dict[str, int]  # rows of each split
     fingerprints: dict[str, str]
-    seeds: int
-    """Runs of each model."""
+    seeds: int  # runs of each model
     notes: tuple[str, ...]
+    controls: Scores = Field(default_factory=dict)
 
 
 class FinetuneResult(Record):
     """All runs that have ended in a folder: its finetune.json."""
 
     what: ClassVar[str] = "a folder of 'stackbert finetune'"
+    version: ClassVar[int] = 3
 
     machine: dict[str, Any]
     models: tuple[Model, ...] = ()
@@ -66,7 +59,7 @@ class FinetuneResult(Record):
     scores: Frame = pd.DataFrame(columns=_COLUMNS)
     """A row for every run, split and metric: task, model, member, seed, split, metric, score,
     guess (what always giving the commonest answer scores; a run that diverged has this score), and
-    of the run steps, loss, seconds of training, of predicting, diverged, tested."""
+    of the run steps, loss, seconds of training, of predicting, diverged, tested, learning_rate."""
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -113,7 +106,6 @@ def finetune(
     data: str | Path | None = None,
     dataset: str | None = None,
     groups: Mapping[str, Sequence[ModelPath]] | None = None,
-    along: ModelPath | Sequence[ModelPath] = (),
     seeds: int | None = None,
     settings: Sequence[str] = (),
     control: bool = False,
@@ -137,23 +129,20 @@ def finetune(
         task: "glue" for every GLUE task whose data is there, names ("mrpc", "squad-v2",
             "mrpc,rte"), or "own" for your own.
         out: folder for results and predictions.
-        data: the folder with the tasks' official files; your own training table, .csv, .tsv, .json,
-            .jsonl or .parquet.
-        dataset: instead, a data set of the library `datasets`: a folder of `save_to_disk` or a name
-            on the hub, the only one that uses the network.
-        groups: by name, the same model from several pre-training seeds. The interval is then over
-            these seeds, and groups are paired member by member, in the order given.
-        along: instead of models, runs; every checkpoint that they have kept is fine-tuned.
+        data: the folder with the tasks' official files, or your own training table.
+        dataset: instead, a folder of `save_to_disk` or a name on the Hugging Face hub, the only one
+            that uses the network.
+        groups: by name, the same model from several pre-training seeds, over which the interval
+            then is; groups are paired member by member.
         seeds: runs of each model; by default 6 for tasks of less than 10,000 training rows and 3
             for others, as in the paper.
         settings: "field=value" for all tasks or "task.field=value" for one (`tasks.Settings`).
         control: also fine-tune the first model with random weights.
-        dev: your own table to score on; without it a tenth of the rows is set aside.
-        test: predict the test splits too; your own table to predict.
+        dev, test: your own tables to score on (else a tenth of the rows) and to predict; True
+            predicts the test splits.
         text, second, label, key: your own columns of the text, of a pair's other text, of the class
-            or number, and of what predictions go by (otherwise the row's number).
+            or number, and of what predictions go by (else the row's number).
         kind: whether your labels are classes or numbers, where that is not plain.
-        progress: hears of progress.
 
     Raises:
         UserError: wrong input; nothing was trained.
@@ -163,10 +152,13 @@ def finetune(
     for library in ("accelerate", "sklearn"):
         if not find_spec(library):
             raise UserError(f"There is no {library}: pip install 'stackbert[finetuning]'.")
-    if seeds is not None and seeds < 1:
-        raise UserError(f"seeds must be at least 1, not {seeds}.")
+    if (data is None) == (dataset is None):
+        raise UserError(
+            "Name the data (--data), the folder of the tasks' files or your training table, or a "
+            "data set (--dataset)."
+        )
     keep_memory()
-    found = find_models(models, groups or {}, along)
+    found = find_models(models, groups or {})
     found += control_of(found) if control else []
     if task == "own":
         tables = {"train": data, "dev": dev, "test": test}
@@ -174,23 +166,19 @@ def finetune(
         works = [own_data(tables, dataset, kind=kind, **columns)]
     else:
         works = official_tasks(task, data, dataset)
-    for model, work in itertools.product(found, works):
-        head_class(model, work.task)
     names = [work.task.name for work in works]
     chosen = {name: settings_for(name, settings, names) for name in names}
-    number = {w.task.name: seeds or default_seeds(len(w.splits["train"])) for w in works}
+    for model, work in itertools.product(found, works):
+        head_class(model, work.task, chosen[work.task.name].pooling)
     folder, hears = Path(out), progress or Progress()
     with (
         writing(f"fine-tuning into {folder}"),
         locked(folder, f"{folder} is in use"),
         StopRequest() as stop,
     ):
-        result = _record_in(folder)
-        tasks = _joined_tasks(folder, result, works, chosen, number)
-        change = {"tasks": tasks, "models": _joined_models(folder, result.models, found)}
-        result = result.model_copy(update=change)
+        result = _joined(folder, found, works, chosen, seeds)
         result.write(folder / FINETUNE)
-        if "glue" in task and (missing := [name for name in GLUE if name not in tasks]):
+        if "glue" in task and (missing := [name for name in GLUE if name not in result.tasks]):
             hears.say(f"There is no data for {', '.join(missing)}.")
         there = result.runs
         there = there[there["diverged"] | (there["tested"] >= bool(test))]
@@ -198,29 +186,69 @@ def finetune(
         todo = [
             (work, model, seed)
             for work, model in itertools.product(works, found)
-            for seed in range(number[work.task.name])
-            if _key(work, model, seed) not in done
+            for seed in range(seeds or result.tasks[work.task.name].seeds)
+            if (work.task.name, model.name, model.member, seed) not in done
         ]
-        return _run_all(folder, result, todo, bool(test), hears, stop)
+        hears.say(f"{counted(len(todo), 'run')} to make.")
+        for place, (work, model, seed) in enumerate(todo):
+            name = f"{work.task.title}, {model.label}, seed {seed}"
+
+            def on_step(done: float, place: int = place, name: str = name) -> None:
+                if stop.signal is not None:
+                    raise Interrupted(
+                        f"Stopped. Finished runs are in {folder}; rerun the command to continue.",
+                        stop.signal,
+                    )
+                hears.step(round(100 * (place + done)), 100 * len(todo), f"% of a run, {name}")
+
+            asked = result.tasks[work.task.name].settings
+            if asked.learning_rate == "auto":
+                choosing = functools.partial(on_step, name=f"{name}: choosing its learning rate")
+                rate = _known_rate(result, work, model) or choose_rate(model, work, asked, choosing)
+                asked = asked.model_copy(update={"learning_rate": rate})
+            path = predictions_path(folder, work.task.name, model, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            run = finetune_once(
+                model,
+                work,
+                asked,
+                seed,
+                splits=[s for s in work.splits if s.startswith(("dev", "test") if test else "dev")],
+                save_to=path.with_suffix("") if asked.save else None,
+                on_step=on_step,
+            )
+            write_text(path, run.predictions)
+            result = _with_run(result, work, model, seed, run, bool(test))
+            result.write(folder / FINETUNE)
+            metric = work.task.metrics[0]
+            score = "diverged" if run.diverged else f"{100 * run.scores['dev'][metric]:.1f}"
+            took = f"{format_duration(run.seconds)}, lr {run.learning_rate:g}"
+            hears.say(f"{name}: {metric} {score} ({took})")
+    return result
 
 
-def _record_in(folder: Path) -> FinetuneResult:
-    if (folder / FINETUNE).is_file():
-        return read_finetune(folder)
-    if foreign := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
-        raise UserError(f"{folder} holds {', '.join(foreign[:3])}. Choose a new folder for --out.")
-    return FinetuneResult(machine=describe(pick_device()))
-
-
-def _joined_tasks(
+def _joined(
     folder: Path,
-    there: FinetuneResult,
+    models: Sequence[Model],
     works: Sequence[TaskData],
     chosen: Mapping[str, Settings],
-    seeds: Mapping[str, int],
-) -> dict[str, TaskRecord]:
-    """The folder's tasks with those of this call, which may not differ in settings or rows."""
-    tasks = dict(there.tasks)
+    seeds: int | None,
+) -> FinetuneResult:
+    """What the folder holds, with the models and tasks of this call."""
+    if (folder / FINETUNE).is_file():
+        result = read_finetune(folder)
+    elif foreign := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
+        raise UserError(f"{folder} holds {', '.join(foreign[:3])}. Choose a new folder for --out.")
+    else:
+        result = FinetuneResult(machine=describe(pick_device()))
+    found, tasks = {model.label: model for model in result.models}, dict(result.tasks)
+    for model in models:
+        if found.get(model.label, model).fingerprint != model.fingerprint:
+            raise UserError(
+                f"{folder} holds results of another model called '{model.label}'. Choose another "
+                "folder, or another name (--group NAME=…)."
+            )
+        found[model.label] = model  # it may have been moved
     for work in works:
         name, settings = work.task.name, chosen[work.task.name]
         if settings.precision == "auto":
@@ -228,20 +256,21 @@ def _joined_tasks(
             known = [task.settings.precision for task in tasks.values()]
             precision = known[0] if known else fastest_precision(pick_device())
             settings = settings.model_copy(update={"precision": precision})
+        sizes = {split: len(frame) for split, frame in work.splits.items()}
         new = TaskRecord(
             title=work.task.title,
             metrics=work.task.metrics,
             settings=settings,
-            sizes={split: len(frame) for split, frame in work.splits.items()},
+            sizes=sizes,
             fingerprints=work.fingerprints,
-            seeds=seeds[name],
+            seeds=seeds or (6 if sizes["train"] < _LARGE else 3),
             notes=work.notes,
+            controls=tasks[name].controls if name in tasks else control_scores(work),
         )
         old = tasks.get(name, new)
         changed = [f"{n}={value}" for n, value in old.settings if getattr(settings, n) != value]
-        for split, fingerprint in new.fingerprints.items():
-            if old.fingerprints.get(split, fingerprint) != fingerprint:
-                changed.append(f"other rows of {split}")
+        if old.fingerprints | new.fingerprints != new.fingerprints | old.fingerprints:
+            changed.append("other rows")
         if changed:
             raise UserError(
                 f"{folder} holds results of {old.title} with {', '.join(changed)}. Models, tasks "
@@ -250,99 +279,34 @@ def _joined_tasks(
         notes = tuple(dict.fromkeys((*new.notes, *old.notes)))
         more = {"seeds": max(old.seeds, new.seeds), "notes": notes}
         tasks[name] = new.model_copy(update=more)
-    return tasks
+    # The control comes last.
+    order = tuple(sorted(found.values(), key=lambda model: model.untrained))
+    return result.model_copy(update={"models": order, "tasks": tasks})
 
 
-def _joined_models(
-    folder: Path, there: Sequence[Model], models: Sequence[Model]
-) -> tuple[Model, ...]:
-    """The folder's models and those of this call; the control last, checkpoints by run and step."""
-    found = {model.label: model for model in there}
-    for model in models:
-        if found.get(model.label, model).fingerprint != model.fingerprint:
-            raise UserError(
-                f"{folder} holds results of another model called '{model.label}'. Choose another "
-                "folder, or another name (--group NAME=…)."
-            )
-        found[model.label] = model  # it may have been moved
-    runs = list(dict.fromkeys(model.run for model in found.values()))
-    if None in runs and len(runs) > 1:
-        raise UserError(f"{folder} holds either models or checkpoints of runs. Choose another one.")
-    order = sorted(found.values(), key=lambda m: (m.untrained, runs.index(m.run), m.step or 0))
-    return tuple(order)
-
-
-def _run_all(
-    folder: Path,
-    result: FinetuneResult,
-    todo: Sequence[tuple[TaskData, Model, int]],
-    test: bool,
-    hears: Progress,
-    stop: StopRequest,
-) -> FinetuneResult:
-    settings = {name: task.settings for name, task in result.tasks.items()}
-    rows = [rows_of(len(work.splits["train"]), settings[work.task.name]) for work, *_ in todo]
-    if todo:
-        hears.say(f"{counted(len(todo), 'run')} to make.")
-    encoded: dict[tuple[str, str], dict[str, Encoded]] = {}
-    for place, (work, model, seed) in enumerate(todo):
-        name = f"{work.task.title}, {model.label}, seed {seed}"
-        # A model's runs on a task come one after the other and share its rows.
-        of_model = (work.task.name, model.label)
-        encoded = {of_model: encoded.get(of_model, {})}
-
-        def on_step(done: int, steps: int, loss: float, at: int = place, name: str = name) -> None:
-            if stop.signal is not None:
-                raise Interrupted(
-                    f"Stopped. Finished runs are in {folder}; rerun the command to continue.",
-                    stop.signal,
-                )
-            shown = "" if math.isnan(loss) else f", loss {loss:.3f}"
-            part = sum(rows[:at]) + rows[at] * done // steps
-            hears.step(part, sum(rows), f"rows, {name}{shown}")
-
-        run = finetune_once(
-            model,
-            work,
-            settings[work.task.name],
-            seed,
-            splits=[s for s in work.splits if s.startswith(("dev", "test") if test else "dev")],
-            encoded=encoded[of_model],
-            on_step=on_step,
-        )
-        path = predictions_path(folder, work.task.name, model, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in run.predictions))
-        result = _with_run(result, work, _key(work, model, seed), run, test, encoded[of_model])
-        result.write(folder / FINETUNE)
-        metric = work.task.metrics[0]
-        shown = "diverged" if run.diverged else f"{metric} {100 * run.scores['dev'][metric]:.1f}"
-        hears.say(f"{name}: {shown} ({format_duration(run.seconds)})")
-    return result
-
-
-def _key(work: TaskData, model: Model, seed: int) -> tuple[str, str, int, int]:
-    """A run's place among the scores: the values of `_RUN`."""
-    return work.task.name, model.name, model.member, seed
+def _known_rate(result: FinetuneResult, work: TaskData, model: Model) -> float | None:
+    """The learning rate that was chosen before an earlier run of the same weights."""
+    runs = result.runs
+    runs = runs[(runs[_RUN[:3]] == (work.task.name, model.name, model.member)).all(axis=1)]
+    return float(runs["learning_rate"].iloc[0]) if len(runs) else None
 
 
 def _with_run(
     result: FinetuneResult,
     work: TaskData,
-    key: tuple[str, str, int, int],
+    model: Model,
+    seed: int,
     run: RunResult,
-    test: bool,
-    encoded: Mapping[str, Encoded],
+    tested: bool,
 ) -> FinetuneResult:
-    costs = (run.steps, run.loss, run.seconds, run.predicting, run.diverged, test)
-    new = []
+    key = (work.task.name, model.name, model.member, seed)
+    costs = [tested if cost == "tested" else getattr(run, cost) for cost in _COSTS]
+    rows = list(result.scores[(result.scores[_RUN] != key).any(axis=1)].itertuples(index=False))
     for split in (split for split in work.splits if split.startswith("dev")):
         guess = kind_of(work.task).guess(work, split)
         for metric, score in run.scores.get(split, guess).items():
-            new.append((*key, split, metric, score, guess.get(metric), *costs))
-    old = result.scores[(result.scores[_RUN] != key).any(axis=1)]
-    scores = pd.DataFrame([*old.itertuples(index=False), *new], columns=_COLUMNS)
+            rows.append((*key, split, metric, score, guess.get(metric), *costs))
     task = result.tasks[work.task.name]
-    notes = dict.fromkeys((*task.notes, *(each.note for each in encoded.values() if each.note)))
-    tasks = result.tasks | {work.task.name: task.model_copy(update={"notes": tuple(notes)})}
+    task = task.model_copy(update={"notes": tuple(dict.fromkeys((*task.notes, *run.notes)))})
+    scores, tasks = pd.DataFrame(rows, columns=_COLUMNS), result.tasks | {work.task.name: task}
     return result.model_copy(update={"scores": scores, "tasks": tasks})

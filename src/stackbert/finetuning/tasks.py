@@ -24,32 +24,23 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 5e-5
-    """The highest, after warm-up; then it falls linearly to zero."""
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] | Literal["auto"] = 5e-5
+    """The highest, after warm-up; then it falls linearly to zero. "auto": chosen for each model
+    (`train.choose_rate`)."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What the head sees: transformers' own head on the first token, or the mean of all."""
+    save: bool = False  # keep every run's model
     epochs: Annotated[float, Field(gt=0.0)] = 3.0
-    max_steps: PositiveInt | None = None
-    """Stop after this many steps instead; to try things out."""
+    max_steps: PositiveInt | None = None  # instead of epochs; to try things out
     batch: PositiveInt = 16
     warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    """AdamW's, of matrices only."""
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
-    """0 does not clip gradients."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01  # AdamW's, of matrices only
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0  # 0 does not clip
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = 0.1
     """Replaces each dropout rate of the model, as small data is passed over several times; None
     keeps the model's own."""
     max_length: Annotated[int, Field(ge=8)] = 128
     """Tokens of a row, if the model has as many positions; of SQuAD, of a window."""
-    stride: Annotated[int, Field(ge=0)] = 128
-    """SQuAD: tokens that a window shares with the one before."""
-    max_answer: PositiveInt = 30
-    """SQuAD: tokens of the longest answer."""
-    candidates: PositiveInt = 20
-    """SQuAD: starts and ends that are tried in each window."""
-    group_by_length: bool = True
-    """Rows of similar length share a batch, which saves padding; the batches are shuffled."""
-    predict_batch: PositiveInt = 64
-    """Rows of a forward pass that only predicts; changes memory and time, not the result."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """"auto" is bf16 where this machine multiplies matrices faster in it."""
 
@@ -61,32 +52,24 @@ class Task:
     name: str
     title: str
     kind: Literal["classes", "number", "span"]
-    metrics: tuple[str, ...]
-    """The first is the headline."""
-    labels: tuple[str, ...] = ()
-    """The classes, in the order of their numbers."""
-    text: tuple[str, ...] = ()
-    """Names that the column may have, in GLUE's files and in the hub's data set."""
-    pair: tuple[str, ...] = ()
-    """The same of the second text; empty of single texts."""
+    metrics: tuple[str, ...]  # the first is the headline
+    labels: tuple[str, ...] = ()  # the classes, in the order of their numbers
+    text: tuple[str, ...] = ()  # names of its column in GLUE's files and in the hub's data set
+    pair: tuple[str, ...] = ()  # the same of the second text; empty of single texts
     label: tuple[str, ...] = ()
-
-    @property
-    def outputs(self) -> int:
-        """Numbers that the head gives for a row (of a span: for a token)."""
-        return {"classes": len(self.labels), "number": 1, "span": 2}[self.kind]
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its data."""
+    """A task with its data.
+
+    Splits that begin with "dev" are scored; those that begin with "test" are predicted and have no
+    labels. Columns: key, text, text_pair, label (a class's number, or the number to predict); of
+    SQuAD key, text (the question), context, answers, start (of the first).
+    """
 
     task: Task
     splits: dict[str, pd.DataFrame]
-    """Those scored begin with "dev"; those to predict begin with "test" and have no labels.
-
-    Columns: key, text, text_pair, label (a class's number, or the number to predict); of SQuAD key,
-    text (the question), context, answers, start (of the first)."""
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -158,13 +141,9 @@ def settings_for(task: str, overrides: Sequence[str], tasks: Sequence[str]) -> S
                 f"{', '.join(tasks)}."
             )
         if only in ("", task):
+            name = "learning_rate" if name == "lr" else name
             fields[name] = None if value == "null" else value
     try:
         return Settings.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"--set: {explain(error, Settings)}.") from error
-
-
-def default_seeds(rows: int) -> int:
-    """Runs of a task: 6 for less than 10,000 training rows and 3 for more, as in the paper."""
-    return 6 if rows < 10_000 else 3

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import altair as alt
 import pandas as pd
 
 from stackbert.finetuning.study import FinetuneResult, read_finetune
-from stackbert.reports.charts import colours, intervals, specification
+from stackbert.reports.charts import intervals
 from stackbert.reports.page import Chart, Page, Table
 
 _POINTS = dict.fromkeys(
-    ("mean", "low", "high", "median", "guess", "difference", "difference_low", "difference_high"),
+    ("mean", "low", "high", "guess", "difference", "difference_low", "difference_high"),
     "{:.1f}",
 )
 _NOTE = (
@@ -29,8 +28,11 @@ def finetune_page(folder: Path) -> Page:
     parts: list[Chart | Table] = []
     if len(result.scores):
         table = result.table()
-        parts += [*_charts(table), Table("Scores", table, _NOTE, _POINTS)]
-        other = result.table(headline=False)
+        parts += [
+            *_charts(table),
+            Table("Scores", table.drop(columns="informative"), _NOTE, _POINTS),
+        ]
+        other = result.table(headline=False).drop(columns="informative", errors="ignore")
         parts.append(Table("Other metrics", other, formats=_POINTS, folded=True))
         parts.append(_failed(result))
     parts += [_settings(result), Table("Runs", result.runs, folded=True)]
@@ -44,24 +46,7 @@ def finetune_page(folder: Path) -> Page:
     )
 
 
-def _along(table: pd.DataFrame) -> list[Chart]:
-    """Scores over a run's pre-training, a line a task: the paper's Figure 6."""
-    rows = table.assign(line=table["task"] + " (" + table["metric"] + ")")
-    base = alt.Chart(rows).encode(
-        x=alt.X("step:Q", title="steps of pre-training"),
-        y=alt.Y("mean:Q", title="points of a hundred", scale=alt.Scale(zero=False)),
-        color=colours("line", list(dict.fromkeys(rows["line"]))),
-        detail="run:N",
-        tooltip=["line:N", "run:N", "depth:Q", "step:Q", alt.Tooltip("mean:Q", format=".1f")],
-    )
-    bars = base.mark_rule().encode(y=alt.Y("low:Q"), y2="high:Q")
-    drawn = alt.layer(bars, base.mark_line(), base.mark_point(filled=True, size=60))
-    return [Chart("Scores over pre-training", specification(drawn))]
-
-
 def _charts(table: pd.DataFrame) -> list[Chart]:
-    if "step" in table:
-        return _along(table)
     rows = table.assign(row=table["task"] + " (" + table["metric"] + ")")
     charts = [
         Chart("Scores", intervals(rows, y="row", title="points of a hundred", colour="model"))

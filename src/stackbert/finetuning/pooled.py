@@ -1,0 +1,77 @@
+"""A head on the mean of a text's tokens; a small encoder's [CLS] token says little of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from stackbert.model_files import open_model
+
+CARD = """An encoder with a linear head on the mean of its last hidden states (of a pair: u, v,
+|u - v| and u * v of its two texts' means), fine-tuned by StackBERT. transformers has no class for
+it: `stackbert.finetuning.pooled.open_pooled(folder)` opens it, `AutoModel` its encoder alone.
+"""
+
+
+class MeanPooled(PreTrainedModel):  # type: ignore[no-untyped-call]
+    """Any encoder of transformers with a linear head on means of its last hidden states.
+
+    Of a sentence, the head sees the mean over its tokens; of a pair, with u and v the means of its
+    texts, u, v, |u − v| and u · v (Conneau et al. 2017, section 3.1). Special tokens and padding do
+    not count.
+    """
+
+    _supports_sdpa = True
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401 (any config)
+        auto: Any = AutoModel
+        encoder = auto.from_config(config)  # first, as it knows which attention it has
+        super().__init__(config)
+        # Under its usual name, so that tensors of any checkpoint of its type land by theirs.
+        self.base_model_prefix = encoder.base_model_prefix
+        self.add_module(encoder.base_model_prefix, encoder)
+        parts = 4 if config.pooled_texts == 2 else 1
+        self.head = nn.Linear(parts * config.hidden_size, config.num_labels)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self, spans: Tensor, labels: Tensor | None = None, **inputs: Tensor
+    ) -> SequenceClassifierOutput:
+        """Logits, and with `labels` the loss: cross-entropy of integers, squared error of floats.
+
+        Args:
+            spans: (rows, texts, 2), where each text's tokens begin and end.
+            labels: (rows,).
+            inputs: what the encoder takes.
+        """
+        x_BSH = self.base_model(**inputs).last_hidden_state.float()
+        place_S = torch.arange(x_BSH.shape[1], device=x_BSH.device)
+        inside_BKS = (place_S >= spans[..., :1]) & (place_S < spans[..., 1:])
+        with torch.autocast(x_BSH.device.type, enabled=False):  # means and head in full precision
+            sums_BKH = inside_BKS.float() @ x_BSH
+            first_BH, *second = (sums_BKH / inside_BKS.sum(2)[..., None]).unbind(1)
+            parts = [first_BH]
+            for second_BH in second:
+                parts += [second_BH, (first_BH - second_BH).abs(), first_BH * second_BH]
+            logits = self.head(torch.cat(parts, dim=1))
+        loss = None
+        if labels is not None and labels.is_floating_point():
+            loss = nn.functional.mse_loss(logits[:, 0], labels.float())
+        elif labels is not None:
+            loss = nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def open_pooled(folder: str | Path) -> MeanPooled:
+    """Open a fine-tuned `MeanPooled` that was saved.
+
+    Raises:
+        UserError: the folder holds something else, or is damaged.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = open_model(Path(folder), MeanPooled, config=config)
+    assert isinstance(model, MeanPooled)
+    return model
