@@ -81,14 +81,8 @@ def test_memory_is_what_torch_allocates(kind, optimizer, pairs, precision) -> No
     fields = {"model__type": kind, "optimizer__name": optimizer, "precision": precision}
     recipe = recipe_of(SMALL, objective__next_sentence=pairs, batch__sequences=12, **fields)
     batch = training_plan(recipe, CORPUS).batch(0)
-    trainer = Trainer(
-        recipe_model(recipe, CORPUS.vocabulary, 2),
-        recipe.optimizer,
-        device=torch.device("cpu"),
-        precision=precision,
-        micro_batch=12,
-        seed=0,
-    )
+    model = recipe_model(recipe, CORPUS.vocabulary, 2)
+    trainer = Trainer(model, recipe, device=torch.device("cpu"))
     trainer.step(0, batch, 0.1)
     state = [t for each in trainer.optimizers.state().values() for t in each.values()]
     with Live() as live:

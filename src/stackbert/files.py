@@ -138,10 +138,11 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, parents: bool = True) -> Iterator[Path]:
     """Fill a folder under another name; it takes its own once everything is on the disk.
 
     Yields `FOLDER.partial`, empty. What a killed process left under that name is removed first.
+    Without `parents` the folder above must exist.
 
     Raises:
         UserError: `folder` exists, another process is writing it, or `FOLDER.partial` is not ours.
@@ -154,7 +155,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             raise UserError(f"{partial} is in the way and was not written by StackBERT. Move it.")
         with locked(partial, f"{folder} is being written"):
             shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=parents)
     (partial / _MARK).touch()
     try:
         with locked(partial, f"{folder} is being written"):

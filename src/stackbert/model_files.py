@@ -8,8 +8,7 @@ import contextlib
 import functools
 import json
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,7 +226,7 @@ def save_model(
     model: "PreTrainedModel",
     folder: Path,
     *,
-    tokenizer: Path | None,
+    tokenizer: Mapping[str, bytes] | None,
     sequence_length: int,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
@@ -236,7 +235,7 @@ def save_model(
     Args:
         model: saved by its own `save_pretrained`, as safetensors.
         folder: where to.
-        tokenizer: a folder that is copied file by file, so that the new one is complete.
+        tokenizer: the files of its folder, by name.
         sequence_length: the longest row that the model was trained on, in tokens.
         weights: to save instead of the model's present ones, by the names of its `state_dict`.
     """
@@ -247,9 +246,8 @@ def save_model(
         path.chmod((folder / "config.json").stat().st_mode)
     if tokenizer is None:
         return
-    for path in sorted(tokenizer.iterdir()):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+    for name, content in tokenizer.items():
+        (folder / name).write_bytes(content)
     # So that transformers' tokenizer cuts a text that is too long for the model's positions.
     config = folder / "tokenizer_config.json"
     fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}

@@ -75,7 +75,7 @@ def test_ddp_has_the_losses_of_one_process_through_a_kill_a_signal_and_another_n
     stopped = after_step(4, send_self(signal.SIGTERM))
     codes, said = run_ranks(RECIPE, tiny_corpus, tmp_path, stopped)
     assert codes == [143, 143], said
-    assert "2 processes share each step, each with a copy of the model" in said[0]
+    assert "2 processes, each with a copy of the model" in said[0]
     assert f"Stopped at step 5 of {TOTAL}; everything is saved" in said[0]
     assert said[1] == "", "one process speaks"
 
