@@ -2,7 +2,6 @@
 
 import functools
 import math
-import resource
 import shutil
 import subprocess
 import time
@@ -27,10 +26,8 @@ from tiny_runs import (
     GROWTH,
     TOTAL,
     At,
-    Child,
     Crash,
     checkpoints,
-    command_line,
     content,
     cut_off,
     flip_bit,
@@ -216,32 +213,6 @@ def test_a_cut_off_ledger_is_refused_and_a_damaged_one_costs_no_model(
 # The disk
 
 
-def assert_resumable(run: Path, recipe, corpus, finished) -> None:
-    """What was saved is whole, nothing half-written is taken for it, and the run ends the same."""
-    assert all(read_checkpoint(folder) for folder in checkpoints(run).values())
-    assert not list(run.rglob("*.partial"))
-    pretrain(recipe, corpus=corpus, out=run)
-    assert outcome(run) == outcome(finished(recipe))
-
-
-def test_a_file_that_cannot_be_written_is_a_sentence_and_what_was_saved_stays(
-    tiny_corpus, finished, tmp_path
-) -> None:
-    """A limit on the size of files, which the weights of two layers go beyond first."""
-    recipe, run = tiny_recipe(checkpoint__every_steps=1), tmp_path / "run"
-    command = command_line(*pretrain_command(recipe, tiny_corpus, tmp_path))
-    one_layer = checkpoints(finished(recipe))[GROWTH] / "optimizer.safetensors"
-    most = one_layer.stat().st_size + 1000
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
-    child = Child(tmp_path / "said.txt", limit, command)
-    assert child.wait() == 1
-    *_, said = child.output.splitlines()
-    assert said.startswith("stackbert: The operating system reports 'File too large' while saving")
-    assert "Traceback" not in child.output
-    assert max(checkpoints(run)) == GROWTH
-    assert_resumable(run, recipe, tiny_corpus, finished)
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, too small for a run."""
@@ -260,7 +231,10 @@ def test_a_full_disk_and_a_read_only_one_are_sentences(small_disk, tiny_corpus, 
         pretrain(recipe, corpus=tiny_corpus, out=run)
     assert checkpoints(run)
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert_resumable(run, recipe, tiny_corpus, finished)
+    assert all(read_checkpoint(folder) for folder in checkpoints(run).values())
+    assert not list(run.rglob("*.partial"))
+    pretrain(recipe, corpus=tiny_corpus, out=run)
+    assert outcome(run) == outcome(finished(recipe))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(UserError, match="Read-only file system while training in"):
         pretrain(recipe, corpus=tiny_corpus, out=small_disk / "new")

@@ -104,7 +104,7 @@ def read_ledger(run: str | Path) -> pd.DataFrame:
     with contextlib.suppress(ValueError):
         rows.append(json.loads(rest))
     columns = dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])
-    texts = ["kind", "operator", "optimizer_state", "wall"]
+    texts = ["kind", "operator", "optimizer_state", "wall", "layers", "warning"]
     with reading(path):
         table = pd.DataFrame(rows, columns=list(columns))
         numbers = table.columns.difference(texts)

@@ -24,9 +24,10 @@ from stackbert.errors import Interrupted, RunError, StackBertError
 from stackbert.pretraining.autotune import evaluation_interval
 from stackbert.pretraining.checkpoints import Checkpoints, CheckpointState, Counters, Window
 from stackbert.pretraining.distributed import World
+from stackbert.pretraining.layers import layer_warning
 from stackbert.pretraining.ledger import Ledger, Stopwatch
 from stackbert.pretraining.record import RunRecord
-from stackbert.pretraining.schedule import learning_rate_factor
+from stackbert.pretraining.schedule import averaged_before, learning_rate_factor
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import Tracker
 from stackbert.pretraining.trainer import Trainer, stage_flops
@@ -58,6 +59,7 @@ class Run:
         self.validation = validation_batch(self.recipe, self.corpus)
         self.unread: list[tuple[int, Tensor]] = []
         """Steps, by their numbers, whose losses are still on the device."""
+        self.warned = False
 
     def close(self) -> None:
         """Finish the checkpoint that is being written; close the ledger and the trackers."""
@@ -129,6 +131,10 @@ def train(run: Run, stop: StopRequest) -> None:
             for each in (at,) if compiles else (at, at.window):  # compiling is no training time
                 each.tokens += tokens
                 each.flops += flops[index]
+
+            before = averaged_before(recipe, at.step)
+            if before is not None:
+                trainer.average(before)
 
             ends_stage = at.step in recipe.boundaries
             if ends_stage or at.step % recipe.log_every == 0:
@@ -255,20 +261,33 @@ def _log(run: Run, last: Tensor) -> None:
 
 
 def _evaluate(run: Run) -> None:
+    """Of the last evaluation the losses are those of the mean weights, where they are asked for."""
     _read_losses(run)
-    at, depth = run.counters, run.trainer.depth
+    at, trainer, recipe = run.counters, run.trainer, run.recipe
+    averaged = at.step == recipe.total_steps and recipe.tail_average > 0
+    line: dict[str, Any] = {}
     with run.watch.measuring("evaluation"):
-        masked_lm, pair = run.trainer.evaluate(run.validation)
+        if averaged:
+            line["plain_loss"] = sum(trainer.evaluate(run.validation))
+            trainer.swap_average()
+        masked_lm, pair = trainer.evaluate(run.validation)
+        layers = trainer.layers(run.validation) if run.world.is_main else None
+        if averaged:
+            trainer.swap_average()
     loss = masked_lm + pair
     if not math.isfinite(loss):
         raise _not_finite(run, "validation loss", at.step, run.stage)
     at.last_loss = loss
-    parts = {
-        "masked_lm": masked_lm,
-        "next_sentence": pair if run.recipe.objective.next_sentence else None,
-    }
-    run.write("evaluation", **run.standing(), loss=loss, **parts)
-    run.progress.say(f"step {at.step:,}: validation loss {loss:.3f} (depth {depth})")
+    warning = layer_warning(layers) if layers else ""
+    line |= {"loss": loss, "masked_lm": masked_lm, "layers": layers, "warning": warning or None}
+    line["next_sentence"] = pair if recipe.objective.next_sentence else None
+    run.write("evaluation", **run.standing(), **line)
+    mean = " of the mean weights" if averaged else ""
+    depth = f"depth {trainer.depth}"
+    run.progress.say(f"step {at.step:,}: validation loss{mean} {loss:.3f} ({depth})")
+    if warning and not run.warned:
+        run.progress.say(f"step {at.step:,}: {warning}")
+        run.warned = True
 
 
 def _save(run: Run) -> None:

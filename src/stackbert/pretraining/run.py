@@ -199,6 +199,8 @@ def pretrain(
                 if run.ledger is not None:
                     run.ledger.check_place()  # a folder that is gone explains either
                 raise
+        if recipe.tail_average:
+            trainer.swap_average()
         weights = trainer.parallel.full_weights()
         if world.is_main:
             stages = None

@@ -22,6 +22,20 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
     return factor * min(1.0, (since + 1) / (schedule.rewarmup_steps + 1))
 
 
+def averaged_before(recipe: Recipe, step: int) -> int | None:
+    """How many weights are in the tail's mean before those after `step` updates join it.
+
+    None if these do not: some hundred of the tail do, as every single step would cost time.
+    """
+    total = recipe.total_steps
+    start = max(round((1.0 - recipe.tail_average) * total), *recipe.growth_steps, 0)
+    start = min(start, total - 1)
+    every = max(1, (total - start) // 100)
+    if not recipe.tail_average or step <= start or (total - step) % every:
+        return None
+    return (step - start - 1) // every
+
+
 def _after_warmup(schedule: ScheduleSpec, step: int, total: int) -> float:
     final, start = schedule.final_fraction, schedule.warmup_steps
     if schedule.name == "constant":

@@ -16,6 +16,7 @@ from stackbert.growth.grow import grow_optimizer_state, grow_with_origins
 from stackbert.machine import DTYPES, working_precision
 from stackbert.model import create_model
 from stackbert.pretraining.distributed import SINGLE, ParallelModel, World, full_tensor
+from stackbert.pretraining.layers import ROWS, measure_layers
 from stackbert.pretraining.optimizers import NamedState, Optimizers, step_flops
 from stackbert.recipe import Recipe
 
@@ -169,6 +170,36 @@ class Trainer:
         self.model.train(True)
         masked_lm, pair = self._world.all_reduce(sums).tolist()
         return masked_lm / max(1, int((batch.labels_BK != IGNORED).sum())), pair / rows
+
+    def layers(self, batch: Batch) -> dict[str, list[float]] | None:
+        """`measure_layers` of a validation batch; None of a sharded model."""
+        if self.parallel.is_sharded:
+            return None
+        self.model.train(False)
+        with self._autocast():
+            found = measure_layers(self.model, batch.rows(0, ROWS).to(self.device))
+        self.model.train(True)
+        return found
+
+    @torch.no_grad()
+    def average(self, before: int) -> None:
+        """Let the weights join their mean over `before` others, kept as optimizer state."""
+        if not before:
+            state = self.optimizers.state()
+            for name, tensors in state.items():
+                tensors["average"] = self.model.get_parameter(name).detach()
+            self.optimizers.load_state(state)
+        for name, tensors in self.optimizers.state().items():
+            tensors["average"].lerp_(self.model.get_parameter(name), 1.0 / (before + 1))
+
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Exchange the weights and their mean."""
+        for name, tensors in self.optimizers.state().items():
+            parameter = self.model.get_parameter(name)
+            plain = parameter.clone()
+            parameter.copy_(tensors["average"])
+            tensors["average"].copy_(plain)
 
     def full_optimizer_state(self) -> NamedState:
         """The optimizer's tensors by parameter name, every tensor whole; a collective call."""
