@@ -18,7 +18,7 @@ import torch.distributed.tensor
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -214,6 +214,12 @@ class ParallelModel:
             self._losses.set_requires_gradient_sync(now)
         with self._losses.no_sync() if self._is_copied and not now else contextlib.nullcontext():
             yield
+
+    def reshard(self) -> None:
+        """Drop what FSDP has gathered for an evaluation, so that parameters are shards again."""
+        for module in self._losses.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's state_dict, every tensor whole; a collective call."""

@@ -195,6 +195,7 @@ class Trainer:
     @torch.no_grad()
     def swap_average(self) -> None:
         """Exchange the weights and their mean."""
+        self.parallel.reshard()
         for name, tensors in self.optimizers.state().items():
             parameter = self.model.get_parameter(name)
             plain = parameter.clone()
