@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from stackbert.batches.batches import validation_batch
 from stackbert.errors import UserError
-from stackbert.pretraining.ledger import LEDGER, WORK, Stopwatch, read_ledger, stage_table
+from stackbert.pretraining.ledger import LEDGER, WORK, read_ledger, stage_table
 from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.record import read_run
 from stackbert.pretraining.run import pretrain
@@ -151,22 +151,6 @@ def test_the_kinds_of_work_add_up_to_the_wall_time_of_a_run_and_its_resumption(
     assert ledger.seconds.is_monotonic_increasing, "the clock of training continues"
     for before, after in itertools.pairwise([*stages, end]):
         assert all(before[kind] <= after[kind] for kind in WORK)
-
-
-def test_a_stopwatch_gives_every_moment_to_the_innermost_kind(monkeypatch) -> None:
-    clock, waits = iter(range(100)), []
-    monkeypatch.setattr("stackbert.pretraining.ledger.time.perf_counter", lambda: next(clock))
-    watch = Stopwatch(lambda: waits.append(1))  # at 0
-    with watch.measuring("training"):  # from 1
-        with watch.measuring("input", on_device=False):  # 2 to 3
-            pass
-        with pytest.raises(Crash), watch.measuring("growth"):  # 4 to 5
-            raise Crash
-        assert watch.read("training") == 3  # at 6
-    assert len(waits) == 5, "two kinds that use the device, and a reading"
-    watch.carry_over({"growth": 4.0})
-    taken = {kind: seconds for kind, seconds in watch.seconds.items() if seconds}
-    assert taken == {"training": 4.0, "input": 1.0, "growth": 5.0}
 
 
 def test_a_cut_off_last_line_is_left_out_and_a_damaged_one_is_named(run, tmp_path) -> None:
