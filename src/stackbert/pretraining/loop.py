@@ -190,19 +190,11 @@ def _grow(run: Run, depth: int) -> None:
         trainer.grow(depth, at.step)
     with run.watch.measuring("evaluation"):
         after = sum(trainer.evaluate(run.validation))
-    run.write(
-        "growth",
-        step=at.step,
-        stage=run.recipe.stage_index(at.step),
-        operator=growth.operator,
-        optimizer_state=growth.optimizer_state,
-        source_depth=source,
-        target_depth=depth,
-        loss_before=before,
-        loss_after=after,
-        seconds=run.watch.read("training"),
-        growth_seconds=run.watch.seconds["growth"],
-    )
+    place = {"step": at.step, "stage": run.recipe.stage_index(at.step), **growth.model_dump()}
+    change = {"source_depth": source, "target_depth": depth}
+    change |= {"loss_before": before, "loss_after": after}
+    seconds, spent = run.watch.read("training"), run.watch.seconds["growth"]
+    run.write("growth", **place, **change, seconds=seconds, growth_seconds=spent)
     was = "" if before is None else f" from {before:.3f}"
     run.progress.say(
         f"step {at.step:,}: grown {source} → {depth} layers by {growth.operator}; validation "
