@@ -101,7 +101,6 @@ def test_masks_are_80_10_10(factbook_corpus):
     assert abs(squares - ordinary) < 5 * np.sqrt(2 * ordinary)
 
 
-@given(stage=shapes, seed=seeds)
 @pytest.mark.parametrize(("kept", "random"), [(0.0, 0.0), (0.05, 0.0), (0.0, 0.5), (0.5, 0.25)])
 def test_other_shares_are_kept_and_replaced_if_asked(kept, random):
     made = plan(numbered(9000), shape(9, 500, 66), kept_rate=kept, random_rate=random)
@@ -113,6 +112,7 @@ def test_other_shares_are_kept_and_replaced_if_asked(kept, random):
         assert abs(found.double().mean() - share) <= noise + 0.001 * random
 
 
+@given(stage=shapes, seed=seeds)
 def test_labels_are_the_tokens_that_stood_there_and_the_others_stay(stage, seed):
     tokens = stage.sequences * (stage.sequence_length - 2)
     batch = plan(numbered(tokens), stage, seed=seed, shuffle=False).batch(0)
