@@ -191,7 +191,7 @@ def _grow(run: Run, depth: int) -> None:
     with run.watch.measuring("evaluation"):
         after = sum(trainer.evaluate(run.validation))
     place = {"step": at.step, "stage": run.recipe.stage_index(at.step), **growth.model_dump()}
-    change = {"source_depth": source, "target_depth": depth}
+    change: dict[str, Any] = {"source_depth": source, "target_depth": depth}
     change |= {"loss_before": before, "loss_after": after}
     seconds, spent = run.watch.read("training"), run.watch.seconds["growth"]
     run.write("growth", **place, **change, seconds=seconds, growth_seconds=spent)
