@@ -359,10 +359,9 @@ def with_stackbert(
 ) -> dict[str, Any]:
     """StackBERT's batches and steps, autotuned as for a long run."""
     from stackbert.batches.batches import training_plan
-    from stackbert.machine import working_precision
     from stackbert.pretraining.autotune import autotune
     from stackbert.pretraining.synthetic import SyntheticCorpus
-    from stackbert.pretraining.trainer import Trainer, recipe_model
+    from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, stage_flops
     from stackbert.recipes import parse_recipe
 
     steps = job["warmup"] + job["steps"]
@@ -383,26 +382,21 @@ def with_stackbert(
         "compile": compile,
     }
     recipe, corpus = parse_recipe(raw, "throughput.py"), SyntheticCorpus(job["vocab_size"])
-    clock, plan = Clock(job), training_plan(recipe, corpus)
-    tuned = autotune(recipe, corpus.vocabulary, plan, device=clock.device, seconds=1e6)
-    recipe = tuned.recipe
-    trainer = Trainer(
-        recipe_model(recipe, corpus.vocabulary, depth),
-        recipe.optimizer,
-        device=clock.device,
-        precision=working_precision(recipe),
-        micro_batch=recipe.stage(0).micro_batch,
-        seed=0,
-        compile=recipe.compile is True,
-    )
+    clock = Clock(job)
+    recipe, rate = autotune(recipe, corpus, device=clock.device, seconds=1e6)
+    plan = training_plan(recipe, corpus)
+    trainer = Trainer(recipe_model(recipe, corpus.vocabulary, depth), recipe, device=clock.device)
+    trainer.micro_batch = recipe.stage(0).micro_batch
     batches = map(plan.batch, range(steps))
     for number, batch in enumerate(list(batches) if clock.device.type == "cuda" else batches):
         result = trainer.step(number, batch, 1.0 - number / steps)
         clock.tick()
     how = [recipe.precision, "compiled" if recipe.compile else "not compiled"]
-    how.append(f"{trainer.rows_at_once(rows, sequence)} rows at once")
-    mfu = trainer.flops(batch) / statistics.median(clock.seconds) / tuned.matrix_rate
-    return _result(clock, result.losses.masked_lm, how, mfu)
+    at_once = rows_at_once(trainer.micro_batch, rows, sequence, clock.device)
+    how.append(f"{at_once} rows at once")
+    (flops,) = stage_flops(recipe, corpus)
+    mfu = flops / statistics.median(clock.seconds) / rate
+    return _result(clock, float(result[0]), how, mfu)
 
 
 def _result(clock: Clock, loss: float, how: list[str], mfu: float = np.nan) -> dict[str, Any]:

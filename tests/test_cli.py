@@ -119,6 +119,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(
     assert len(done.err.splitlines()) == 1, done.err
     assert said.format(**places) in done.err
     assert done.out == ""
+    assert not list((tmp_path / "out").glob("[!.]*")), "nothing was made but the lock"
 
 
 @pytest.mark.parametrize("line", ["pretrain", "grow a b --depth four", "train", "-x"])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "stackbert"
 LAYERS = """
-errors, units, files, progress, tables, intervals, growth.operators, recipe, recipes, corpus, batches,
-model_files, encoder, model, growth, machine, devices, pretraining, planner, comparison, attention,
-evaluation, finetuning, reports, demo, cli, __main__, __init__
+errors, units, files, progress, tables, intervals, growth.operators, recipe, recipes, corpus,
+batches, model_files, encoder, model, growth, machine, devices, pretraining, planner, comparison,
+attention, evaluation, finetuning, reports, demo, cli, __main__, __init__
 """.replace(",", " ").split()
 """From the bottom up. A module imports from its own package and from layers below it."""
 

@@ -110,7 +110,8 @@ def test_pickled_weights_are_never_read(folder, tmp_path):
 
 def test_a_saved_tokenizer_knows_the_longest_row(tmp_path, factbook_corpus):
     model = tiny_encoder()
-    save_model(model, tmp_path, tokenizer=factbook_corpus.tokenizer_folder, sequence_length=48)
+    files = {path.name: path.read_bytes() for path in factbook_corpus.tokenizer_folder.iterdir()}
+    save_model(model, tmp_path, tokenizer=files, sequence_length=48)
     tokenizer = open_tokenizer(tmp_path)
     assert tokenizer.model_max_length == 48
     assert tokenizer.vocab_size == factbook_corpus.vocabulary.tokenizer_size

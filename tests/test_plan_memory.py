@@ -76,8 +76,7 @@ def test_memory_is_what_torch_allocates(kind, optimizer, pairs, precision) -> No
     recipe = recipe_of(SMALL, objective__next_sentence=pairs, **fields)
     batch = training_plan(recipe, CORPUS).batch(0)
     model = recipe_model(recipe, CORPUS.vocabulary, 2)
-    where = {"device": torch.device("cpu"), "precision": precision}
-    trainer = Trainer(model, recipe.optimizer, **where, micro_batch=12, seed=0)
+    trainer = Trainer(model, recipe, device=torch.device("cpu"))
     trainer.step(0, batch, 0.1)
     state = [t for each in trainer.optimizers.state().values() for t in each.values()]
     with Live() as live:

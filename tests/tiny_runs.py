@@ -1,7 +1,4 @@
-"""Tiny runs: a recipe, ways to stop a run, and processes of their own to kill.
-
-The processes are forked from this one, so that none of them imports torch again.
-"""
+"""Tiny runs: a recipe, ways to stop a run, and forked processes to kill."""
 
 import json
 import multiprocessing
@@ -23,14 +20,10 @@ from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
 
+WIDTHS = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "model": {
-        "type": "megatron-bert",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    },
+    "model": {"type": "megatron-bert", **WIDTHS},
     "stages": [{"depth": 1, "steps": 4}, {"depth": 2, "steps": 4}],
     "batch": {"sequences": 4, "sequence_length": 16, "micro_batch": 4},
     "optimizer": {"name": "muon", "lr": 5e-3},
@@ -132,7 +125,7 @@ def after_step(number: int, action: Callable[[], object]) -> Callable[[], None]:
 
 
 def send_self(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
+    return lambda: signal.raise_signal(number)
 
 
 def command_line(*arguments: object) -> Callable[[], None]:
@@ -168,9 +161,6 @@ class Child:
         code = self._process.exitcode
         assert code is not None, f"still running after {seconds} s: {self.output}"
         return code
-
-    def kill(self) -> None:
-        self._process.kill()
 
     @property
     def output(self) -> str:

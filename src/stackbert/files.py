@@ -109,11 +109,12 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, parents: bool = True) -> Iterator[Path]:
     """Fill a folder under another name; it takes its own once everything is on the disk.
 
     Yields `FOLDER.partial`, empty but for a lock. What a killed process left there is removed; a
-    folder of this name that is not ours is a UserError, like `FOLDER` itself.
+    folder of this name that is not ours is a UserError, like `FOLDER` itself. Without `parents` the
+    folder above must exist.
     """
     partial, doing = folder.with_name(folder.name + ".partial"), f"{folder} is being written"
     if folder.exists():
@@ -123,7 +124,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             raise UserError(f"{partial} is in the way and was not written by StackBERT. Move it.")
         with locked(partial, doing):
             shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=parents)
     try:
         with locked(partial, doing):
             yield partial

@@ -7,8 +7,7 @@ import contextlib
 import functools
 import json
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +185,7 @@ def save_model(
     model: PreTrainedModel,
     folder: Path,
     *,
-    tokenizer: Path | None,
+    tokenizer: Mapping[str, bytes] | None,
     sequence_length: int,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
@@ -195,7 +194,7 @@ def save_model(
     Args:
         model: saved by its own `save_pretrained`, as safetensors.
         folder: where to.
-        tokenizer: a folder whose files are copied.
+        tokenizer: the files of its folder, by name.
         sequence_length: the longest row that the model was trained on, in tokens.
         weights: to save instead of the model's present ones, by the names of its `state_dict`.
     """
@@ -206,9 +205,8 @@ def save_model(
         path.chmod((folder / "config.json").stat().st_mode)
     if tokenizer is None:
         return
-    for path in sorted(tokenizer.iterdir()):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+    for name, content in tokenizer.items():
+        (folder / name).write_bytes(content)
     # So that transformers' tokenizer cuts a text that is too long for the model's positions.
     config = folder / "tokenizer_config.json"
     fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}

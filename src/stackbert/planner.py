@@ -8,12 +8,18 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stackbert.batches.batches import Batch, training_plan, validation_batch
+from stackbert.batches.batches import training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
-from stackbert.machine import Precision, fastest_precision, keep_memory, pick_device
+from stackbert.machine import (
+    Precision,
+    explaining_out_of_memory,
+    fastest_precision,
+    keep_memory,
+    pick_device,
+)
 from stackbert.model import forward_flops, parameter_count
 from stackbert.pretraining.autotune import (
     Timing,
@@ -215,7 +221,6 @@ def _measured(
             f"there are {machine.memory / GIB:.0f}. Name a device instead of 'here'."
         )
     keep_memory()
-    training, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
     (rate,) = machine.rates.values()
     share = min(1.0, LONGEST_TURN * rate / stages.step_flops.sum())
     if share < 1.0:
@@ -224,16 +229,10 @@ def _measured(
             f"{share:.1%}) and scaled up, which overstates them."
         )
     else:
-        recipe = autotune(recipe, corpus.vocabulary, training, device=here, seconds=budget).recipe
-    timed_rows = [max(1, math.floor(share * rows)) for rows in stages.rows]
-
-    def batch(index: int, turn: int) -> Batch:
-        first, end = recipe.boundaries[index : index + 2]
-        return training.batch(min(first + turn, end - 1)).rows(0, timed_rows[index])
-
-    words, patience = corpus.vocabulary, MAX_TIMING_SECONDS
-    timing = measure(recipe, batch, validation, words, device=here, patience=patience)
-    return recipe, replace(timing, step=tuple(timing.step * stages.rows / timed_rows))
+        recipe, _ = autotune(recipe, corpus, device=here, seconds=budget)
+    with explaining_out_of_memory():
+        patience = MAX_TIMING_SECONDS
+        return recipe, measure(recipe, corpus, device=here, share=share, patience=patience)
 
 
 def _micro_batches(

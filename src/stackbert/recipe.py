@@ -63,7 +63,17 @@ class Objective(_Part):
 
     mask_rate: MaskRate = 0.15
     """Share of a row's tokens that are predicted; BERT's 0.15."""
+    kept_rate: Fraction = 0.1
+    random_rate: Fraction = 0.1
+    """Shares of the predicted tokens that stay, or become any token, as in BERT; the rest are
+    masked."""
     next_sentence: bool = False
+
+    @model_validator(mode="after")
+    def _some_are_masked(self) -> Self:
+        if self.kept_rate + self.random_rate >= 1.0:
+            raise ValueError("kept_rate + random_rate must be below 1, or nothing is masked")
+        return self
 
 
 class StageSpec(_Part):
@@ -189,6 +199,8 @@ class Recipe(_Part):
     batch: BatchSpec = BatchSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    tail_average: Fraction = 0.0
+    """The run's last share whose mean weights become the model; from the last growth at most."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast where this machine multiplies matrices faster in it, else fp32. Weights
     and optimiser state are fp32 in any case."""

@@ -30,16 +30,9 @@ def test_the_grown_model_is_the_one_that_the_run_had(make_run):
     run = make_run("identity-noise")
     recipe = read_run(run).recipe
     shallow = load_encoder(run / "checkpoints" / "step-00000008")
-    trainer = Trainer(
-        shallow,
-        recipe.optimizer,
-        device=torch.device("cpu"),
-        precision="fp32",
-        micro_batch="auto",
-        seed=recipe.seed,
-    )
+    trainer = Trainer(shallow, recipe, device=torch.device("cpu"))
     again = grown_again(shallow, recipe, 8).model.state_dict()
-    trainer.grow(4, recipe.growth, 8)
+    trainer.grow(4, 8)
     theirs = trainer.model.state_dict()
     assert again.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in again.items())

@@ -101,6 +101,17 @@ def test_masks_are_80_10_10(factbook_corpus):
     assert abs(squares - ordinary) < 5 * np.sqrt(2 * ordinary)
 
 
+@pytest.mark.parametrize(("kept", "random"), [(0.0, 0.0), (0.05, 0.0), (0.0, 0.5), (0.5, 0.25)])
+def test_other_shares_are_kept_and_replaced_if_asked(kept, random):
+    made = plan(numbered(9000), shape(9, 500, 66), kept_rate=kept, random_rate=random)
+    batch = made.batch(0)
+    put, labels = batch.input_ids_BS.gather(1, batch.columns_BK), batch.labels_BK
+    for found, share in ((put == MASK, 1.0 - kept - random), (put == labels, kept)):
+        # Of the drawn tokens one in 9,000 is the one that was there.
+        noise = 5 * np.sqrt(share * (1 - share) / labels.numel())
+        assert abs(found.double().mean() - share) <= noise + 0.001 * random
+
+
 @given(stage=shapes, seed=seeds)
 def test_labels_are_the_tokens_that_stood_there_and_the_others_stay(stage, seed):
     tokens = stage.sequences * (stage.sequence_length - 2)

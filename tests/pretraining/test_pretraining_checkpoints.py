@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from stackbert.errors import UserError
 from stackbert.files import sha256
 from stackbert.pretraining import checkpoints as checkpoints_module
-from stackbert.pretraining.checkpoints import (
-    OPTIMIZER,
-    STATE,
-    Checkpoints,
-    read_checkpoint,
-)
+from stackbert.pretraining.checkpoints import OPTIMIZER, STATE, Checkpoints, read_checkpoint
 from stackbert.pretraining.run import pretrain
 from tiny_runs import At, Crash, checkpoints, content, cut_off, flip_bit, outcome, tiny_recipe
 
@@ -62,29 +56,18 @@ def run(crashed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(crashed, tmp_path / "run")
 
 
-def append(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"}")
-
-
-def newest(run: Path, corpus) -> tuple[int, list[str]]:
-    said: list[str] = []
-    state = Checkpoints(run / "checkpoints", RECIPE, corpus.tokenizer_folder).newest(said.append)
-    assert state is not None
-    return state.counters.step, said
-
-
-@pytest.mark.parametrize("damage", [flip_bit, cut_off, append, Path.unlink])
-def test_any_damaged_file_is_found_and_named(damage: Callable, run: Path, tiny_corpus) -> None:
+@pytest.mark.parametrize("damage", [flip_bit, cut_off, Path.unlink])
+def test_any_damaged_file_is_found_and_named(damage: Callable, run: Path) -> None:
     last = max(checkpoints(run))
     names = [WEIGHTS, OPTIMIZER, "config.json", "tokenizer.json"]
     names += [STATE] * (damage is not flip_bit)  # whose own digits have no checksum
     for step, name in zip(range(last, 0, -1), names, strict=False):
-        path = checkpoints(run)[step] / name
+        path, said = checkpoints(run)[step] / name, []
         damage(path)
-        found, (said,) = newest(run, tiny_corpus)
-        assert found == step - 1
-        assert str(path.parent) in said
-        assert name in said
+        state = Checkpoints(run / "checkpoints", RECIPE, {}).newest(said.append)
+        assert state.counters.step == step - 1
+        assert str(path.parent) in said[0]
+        assert name in said[0]
         assert path.parent.with_name(path.parent.name + ".damaged").is_dir()
 
 
@@ -121,19 +104,7 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 MOMENTUM = f"{QUERY}|momentum_buffer"
 
 
-def drop(tensors: dict[str, torch.Tensor], name: str) -> None:
-    del tensors[name]
-
-
-def rename(tensors: dict[str, torch.Tensor], name: str) -> None:
-    tensors[name.replace("layer.1", "layer.7")] = tensors.pop(name)
-
-
-def reshape(tensors: dict[str, torch.Tensor], name: str) -> None:
-    tensors[name] = tensors[name][:1].clone()
-
-
-@pytest.mark.parametrize("change", [drop, rename, reshape])
+@pytest.mark.parametrize("change", ["dropped", "renamed", "of another shape"])
 @pytest.mark.parametrize(("file", "name"), [(WEIGHTS, QUERY), (OPTIMIZER, MOMENTUM)])
 def test_wrong_tensors_under_right_checksums_are_refused_by_name(
     file, name, change, run: Path, tiny_corpus
@@ -141,7 +112,11 @@ def test_wrong_tensors_under_right_checksums_are_refused_by_name(
     """What no crash makes, but a hand: state lands by name, or not at all."""
     path = checkpoints(run)[6] / file
     tensors = load_file(path)
-    change(tensors, name)
+    tensor = tensors.pop(name)
+    if change == "renamed":
+        tensors[name.replace("layer.1", "layer.7")] = tensor
+    if change == "of another shape":
+        tensors[name] = tensor[:1].clone()
     save_file(tensors, path, {"format": "pt"})
     state = json.loads((path.parent / STATE).read_text())
     state["sha256"][file] = sha256(path)

@@ -1,13 +1,18 @@
-"""What a run directory holds, whom it refuses, what a budget makes of it, and its model card."""
+"""What a run directory holds, whom it refuses; budgets, trackers and the model card."""
 
+import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stackbert.corpus.build import build_corpus
 from stackbert.errors import UserError
 from stackbert.pretraining import run as run_module
+from stackbert.pretraining.ledger import read_ledger
+from stackbert.pretraining.model_card import model_card
 from stackbert.pretraining.record import read_run
 from stackbert.pretraining.run import pretrain
 from stackbert.recipes import load_recipe
@@ -50,52 +55,45 @@ def test_the_run_directory_is_as_designed(finished) -> None:
     assert {p.stat().st_mode & 0o044 for p in files} == {0o044}
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"seed": 1}, ["seed (0 there, 1 here)"]),
-        (
-            {"optimizer__lr": 0.1, "model__hidden_size": 64, "model__hidden_dropout_prob": 0.1},
-            [
-                "model.hidden_size (16 there, 64 here)",
-                "model.hidden_dropout_prob (None there, 0.1 here)",
-                "optimizer.lr (0.005 there, 0.1 here)",
-            ],
-        ),
-        (
-            {"stages": [{"depth": 1, "steps": 9}]},
-            ["stages.0.steps (4 there, 9 here)", "stages.1.depth (2 there, None here)"],
-        ),
-    ],
-)
-def test_another_recipe_on_the_same_folder_is_refused_naming_the_fields(
-    fields, named, stopped, tiny_corpus
-) -> None:
-    before = content(stopped)
-    with pytest.raises(UserError) as refused:
-        pretrain(tiny_recipe(**fields), corpus=tiny_corpus, out=stopped)
-    assert all(part in str(refused.value) for part in named), refused.value
-    assert content(stopped) == before
-
-
-def test_another_budget_corpus_or_resume_never_is_refused_and_a_moved_corpus_is_not(
+def test_a_run_of_anything_else_is_not_resumed_and_every_difference_is_named(
     stopped, tiny_corpus, tmp_path
 ) -> None:
     (tmp_path / "all.txt").write_text("\n\n".join(f"Words of {n}." for n in range(99)))
     other = build_corpus(tmp_path / "other", text=[tmp_path / "all.txt"], validation=0.3)
+    changed = tiny_recipe(
+        optimizer__lr=0.1, model__hidden_dropout_prob=0.1, stages=[{"depth": 1, "steps": 9}]
+    )
     before = content(stopped)
-    for said, wrong in {
-        r"--budget \(none there, 2s here\)": {"budget": "2s"},
-        r"--steps \(none there, 9 here\)": {"steps": 9},
-        "not both": {"steps": 9, "budget": "2s"},
-        f"{tiny_corpus.fingerprint}.*{other.fingerprint}": {"corpus": other},
-        "holds a run already": {"resume": "never"},
-    }.items():
-        with pytest.raises(UserError, match=said):
-            pretrain(RECIPE, **{"corpus": tiny_corpus, "out": stopped, **wrong})
-    assert content(stopped) == before
+    for wrong, *named in (
+        (
+            {"recipe": changed},
+            "model.hidden_dropout_prob (None there, 0.1 here)",
+            "optimizer.lr (0.005 there, 0.1 here)",
+            "stages.0.steps (4 there, 9 here)",
+            "stages.1.depth (2 there, None here)",
+        ),
+        ({"budget": "2s"}, "--budget (none there, 2s here)"),
+        ({"steps": 9}, "--steps (none there, 9 here)"),
+        ({"steps": 9, "budget": "2s"}, "not both"),
+        ({"corpus": other}, tiny_corpus.fingerprint, other.fingerprint),
+        ({"resume": "never"}, "holds a run already"),
+    ):
+        with pytest.raises(UserError) as refused:
+            pretrain(**{"recipe": RECIPE, "corpus": tiny_corpus, "out": stopped, **wrong})
+        assert all(part in str(refused.value) for part in named), refused.value
+        assert content(stopped) == before
+
+
+def test_a_moved_corpus_is_the_same_and_an_edited_recipe_is_not(
+    stopped, tiny_corpus, tmp_path
+) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     moved = shutil.copytree(tiny_corpus.folder, tmp_path / "moved")
+    written = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(written.replace("lr: 0.005", "lr: 0.5"))
+    with pytest.raises(UserError, match=r"was changed after the run had started: optimizer\.lr"):
+        pretrain(RECIPE, corpus=moved, out=run)
+    (run / "recipe.yaml").write_text(written)
     assert pretrain(RECIPE, corpus=moved, out=run).model_folder.is_dir()
 
 
@@ -133,49 +131,20 @@ def test_a_finished_run_called_again_changes_nothing(tiny_corpus, finished, monk
     run = finished(RECIPE)
     before = content(run)
     monkeypatch.setattr(run_module, "recipe_model", None)
-    monkeypatch.setattr(run_module, "training_plan", None)
     assert pretrain(RECIPE, corpus=tiny_corpus, out=run).loss > 0
     assert content(run) == before
     with pytest.raises(UserError, match="seed"):
         pretrain(tiny_recipe(seed=9), corpus=tiny_corpus, out=run)
 
 
-@pytest.mark.parametrize("name", ["run.json", "recipe.yaml"])
-def test_a_damaged_record_is_a_sentence_that_names_the_file(
-    name, stopped, tiny_corpus, tmp_path
-) -> None:
-    run = shutil.copytree(stopped, tmp_path / "run")
-    for damage in (b"{", b"[]", b"", b"{}", b"\xff\x00"):
-        (run / name).write_bytes(damage)
-        with pytest.raises(UserError, match=name.replace(".", r"\.")) as refused:
-            pretrain(RECIPE, corpus=tiny_corpus, out=run)
-        assert "\n" not in str(refused.value)
-
-
-def test_a_recipe_edited_in_the_run_directory_is_refused(stopped, tiny_corpus, tmp_path) -> None:
-    run = shutil.copytree(stopped, tmp_path / "run")
-    path = run / "recipe.yaml"
-    path.write_text(path.read_text().replace("lr: 0.005", "lr: 0.5"))
-    with pytest.raises(UserError, match=r"was changed after the run had started: optimizer\.lr"):
-        pretrain(RECIPE, corpus=tiny_corpus, out=run)
-
-
-@pytest.mark.parametrize(
-    ("fields", "options", "said"),
-    [
-        ({}, {"track": ["tensorbored"]}, "tensorbored"),
-        ({}, {"budget": "soon"}, "not a duration"),
-        ({}, {"steps": 1}, "1 step"),
-        ({"model__hiddensize": 3}, {}, "hiddensize"),
-        ({"model__num_attention_heads": 3}, {}, "num_attention_heads|multiple"),
-    ],
-)
-def test_wrong_options_are_refused_before_a_run_is_made(
-    fields, options, said, tiny_corpus, tmp_path
-) -> None:
-    with pytest.raises(UserError, match=said):
-        pretrain(tiny_recipe(**fields), corpus=tiny_corpus, out=tmp_path, **options)
-    assert not content(tmp_path)
+def test_a_model_or_steps_that_cannot_be_are_refused_before_a_run_is_made(tiny_corpus, tmp_path):
+    for said, fields, steps in (
+        ("hiddensize", {"model__hiddensize": 3}, None),
+        ("1 step", {}, 1),
+    ):
+        with pytest.raises(UserError, match=said):
+            pretrain(tiny_recipe(**fields), corpus=tiny_corpus, out=tmp_path, steps=steps)
+        assert not content(tmp_path)
 
 
 def test_a_budget_scales_the_steps_once_and_steps_scale_them_too(
@@ -188,20 +157,76 @@ def test_a_budget_scales_the_steps_once_and_steps_scale_them_too(
         precision="auto",
         log_every=3,
     )
-    heard = At(6)
+    run, heard = tmp_path / "run", At(6)
     with pytest.raises(Crash):
-        pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "run", budget="0.5s", progress=heard)
-    written = load_recipe(tmp_path / "run" / "recipe.yaml")
+        pretrain(recipe, corpus=tiny_corpus, out=run, budget="0.5s", progress=heard)
+    written = read_run(run).recipe
     first, second = (stage.steps for stage in written.stages)
     assert abs(first - 3 * second) <= 3, "each stage keeps its share"
     assert abs(written.schedule.warmup_steps - (first + second) / 2) <= 1
     assert any(f"{first + second:,} steps fit into 0.5s" in text for text in heard.said)
     assert written.precision in ("fp32", "bf16"), "nothing is left open"
-    assert read_run(tmp_path / "run").request.recipe == recipe, "the request is kept as it was"
+    assert read_run(run).request.recipe == recipe, "the request is kept as it was"
     monkeypatch.setattr(run_module, "measure", None)  # a resumed run does not measure again
-    result = pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "run", budget="0.5s")
+    result = pretrain(recipe, corpus=tiny_corpus, out=run, budget="0.5s")
     assert result.stages.steps.tolist() == [first, second]
-    with pytest.raises(UserError, match=r"--budget \(0\.5s there, none here\)"):
-        pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "run")
     result = pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "steps", steps=8)
     assert result.stages.steps.tolist() == [6, 2]
+
+
+def test_tensorboard_has_the_ledgers_numbers_and_hides_what_is_done_again(
+    tiny_corpus, tmp_path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(Crash):
+        pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path, track=["tensorboard"], progress=At(6))
+    pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path, track=["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    ledger = read_ledger(tmp_path)
+    steps, evaluations = (ledger[ledger.kind == kind] for kind in ("step", "evaluation"))
+    for tag, rows in (("train/lr", steps), ("validation/loss", evaluations)):
+        shown = events.Scalars(tag)
+        assert [event.step for event in shown] == rows.step.tolist()
+        wanted = pytest.approx(rows[tag.partition("/")[2]].tolist(), rel=1e-6)
+        assert [event.value for event in shown] == wanted
+
+
+@pytest.mark.parametrize(
+    ("tracker", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
+)
+def test_a_trackers_missing_package_is_named(tracker, module, tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"pip install 'stackbert\[{tracker}\]'"):
+        pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path, track=[tracker])
+
+
+HOSTILE = "---\ntags: [x]\n---\n```\n    # a`b <script>alert(1)</script> | pipe |"
+
+
+def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks_out(
+    tiny_corpus, finished
+) -> None:
+    run = finished(RECIPE)
+    result = pretrain(RECIPE, corpus=tiny_corpus, out=run)
+    written = (run / "model" / "README.md").read_text("utf-8")
+    assert f"Final validation loss: {result.loss:.3f} nats" in written
+    assert tiny_corpus.fingerprint in written
+    rows = [line for line in written.splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1:3] for row in rows[1:]] == [[" 1 ", " 4 "], [" 2 ", " 4 "]]
+
+    source = dataclasses.replace(tiny_corpus.manifest.sources[0], name=HOSTILE)
+    manifest = tiny_corpus.manifest.model_copy(update={"sources": (source,)})
+    hostile = RECIPE.model_copy(update={"summary": HOSTILE})
+    spoiled = model_card(hostile, manifest, result.stages, {"stackbert": "1"})
+    for card, recipe in ((written, RECIPE), (spoiled, hostile)):
+        assert yaml.safe_load(card.split("---\n", 2)[1]) == {
+            "library_name": "transformers",
+            "pipeline_tag": "fill-mask",
+            "tags": ["stackbert", "progressive-stacking", "megatron-bert"],
+        }
+        text, block = card.split("## Recipe\n\n")
+        assert "<script>" not in text
+        assert all(line.startswith("    ") for line in block.splitlines() if line)
+        assert yaml.safe_load(block) == yaml.safe_load(recipe.to_yaml())

@@ -1,5 +1,6 @@
 """A step has the loss and gradients of transformers' plain model, in micro-batches and compiled."""
 
+import copy
 import functools
 import math
 from typing import Any
@@ -14,7 +15,9 @@ from stackbert.batches.batches import Batch, training_plan
 from stackbert.encoder import supports_masked_forward
 from stackbert.growth.grow import grow
 from stackbert.model import FAMILIES, LossSums
-from stackbert.pretraining import distributed, trainer
+from stackbert.pretraining import autotune, distributed, trainer
+from stackbert.pretraining.ledger import read_ledger
+from stackbert.pretraining.run import pretrain
 from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.recipe import GrowthSpec, Recipe
 from tiny_runs import PAIRS, tiny_recipe
@@ -33,18 +36,17 @@ def batches(corpus, recipe: Recipe = RECIPE) -> list[Batch]:
     return [plan.batch(step) for step in range(recipe.total_steps)]
 
 
-def make(corpus, recipe: Recipe = RECIPE, **options: Any) -> Trainer:
+def make(corpus, recipe: Recipe = RECIPE, **changes: Any) -> Trainer:
     model = recipe_model(recipe, corpus.vocabulary, 2, seed=1)
-    options = {"micro_batch": recipe.batch.micro_batch, **options}
-    return Trainer(model, recipe.optimizer, device=CPU, precision="fp32", seed=0, **options)
+    return Trainer(model, recipe.model_copy(update=changes), device=CPU)
 
 
 def losses(trainer: Trainer, batches: list[Batch]) -> list[float]:
     found = []
     for step, batch in enumerate(batches):
         if step == GROWN_AT:
-            trainer.grow(4, GrowthSpec(), step)
-        found.append(trainer.step(step, batch, 1.0).losses.loss)
+            trainer.grow(4, step)
+        found.append(float(trainer.step(step, batch, 1.0)[0]))
     return found
 
 
@@ -101,7 +103,9 @@ def test_micro_batches_of_any_size_give_a_steps_gradients(size, tiny_corpus, mon
     recipe = tiny_recipe(**PAIRS)
     batch = batches(tiny_corpus, recipe)[3]
     whole = step_gradients(make(tiny_corpus, recipe), batch, monkeypatch)
-    parts = step_gradients(make(tiny_corpus, recipe, micro_batch=size), batch, monkeypatch)
+    small = make(tiny_corpus, recipe)
+    small.micro_batch = size
+    parts = step_gradients(small, batch, monkeypatch)
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -111,45 +115,57 @@ def test_a_step_that_is_not_finite_changes_nothing_and_its_gradient_is_dropped(
 ) -> None:
     fast, rows = make(tiny_corpus), batches(tiny_corpus)
     losses(fast, rows[:2])
-    held = {name: p.detach().clone() for name, p in fast.model.named_parameters()}
-    state = {
-        (name, key): tensor.clone()
-        for name, tensors in fast.optimizers.state().items()
-        for key, tensor in tensors.items()
-    }
+    before = copy.deepcopy((fast.model.state_dict(), fast.optimizers.state()))
     true = distributed.loss_sums
 
     def spoiled(*arguments: Any) -> LossSums:
         return LossSums(true(*arguments).masked_lm * math.nan, None)
 
     monkeypatch.setattr(distributed, "loss_sums", spoiled)
-    assert not fast.step(2, rows[2], 1.0).finite
-    for name, parameter in fast.model.named_parameters():
-        assert torch.equal(parameter, held[name])
-        assert parameter.grad is None
-        for key, tensor in fast.optimizers.state()[name].items():
-            assert torch.equal(tensor, state[name, key])
+    assert not fast.step(2, rows[2], 1.0).isfinite().all()
+    after = (fast.model.state_dict(), fast.optimizers.state())
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in fast.model.parameters())
 
 
-@pytest.mark.parametrize(("device", "graphs"), [("cpu", 1), ("cuda", 3)])
-def test_compiled_steps_have_the_same_losses_and_gradients_and_growing_compiles_nothing(
-    device, graphs, tiny_corpus, monkeypatch
-) -> None:
-    """Traced by torch.compile, run by torch's operators: building a layer's C++ takes 40 s."""
+@pytest.mark.parametrize("choice", ["copy", "reset"])
+def test_the_optimizers_state_follows_a_growth_as_the_recipe_chooses(choice, tiny_corpus) -> None:
+    fast, rows = make(tiny_corpus, growth=GrowthSpec(optimizer_state=choice)), batches(tiny_corpus)
+    losses(fast, rows[:2])
+    before, name = fast.optimizers.state(), "bert.encoder.layer.{}.output.dense.weight"
+    fast.grow(4, 2)
+    after = fast.optimizers.state()
+    assert set(after) == (
+        set() if choice == "reset" else {n for n, _ in fast.model.named_parameters()}
+    )
+    for layer in range(4 if after else 0):
+        moment = before[name.format(layer % 2)]["exp_avg"]
+        assert torch.equal(after[name.format(layer)]["exp_avg"], moment)
+
+
+def trace(device: str, monkeypatch) -> None:
+    """Trace kernels by torch.compile, run torch's operators: building their C++ takes 40 s."""
     torch._dynamo.reset()
     counters.clear()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
         kernels = encoder.compiled.__wrapped__(device)
     monkeypatch.setattr(trainer, "compiled", lambda device: kernels)
+
+
+@pytest.mark.parametrize(("device", "graphs"), [("cpu", 1), ("cuda", 3)])
+def test_compiled_steps_have_the_same_losses_and_gradients_and_growing_compiles_nothing(
+    device, graphs, tiny_corpus, monkeypatch
+) -> None:
+    trace(device, monkeypatch)
     rows, fast, eager = batches(tiny_corpus), make(tiny_corpus, compile=True), make(tiny_corpus)
     assert fast.will_compile(rows[0])
     found = losses(fast, rows[:GROWN_AT])
     assert not fast.will_compile(rows[0])
     assert counters["stats"]["unique_graphs"] == graphs
-    fast.grow(4, GrowthSpec(), GROWN_AT)
+    fast.grow(4, GROWN_AT)
     steps = range(GROWN_AT, STEPS)
-    found += [fast.step(step, rows[step], 1.0).losses.loss for step in steps]
+    found += [float(fast.step(step, rows[step], 1.0)[0]) for step in steps]
     assert counters["stats"]["unique_graphs"] == graphs, "growing compiled something"
     assert found == pytest.approx(losses(eager, rows), rel=1e-4)
     with torch.no_grad():
@@ -158,3 +174,16 @@ def test_compiled_steps_have_the_same_losses_and_gradients_and_growing_compiles_
     wanted = step_gradients(eager, rows[0], monkeypatch)
     for name, gradient in step_gradients(fast, rows[0], monkeypatch).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_compiled_run_has_the_same_losses_and_its_compilation_is_not_training(
+    tiny_corpus, finished, tmp_path, monkeypatch
+) -> None:
+    trace("cpu", monkeypatch)
+    monkeypatch.setattr(autotune, "compiling_lacks", lambda device: None)
+    stages = [{"depth": depth, "steps": 4} for depth in (2, 4)]
+    pretrain(tiny_recipe(stages=stages, compile=True), corpus=tiny_corpus, out=tmp_path)
+    ours, plain = read_ledger(tmp_path), read_ledger(finished(tiny_recipe(stages=stages)))
+    assert ours.loss.tolist() == pytest.approx(plain.loss.tolist(), rel=1e-4, nan_ok=True)
+    assert ours.wall.iloc[-1]["compilation"] > ours.wall.iloc[-1]["training"]
+    assert ours.tokens_per_second[ours.step == 1].max() == 0, "the step that compiled"

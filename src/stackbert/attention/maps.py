@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.errors import UserError
 from stackbert.files import reason
-from stackbert.model_files import longest_row
 
 F32 = npt.NDArray[np.float32]
 

@@ -32,12 +32,9 @@ _CACHED_TOKENS, _CACHED_STEPS = 1 << 15, 16
 _LOWER_HALF, _HALF = np.uint64(2**32 - 1), np.uint64(32)
 
 
-def _below(share: float) -> np.uint64:
-    """What a draw is below with this probability; decided by its upper half alone."""
-    return np.uint64(math.ceil(share * 2**32) << 32)
-
-
-_MASKED, _REPLACED = _below(0.8), _below(0.9)
+def _at_most(share: float) -> np.uint64:
+    """What a draw is at most with this probability; decided by its upper half alone."""
+    return np.uint64((math.ceil(share * 2**32) << 32) - 1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +106,8 @@ class BatchPlan:
         stages: their shapes, in order.
         seed: of order, pairs and masks.
         next_sentence: make sentence pairs (Devlin et al., 2019, section 3.1).
+        kept_rate: share of the predicted tokens that stay.
+        random_rate: share of them that become any token; the rest are masked.
         shuffle: False reads the corpus in its own order, for evaluation.
 
     Raises:
@@ -123,6 +122,8 @@ class BatchPlan:
         *,
         seed: int,
         next_sentence: bool = False,
+        kept_rate: float = 0.1,
+        random_rate: float = 0.1,
         shuffle: bool = True,
     ) -> None:
         if next_sentence and min(stage.sequences for stage in stages) < 2:
@@ -134,6 +135,8 @@ class BatchPlan:
             raise UserError("batch.sequence_length: rows need room for at least 4 tokens of text.")
         self.stages = tuple(stages)
         self._next_sentence = next_sentence
+        self._masked_below = _at_most(1.0 - kept_rate - random_rate)
+        self._replaced_below = _at_most(1.0 - kept_rate)
         self._stream = stream
         self._vocabulary = vocabulary
         self._lengths = lengths
@@ -284,7 +287,7 @@ class BatchPlan:
         return self._stream.read_many(starts, lengths)
 
     def _mask(self, ids: I64, positions: I64, masked: int) -> tuple[I64, I64]:
-        """Mask `masked` tokens a row in place: 80 % [MASK], 10 % any token, 10 % kept.
+        """Mask `masked` tokens a row in place, but for those that become any token or are kept.
 
         Returns the columns (B, K) and the labels (B, K). Drawn by the rows' positions in the
         string of epochs, so every epoch draws anew and every rank draws the same.
@@ -297,8 +300,10 @@ class BatchPlan:
         labels, drawn = flat[places], keys.reshape(-1)[places]
         draws = mix(drawn)  # the upper half decides what happens, the lower with what
         which = (draws & _LOWER_HALF) * np.uint64(len(self._ordinary)) >> _HALF
-        replaced = np.where(draws < _REPLACED, self._ordinary[which.astype(np.int64)], labels)
-        replaced[draws < _MASKED] = self._vocabulary.mask
+        replaced = np.where(
+            draws <= self._replaced_below, self._ordinary[which.astype(np.int64)], labels
+        )
+        replaced[draws <= self._masked_below] = self._vocabulary.mask
         short = drawn == MAX_KEY  # in a row with too few maskable tokens
         flat[places] = np.where(short, labels, replaced)
         labels[short] = IGNORED
@@ -336,6 +341,8 @@ def training_plan(recipe: Recipe, corpus: Corpus) -> BatchPlan:
         [recipe.stage(index) for index in range(len(recipe.stages))],
         seed=recipe.seed,
         next_sentence=recipe.objective.next_sentence,
+        kept_rate=recipe.objective.kept_rate,
+        random_rate=recipe.objective.random_rate,
     )
 
 

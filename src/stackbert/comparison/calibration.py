@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from stackbert.batches.batches import Batch, training_plan, validation_batch
+from stackbert.batches.batches import training_plan
 from stackbert.comparison.processes import environment
 from stackbert.comparison.reference import Reference, StepKind, step_kinds
 from stackbert.comparison.variants import growths_of
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, StackBertError, UserError
-from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
+from stackbert.machine import describe, keep_memory, pick_device, synchronise
 from stackbert.pretraining.autotune import autotune, measure
-from stackbert.pretraining.optimizers import step_flops
-from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
+from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, stage_flops
 from stackbert.recipe import GrowthSpec, Recipe, ScheduleSpec, StageSpec
 from stackbert.recipes import parse_recipe
 
@@ -141,45 +139,31 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
     recipe = parse_recipe(request["recipe"], "the measured recipe")
     keep_memory()
     corpus, device = open_corpus(request["corpus"]), pick_device()
-    vocabulary, plan = corpus.vocabulary, training_plan(recipe, corpus)
     if what == "autotune":
-        tuned = autotune(recipe, vocabulary, plan, device=device, seconds=request["seconds"]).recipe
-        stages, flops = [], []
+        tuned, _ = autotune(recipe, corpus, device=device, seconds=request["seconds"])
+        flops, stages = stage_flops(tuned, corpus), []
         for index, spec in enumerate(tuned.stages):
             stage = tuned.stage(index)
             length = stage.sequence_length
             at_once = rows_at_once(stage.micro_batch, stage.sequences, length, device)
             stages.append(spec.model_copy(update={"micro_batch": at_once}))
-            rows, masked = plan.masked_rows(tuned.boundaries[index])
-            with torch.device("meta"):
-                model = recipe_model(tuned, vocabulary, stage.depth)
-            shape = {"rows": rows, "sequence_length": length, "masked": masked}
-            flops.append(step_flops(model, tuned.optimizer, **shape))
         tuned = tuned.model_copy(update={"stages": tuple(stages)})
         found = {"recipe": tuned.model_dump(mode="json"), "flops": flops}
         return {**found, "machine": describe(device)}
 
-    def batch(index: int, turn: int) -> Batch:
-        return plan.batch(recipe.boundaries[index] + min(turn, recipe.stages[index].steps - 1))
-
-    validation = validation_batch(recipe, corpus)
-    timing = measure(recipe, batch, validation, vocabulary, device=device, patience=PATIENCE)
-    growths = []
+    timing = measure(recipe, corpus, device=device, patience=PATIENCE)
+    plan, growths = training_plan(recipe, corpus), []
     depths = [stage.depth for stage in recipe.stages]
     for source, target in request["pairs"]:
         index = depths.index(source)
-        trainer = Trainer(
-            recipe_model(recipe, vocabulary, source),
-            recipe.optimizer,
-            device=device,
-            precision=working_precision(recipe),
-            micro_batch=recipe.stage(index).micro_batch,
-            seed=0,
-        )
-        trainer.step(0, batch(index, 0), 1.0)  # so that the optimizer has a state
+        trainer = Trainer(recipe_model(recipe, corpus.vocabulary, source), recipe, device=device)
+        trainer.micro_batch = recipe.stage(index).micro_batch
+        trainer.step(
+            0, plan.batch(recipe.boundaries[index]), 1.0
+        )  # so that the optimizer has a state
         synchronise(device)
         start = time.perf_counter()
-        trainer.grow(target, recipe.growth, 1)
+        trainer.grow(target, 1)
         synchronise(device)
         growths.append(time.perf_counter() - start)
     return {"steps": timing.step, "growths": growths}

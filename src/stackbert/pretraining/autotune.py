@@ -13,116 +13,81 @@ from dataclasses import dataclass
 
 import torch
 
-from stackbert.batches.batches import Batch, BatchPlan
-from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.batches.batches import Batch, training_plan, validation_batch
+from stackbert.corpus.store import Corpus
 from stackbert.encoder import supports_masked_forward
 from stackbert.errors import UserError
-from stackbert.machine import (
-    compiling_lacks,
-    fastest_precision,
-    matrix_rate,
-    synchronise,
-    working_precision,
-)
+from stackbert.machine import compiling_lacks, fastest_precision, matrix_rate, synchronise
 from stackbert.pretraining.distributed import SINGLE, World
-from stackbert.pretraining.optimizers import step_flops
-from stackbert.pretraining.trainer import Trainer, recipe_model
+from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, stage_flops
 from stackbert.recipe import Recipe
 
-TUNE_FROM = 600.0
-"""Seconds of training from which measuring micro-batches pays: it takes about ten."""
-COMPILE_FROM = {"cpu": 3600.0, "cuda": 900.0}
-"""Seconds of training from which trying torch.compile pays: it takes up to a minute, and on a CPU
-it saves a tenth at best."""
+# Seconds of training from which it pays to measure micro-batches (about ten), and to try
+# torch.compile (up to a minute, and on a CPU it saves a tenth at best).
+TUNE_FROM, COMPILE_FROM = 600.0, {"cpu": 3600.0, "cuda": 900.0}
 WORTH_IT = 0.98
 """A candidate must take less than this share of the best time, or noise would choose."""
 POSITIONS = {"cpu": (512, 1 << 15), "cuda": (4096, 1 << 18)}
 """Micro-batches with fewer or more positions are not tried."""
-EVALUATIONS = 20
-"""Evaluations of a run whose recipe names no interval …"""
-EVALUATION_SHARE = 0.1
-"""… fewer if they would take more than this share of a budget."""
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A recipe with every "auto" that is worth a measurement replaced."""
-
-    recipe: Recipe
-    matrix_rate: float
-    """FLOP/s of this machine's matrix products in the recipe's precision."""
-    notes: tuple[str, ...]
-    """What was measured and chosen, in sentences."""
+EVALUATIONS, EVALUATION_SHARE = 20, 0.1
+"""Of a run whose recipe names no interval; fewer if they took more than this share of a budget."""
 
 
 def autotune(
     recipe: Recipe,
-    vocabulary: Vocabulary,
-    plan: BatchPlan,
+    corpus: Corpus,
     *,
     device: torch.device,
     seconds: float | None = None,
     world_size: int = 1,
-) -> Tuned:
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Recipe, float]:
     """Replace every "auto" of a recipe that is worth a measurement on this machine.
 
     Args:
         recipe: over its final steps, unless there is a budget.
-        vocabulary: of the corpus.
-        plan: the batches of the run.
+        corpus: passes are timed on its batches.
         device: where it will run.
         seconds: the budget; by default estimated from the FLOPs.
         world_size: processes that share each step; the share of one is measured.
+        say: hears what was measured and chosen.
+
+    Returns:
+        The recipe, and the FLOP/s of matrix products in its precision.
 
     Raises:
         UserError: the recipe asks for compilation, which cannot work here.
     """
-    precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
-    recipe = recipe.model_copy(update={"precision": precision})
-    rate = matrix_rate(device, precision)
-    length = seconds or _estimated_seconds(recipe, vocabulary, plan, rate) / world_size
-    # A model that is sharded over processes may not fit into one, so it is not measured in one.
-    fits = world_size == 1 or recipe.engine == "ddp"
-    notes: list[str] = []
-
-    if recipe.batch.micro_batch == "auto" and length >= TUNE_FROM and fits:
-        stages = []
-        for stage, first_step in zip(recipe.stages, recipe.boundaries, strict=False):
-            size = stage.micro_batch
-            if size is None:
-                trainer = _trainer(recipe, stage.depth, vocabulary, device)
-                size = _fastest_micro_batch(trainer, plan.batch(first_step, 0, world_size))
-                notes.append(f"micro-batch at depth {stage.depth}: {size or 'default'} rows")
-            stages.append(stage.model_copy(update={"micro_batch": size}))
-        recipe = recipe.model_copy(update={"stages": tuple(stages)})
-
     lacks = compiling_lacks(device)
     if recipe.compile is True and lacks:
         raise UserError(f"compile: {lacks}, or set compile to false.")
+    precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
+    recipe = recipe.model_copy(update={"precision": precision})
+    rate = matrix_rate(device, precision)
+    if seconds is None:  # half the matrix rate is right to a factor of two
+        flops = zip(recipe.stages, stage_flops(recipe, corpus), strict=True)
+        seconds = sum(stage.steps * each for stage, each in flops) / (0.5 * rate * world_size)
+    # A model that is sharded over processes may not fit into one, so it is not measured in one.
+    fits = world_size == 1 or recipe.engine == "ddp"
+    plan = training_plan(recipe, corpus)
+    batches = [plan.batch(step, 0, world_size) for step in recipe.boundaries[:-1]]
+
+    if recipe.batch.micro_batch == "auto" and seconds >= TUNE_FROM and fits:
+        stages = []
+        for stage, batch in zip(recipe.stages, batches, strict=True):
+            size = stage.micro_batch
+            if size is None:
+                model = recipe_model(recipe, corpus.vocabulary, stage.depth)
+                size = _fastest_micro_batch(Trainer(model, recipe, device=device), batch)
+                say(f"micro-batch at depth {stage.depth}: {size or 'default'} rows")
+            stages.append(stage.model_copy(update={"micro_batch": size}))
+        recipe = recipe.model_copy(update={"stages": tuple(stages)})
+
     if recipe.compile == "auto":
-        pays = lacks is None and length >= COMPILE_FROM[device.type] and fits
-        if pays:
-            batch = plan.batch(recipe.boundaries[-2], 0, world_size)
-            pays = _compiling_pays(recipe, vocabulary, batch, device, notes)
+        pays = lacks is None and seconds >= COMPILE_FROM[device.type] and fits
+        pays = pays and _compiling_pays(recipe, corpus, batches[-1], device, say)
         recipe = recipe.model_copy(update={"compile": pays})
-    return Tuned(recipe, rate, tuple(notes))
-
-
-def _estimated_seconds(
-    recipe: Recipe, vocabulary: Vocabulary, plan: BatchPlan, rate: float
-) -> float:
-    """Training time by FLOPs at half the matrix rate; good to a factor of two."""
-    total = 0
-    for index, first_step in enumerate(recipe.boundaries[:-1]):
-        stage = recipe.stage(index)
-        rows, masked = plan.masked_rows(first_step)
-        with torch.device("meta"):
-            model = recipe_model(recipe, vocabulary, stage.depth)
-        length = stage.sequence_length
-        total += stage.steps * step_flops(
-            model, recipe.optimizer, rows=rows, sequence_length=length, masked=masked
-        )
-    return total / (rate * 0.5)
+    return recipe, rate
 
 
 def _fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
@@ -153,36 +118,33 @@ def _fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
 def _even_divisions(rows: int, length: int, device: str) -> Iterator[int]:
     """Divisors of `rows`, rising, each at least 1.5 times the one before."""
     last, (fewest, most) = 0, POSITIONS[device]
-    for size in range(1, min(rows, most // length) + 1):
-        large_enough = size * length >= fewest or size == rows
-        if rows % size == 0 and large_enough and size >= 1.5 * last:
+    least = min(rows, -(-fewest // length))
+    for size in range(least, min(rows, most // length) + 1):
+        if rows % size == 0 and size >= 1.5 * last:
             last = size
             yield size
 
 
 def _compiling_pays(
-    recipe: Recipe, vocabulary: Vocabulary, batch: Batch, device: torch.device, notes: list[str]
+    recipe: Recipe, corpus: Corpus, batch: Batch, device: torch.device, say: Callable[[str], None]
 ) -> bool:
-    """Whether a compiled pass at the last stage's depth is faster; says what was measured."""
-    depth = recipe.stages[-1].depth
-    eager, compiled = (
-        _trainer(recipe, depth, vocabulary, device, compile=compile) for compile in (False, True)
-    )
-    if not supports_masked_forward(eager.model):
+    """Whether a compiled pass at the last stage's depth is faster."""
+    last = recipe.stage(len(recipe.stages) - 1)
+    model = recipe_model(recipe, corpus.vocabulary, last.depth)
+    if not supports_masked_forward(model):
         return False
-    eager.micro_batch = recipe.stage(len(recipe.stages) - 1).micro_batch
-    size = eager.rows_at_once(*batch.input_ids_BS.shape)
+    # Neither of the two changes the weights, so they share them.
+    choices = (recipe.model_copy(update={"compile": compile}) for compile in (False, True))
+    trainers = [Trainer(model, choice, device=device) for choice in choices]
+    size = rows_at_once(last.micro_batch, len(batch), last.sequence_length, device)
     try:
-        eager_time, compiled_time = _pass_seconds([eager, compiled], batch, size)
+        eager, compiled = _pass_seconds(trainers, batch, size)
     except Exception as error:  # a compiler may raise anything, and a run can do without one
         first = str(error).strip().partition("\n")[0]
-        notes.append(f"torch.compile fails here ({type(error).__name__}: {first[:200]})")
+        say(f"torch.compile fails here ({type(error).__name__}: {first[:200]})")
         return False
-    notes.append(
-        f"a pass at depth {depth} takes {1000 * eager_time:.0f} ms, "
-        f"{1000 * compiled_time:.0f} ms compiled"
-    )
-    return compiled_time < eager_time * WORTH_IT
+    say(f"a pass takes {1000 * eager:.0f} ms, {1000 * compiled:.0f} ms compiled")
+    return compiled < eager * WORTH_IT
 
 
 def _pass_seconds(trainers: Sequence[Trainer], batch: Batch, size: int) -> list[float]:
@@ -192,29 +154,6 @@ def _pass_seconds(trainers: Sequence[Trainer], batch: Batch, size: int) -> list[
     part = batch.rows(0, size).to(device)
     passes = [lambda _, t=trainer: t.backward(part, masked, rows) for trainer in trainers]
     return _medians(passes, device, warmup=1, timed=3)  # the first one allocates, or compiles
-
-
-def _trainer(
-    recipe: Recipe,
-    depth: int,
-    vocabulary: Vocabulary,
-    device: torch.device,
-    *,
-    compile: bool = False,
-    world: World = SINGLE,
-) -> Trainer:
-    """A trainer of a new model, to measure with."""
-    return Trainer(
-        recipe_model(recipe, vocabulary, depth),
-        recipe.optimizer,
-        device=device,
-        precision=working_precision(recipe),
-        micro_batch=recipe.batch.micro_batch,
-        seed=0,
-        compile=compile,
-        world=world,
-        engine=recipe.engine,
-    )
 
 
 def _medians(
@@ -253,34 +192,32 @@ class Timing:
 
 def measure(
     recipe: Recipe,
-    batch: Callable[[int, int], Batch],
-    validation: Batch,
-    vocabulary: Vocabulary,
+    corpus: Corpus,
     *,
     device: torch.device,
+    share: float = 1.0,
     patience: float = 0.0,
     world: World = SINGLE,
 ) -> Timing:
     """Time training steps and evaluations at every stage's depth, on models thrown away afterwards.
 
-    An evaluation may be as long as many steps, so it is timed on a part of its rows and scaled up.
-
-    Args:
-        recipe: autotuned.
-        batch: (stage index, turn) to a training batch, or this process's share of one.
-        validation: all rows of an evaluation.
-        vocabulary: of the corpus.
-        device: where to measure.
-        patience: seconds for further turns of steps, so that a short burst of load does not move
-            the median. For one process only: several would not stop at the same turn.
-        world: the processes that train together.
+    An evaluation may be as long as many steps, so it is timed on a part of its rows and scaled up;
+    steps are if only a `share` of their rows is to be timed. For `patience` seconds steps take
+    further turns, so that a short burst of load does not move the median; that is for one process
+    only, as several would not stop at the same turn.
     """
+    plan, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
-    compile = recipe.compile is True
-    trainers = {
-        depth: _trainer(recipe, depth, vocabulary, device, compile=compile, world=world)
-        for depth in {stage.depth: None for stage in stages}
-    }
+    trainers = {}
+    for depth in {stage.depth: None for stage in stages}:
+        model = recipe_model(recipe, corpus.vocabulary, depth)
+        trainers[depth] = Trainer(model, recipe, device=device, world=world)
+
+    def batch(index: int, turn: int) -> Batch:
+        step = min(recipe.boundaries[index] + turn, recipe.boundaries[index + 1] - 1)
+        whole = plan.batch(step, world.rank, world.size)
+        return whole.rows(0, max(1, math.floor(share * len(whole))))
+
     first = [batch(index, 0) for index in range(len(stages))]
 
     def step(index: int, turn: int) -> None:
@@ -289,14 +226,16 @@ def measure(
         # A GPU's batches are made ahead on a thread, so making one is no part of a step there.
         trainer.step(turn, first[index] if device.type == "cuda" else batch(index, turn), 0.1)
 
+    part = validation.rows(0, 4 * max(map(len, first)))
     steps = [functools.partial(step, index) for index in range(len(stages))]
-    rows = len(validation)
-    timed_rows = min(rows, 4 * max(map(len, first)))
-    part = validation.rows(0, timed_rows)
     evaluations = [lambda _, t=trainers[stage.depth]: t.evaluate(part) for stage in stages]
     step_seconds = _medians(steps, device, warmup=2, timed=5, patience=patience)
     part_seconds = _medians(evaluations, device, warmup=1, timed=3)
-    return Timing(tuple(step_seconds), tuple(rows / timed_rows * each for each in part_seconds))
+    scale = [s.sequences / (len(b) * world.size) for s, b in zip(stages, first, strict=True)]
+    return Timing(
+        tuple(seconds * each for seconds, each in zip(step_seconds, scale, strict=True)),
+        tuple(seconds * len(validation) / len(part) for seconds in part_seconds),
+    )
 
 
 def evaluation_interval(recipe: Recipe) -> int:
@@ -304,14 +243,15 @@ def evaluation_interval(recipe: Recipe) -> int:
     return recipe.evaluation.every_steps or max(1, recipe.total_steps // EVALUATIONS)
 
 
-def evaluations_by_stage(recipe: Recipe) -> tuple[int, ...]:
+def evaluations_by_stage(recipe: Recipe) -> list[int]:
     """Evaluations of each stage: at its end, every interval, after a growth, and at step 0."""
     every = evaluation_interval(recipe)
-    counts = []
-    for first, end in itertools.pairwise(recipe.boundaries):
-        further = (end % every != 0) + (first == 0) + (first in recipe.growth_steps)
-        counts.append(end // every - first // every + further)
-    return tuple(counts)
+    return [
+        (end // every - first // every)
+        + (end % every != 0)
+        + (first == 0 or first in recipe.growth_steps)
+        for first, end in itertools.pairwise(recipe.boundaries)
+    ]
 
 
 def scaled_to(recipe: Recipe, timing: Timing, seconds: float) -> Recipe:

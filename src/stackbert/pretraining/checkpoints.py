@@ -1,6 +1,5 @@
 """Checkpoints: Hugging Face folders step-00000500 with optimizer.safetensors ("parameter|tensor")
-and state.json (counters, a checksum of every file). A thread writes them, from copies of the
-tensors, while training continues.
+and state.json. A thread writes them, from copies of the tensors, while training continues.
 """
 
 import shutil
@@ -8,9 +7,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,14 +27,14 @@ OPTIMIZER = "optimizer.safetensors"
 
 @dataclass
 class Window:
-    """Sums since the ledger's last line."""
+    """Sums since the ledger's last line, which was after `started` seconds of training.
+
+    Steps that were skipped are left out, tokens and FLOPs of steps that compiled, too.
+    """
 
     started: NonNegativeFloat = 0.0
-    """Seconds of training at that line."""
     steps: NonNegativeInt = 0
-    """Without those that were skipped."""
     tokens: NonNegativeInt = 0
-    """Like the FLOPs, without those of steps that compiled, which do not count as training."""
     flops: NonNegativeInt = 0
     masked_lm: float = 0.0
     next_sentence: float = 0.0
@@ -54,38 +52,21 @@ class Counters:
     last_loss: float | None = None
     """Validation loss at this very step, if it was evaluated: the "before" of a growth."""
     skipped: NonNegativeInt = 0
-    """Steps left out because loss or gradient was not finite."""
     window: Window = field(default_factory=Window)
-
-    def count(self, tokens: int, flops: int, *, timed: bool) -> None:
-        """Add a step; one that compiled is not `timed`."""
-        self.step += 1
-        self.tokens += tokens
-        self.flops += flops
-        self.last_loss = None
-        if timed:
-            self.window.tokens += tokens
-            self.window.flops += flops
 
 
 class CheckpointState(Record):
     """The content of state.json; everything else follows from the recipe."""
 
     what: ClassVar[str] = "a checkpoint"
-    counters: Counters
+    counters: Counters = Field(default_factory=Counters)
     depth: PositiveInt
     """Layers of the saved model: before a growth that is due at this step, the smaller number."""
-    seconds: dict[str, NonNegativeFloat]
+    seconds: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """By kind of work."""
-    ledger_bytes: NonNegativeInt
-    """Length of the ledger when this was saved."""
+    ledger_bytes: NonNegativeInt = 0
     sha256: dict[str, str] = Field(default_factory=dict)
     """Checksum of every other file."""
-
-    @classmethod
-    def at_start(cls, depth: int) -> Self:
-        """Of a run that has not begun."""
-        return cls(counters=Counters(), depth=depth, seconds={}, ledger_bytes=0)
 
 
 def checkpoint_name(step: int) -> str:
@@ -93,26 +74,14 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in host memory; names that share a tensor share its copy."""
-    copies: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
-    result = {}
-    for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if key not in copies:
-            copies[key] = tensor.detach().to("cpu", copy=True)
-        result[name] = copies[key]
-    return result
-
-
 class Checkpoints:
     """The checkpoints of one run directory. The run's lock keeps other processes away.
 
-    The last few are kept, as the recipe says, and those at the end of a stage. The folder
-    `tokenizer` is copied into each.
+    The last few are kept, as the recipe says, and those at the end of a stage. `tokenizer`, the
+    files of the corpus's, goes into each.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, tokenizer: Path) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, tokenizer: Mapping[str, bytes]) -> None:
         self.folder = folder
         self._recipe = recipe
         self._tokenizer = tokenizer
@@ -124,14 +93,15 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-????????") if path.is_dir())
 
     def newest(self, say: Callable[[str], None]) -> CheckpointState | None:
-        """The state of the newest checkpoint that is whole; None if there is no checkpoint.
+        """The state of the newest checkpoint that is whole; None if there is none at all.
 
         Removes what a killed process left half-written. A damaged checkpoint is renamed to
         `….damaged`, so that the run can save at its step again; `say` is told.
 
         Raises:
-            UserError: there are checkpoints, and every one is damaged.
+            UserError: every checkpoint is damaged.
         """
+        self.folder.mkdir(exist_ok=True)
         for partial in self.folder.glob("step-*.partial"):
             shutil.rmtree(partial)
         problems: dict[Path, str] = {}
@@ -168,15 +138,16 @@ class Checkpoints:
         weights: dict[str, Tensor],
         optimizer_state: dict[str, Tensor],
     ) -> None:
-        """Write one checkpoint from snapshots of the tensors, and remove old ones after it.
-
-        Checksums are added to the state; of the model the config is saved.
-        """
+        """Write one checkpoint from copies of the tensors, and remove old ones after it."""
         place = self.folder / checkpoint_name(state.counters.step)
-        longest = self._recipe.longest_sequence
-        with writing(f"saving {place}"), new_folder(place) as folder:
+        # Without its parents: a run's folder that was removed must not come back.
+        with writing(f"saving {place}"), new_folder(place, parents=False) as folder:
             save_model(
-                model, folder, tokenizer=self._tokenizer, sequence_length=longest, weights=weights
+                model,
+                folder,
+                tokenizer=self._tokenizer,
+                sequence_length=self._recipe.longest_sequence,
+                weights=weights,
             )
             save_file(optimizer_state, folder / OPTIMIZER)
             (folder / OPTIMIZER).chmod((folder / "config.json").stat().st_mode)
@@ -189,26 +160,22 @@ class Checkpoints:
                 shutil.rmtree(path.rename(path.with_name(path.name + ".partial")))
 
     def save_on_thread(self, *arguments: Any) -> None:  # noqa: ANN401 (those of `save`)
-        """`save` while the caller goes on; its error comes out at the next call of a method."""
+        """`save` while the caller goes on; its error comes out of `wait`."""
         self._running = self._thread.submit(self.save, *arguments)
 
-    def poll(self) -> None:
-        """Raise what the writing thread raised, if it has ended; does not wait."""
-        if self._running is not None and self._running.done():
-            self.wait()
+    def wait(self, *, if_done: bool = False) -> None:
+        """Wait for the checkpoint that is being written, and raise what that raised.
 
-    def wait(self) -> None:
-        """Wait for the checkpoint that is being written, and raise what that raised."""
-        if self._running is not None:
+        With `if_done`, return at once if it is still being written.
+        """
+        if self._running is not None and (self._running.done() or not if_done):
             running, self._running = self._running, None
             running.result()
 
     def close(self) -> None:
         """Wait, and end the thread."""
-        try:
+        with self._thread:
             self.wait()
-        finally:
-            self._thread.shutdown()
 
 
 def read_checkpoint(folder: Path) -> CheckpointState:

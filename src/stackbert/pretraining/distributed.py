@@ -1,7 +1,6 @@
 """Several processes that train together: torch.distributed under torchrun, with DDP or FSDP2.
 
-Both engines take the mean of the processes' gradients; ours are shares of one sum, so each process
-multiplies its loss by their number. Plain values travel as JSON: nothing is pickled.
+Plain values travel as JSON: nothing is pickled.
 """
 
 import contextlib
@@ -9,7 +8,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import torch.distributed.tensor
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,7 +46,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    _cpu_group: Any = field(default=None, repr=False)
+    cpu_group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -64,51 +63,44 @@ class World:
         """The largest of all processes' values."""
         box = torch.tensor([value])
         if self.size > 1:
-            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._cpu_group)
+            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.cpu_group)
         return int(box)
 
-    def all_pass(self, check: Callable[[], None]) -> None:
-        """Call `check` on every rank. If it raises on some, the lowest of them raises its error,
-        and all others `OtherRankError`."""
-        error: StackBertError | None = None
+    def all_pass(self, check: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """What `check` returns, called on every rank. If it raises on some, the lowest of them
+        raises its error, and all others `OtherRankError`."""
+        result, error, mine = None, None, 0
         try:
-            check()
+            result = check()
         except StackBertError as raised:
-            error = raised
-        mine = 0 if error is None else (self.size - self.rank) * 256 + error.exit_code
+            error, mine = raised, (self.size - self.rank) * 256 + raised.exit_code
         first = self.all_reduce_max(mine)
         if error is not None and mine == first:
             raise error
         if first:
             raise OtherRankError(first % 256)
+        return result
 
     def broadcast_object(self, make: Callable[[], Any], kind: Any = Any) -> Any:  # noqa: ANN401
         """What `make` returns on rank 0, a value of a type that pydantic writes as JSON, on every
         rank. An error of `make` is raised on rank 0; the others raise `OtherRankError`."""
         if self.size == 1:
             return make()
-        made: list[Any] = []
-        self.all_pass(lambda: made.append(make()) if self.is_main else None)
         adapter = TypeAdapter(kind)
-        text = bytearray(adapter.dump_json(made[0]) if self.is_main else b"")
-        length = self.all_reduce_max(len(text))
-        data = torch.frombuffer(text or bytearray(length), dtype=torch.uint8)
-        dist.broadcast(data, src=0, group=self._cpu_group)
-        return adapter.validate_json(data.numpy().tobytes())
+        made = self.all_pass(lambda: adapter.dump_json(make()) if self.is_main else b"")
+        text = bytearray(made).ljust(self.all_reduce_max(len(made)))
+        data = torch.frombuffer(text, dtype=torch.uint8)
+        dist.broadcast(data, src=0, group=self.cpu_group)
+        return adapter.validate_json(text)
 
     def broadcast(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors, in host memory, that `make` returns on rank 0, by name on every rank."""
-        tensors: dict[str, Tensor] = {}
-
-        def layout() -> dict[str, tuple[list[int], str]]:
-            tensors.update(make())
-            return {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
-
-        for name, (shape, dtype) in self.broadcast_object(layout).items():
-            if not self.is_main:
-                tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype[len("torch.") :]))
-            if self.size > 1:
-                dist.broadcast(tensors[name], src=0, group=self._cpu_group)
+        tensors: dict[str, Tensor] = self.all_pass(lambda: make() if self.is_main else {})
+        if self.size > 1:
+            layout = {name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()}
+            for name, (shape, dtype) in self.broadcast_object(lambda: layout).items():
+                empty = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+                dist.broadcast(tensors.setdefault(name, empty), src=0, group=self.cpu_group)
         return tensors
 
 
@@ -117,7 +109,7 @@ SINGLE = World()
 
 def is_main_process() -> bool:
     """Whether this is rank 0 of torchrun's processes; true of a process alone."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -142,8 +134,7 @@ def init_distributed() -> Iterator[World]:
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=10))
-        # What rank 0 does alone, such as measuring micro-batches, takes minutes. A process that
-        # died is noticed at once.
+        # What rank 0 does alone, such as measuring micro-batches, takes minutes.
         yield World(rank, size, dist.new_group(backend="gloo", timeout=timedelta(hours=2)))
     except (RunError, Interrupted) as error:
         if rank == 0:
@@ -185,9 +176,7 @@ class _Losses(nn.Module):
     def forward(self, batch: Batch, kernels: Kernels) -> Tensor:
         sums = loss_sums(self.model, batch, kernels)
         pair = sums.next_sentence
-        return torch.stack(
-            [sums.masked_lm, torch.zeros_like(sums.masked_lm) if pair is None else pair]
-        )
+        return torch.stack([sums.masked_lm, sums.masked_lm.new_zeros(()) if pair is None else pair])
 
 
 class ParallelModel:
@@ -225,6 +214,12 @@ class ParallelModel:
             self._losses.set_requires_gradient_sync(now)
         with self._losses.no_sync() if self._is_copied and not now else contextlib.nullcontext():
             yield
+
+    def reshard(self) -> None:
+        """Drop what FSDP has gathered for an evaluation, so that parameters are shards again."""
+        for module in self._losses.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's state_dict, every tensor whole; a collective call."""

@@ -20,20 +20,17 @@ WORK = (
     *("training", "input", "compilation", "evaluation"),
     *("checkpoint", "growth", "start-up", "tuning"),
 )
-"""The kinds of work timed apart. Together they are the wall time of a run from when its folder is
-opened to its last checkpoint. Input is waiting for batches; a step that compiles counts as
-compilation as a whole; start-up is what comes before the first step or evaluation in every process
-of the run, without tuning."""
+"""The kinds of work timed apart; together the wall time from the opening of a run's folder to its
+last checkpoint. Input is waiting for batches; a step that compiles is compilation as a whole."""
 _COLUMNS = ("kind", "step", "depth", "tokens", "flops", "seconds", "loss", "loss_after", "wall")
 """Columns that a table of the ledger has whatever was written so far."""
-_TEXTS = ["kind", "operator", "optimizer_state", "wall", "rows"]
 
 
 class Ledger:
     """Appends lines to metrics.jsonl; every line goes to the operating system at once.
 
-    What lies behind `keep_bytes` is dropped: a resumed run does the steps after its checkpoint
-    again, and writes their lines again. A file that is shorter is refused.
+    What lies behind `keep_bytes` is dropped, as a resumed run does the steps after its checkpoint
+    again.
     """
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
@@ -89,9 +86,8 @@ class Ledger:
 def read_ledger(run: str | Path) -> pd.DataFrame:
     """A run's ledger, one row a line; what a line does not have is NaN.
 
-    Returns:
-        Column `kind` is step, evaluation, growth, time, end or skipped. A last line that a crash
-        cut off is left out.
+    Column `kind` is step, evaluation, growth, time, end or skipped. A last line that a crash cut
+    off is left out.
 
     Raises:
         UserError: there is no ledger, or a line in it is damaged.
@@ -107,11 +103,12 @@ def read_ledger(run: str | Path) -> pd.DataFrame:
             rows.append({"kind": row["kind"], **row})
     with contextlib.suppress(ValueError):
         rows.append(json.loads(rest))
-    columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
+    columns = dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])
+    texts = ["kind", "operator", "optimizer_state", "wall", "layers", "warning"]
     with reading(path):
-        table = pd.DataFrame(rows, columns=columns)
-        for name in table.columns.difference(_TEXTS):
-            table[name] = pd.to_numeric(table[name])
+        table = pd.DataFrame(rows, columns=list(columns))
+        numbers = table.columns.difference(texts)
+        table[numbers] = table[numbers].apply(pd.to_numeric)
     return table
 
 
@@ -132,19 +129,17 @@ def stage_table(run: str | Path) -> pd.DataFrame:
         evaluations = ledger[ledger.kind == "evaluation"].drop_duplicates("step", keep="last")
         ends = evaluations.set_index("step").reindex(record.recipe.boundaries).dropna(how="all")
         spent = ends[["tokens", "flops", "seconds"]].diff()[1:]
-        stages = record.recipe.stages[: len(spent)]
         grown = ledger[ledger.kind == "growth"].set_index("step").loss_after
+        stages = record.recipe.stages[: len(spent)]
         table = pd.DataFrame(
-            {
-                "depth": [stage.depth for stage in stages],
-                "steps": [stage.steps for stage in stages],
-                "tokens": spent.tokens.astype(int).array,
-                "flops": spent.flops.array,
-                "seconds": spent.seconds.array,
-                "mfu": (spent.flops / spent.seconds / rate).array,
-                "loss_grown": grown.reindex(ends.index[:-1]).array,
-                "loss": ends.loss[1:].array,
-            }
+            {"depth": [s.depth for s in stages], "steps": [s.steps for s in stages]}
+        ).assign(
+            tokens=spent.tokens.astype(int).array,
+            flops=spent.flops.array,
+            seconds=spent.seconds.array,
+            mfu=(spent.flops / spent.seconds / rate).array,
+            loss_grown=grown.reindex(ends.index[:-1]).array,
+            loss=ends.loss[1:].array,
         )
     if table.empty:
         raise UserError(f"{run} has no finished stage yet.")
@@ -170,10 +165,9 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def measuring(self, kind: str, *, on_device: bool = True) -> Iterator[None]:
-        """Add the time of this block to `kind`, one of `WORK`.
+        """Add the time of this block, and of the work that it gives the device, to `kind`.
 
-        The device's outstanding work counts to the kind that gave it. `on_device` is False where
-        nothing is asked of the device and waiting for it would hold it up.
+        `on_device` is False where it gives none and waiting for the device would hold it up.
         """
         self._lap(on_device)
         self._kinds.append(kind)

@@ -9,35 +9,32 @@ import copy
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stackbert.batches.batches import Batch, BatchPlan
+import torch
+from torch import Tensor
+
+from stackbert.batches.batches import Batch, training_plan, validation_batch
+from stackbert.corpus.store import Corpus
 from stackbert.errors import Interrupted, RunError, StackBertError
 from stackbert.pretraining.autotune import evaluation_interval
-from stackbert.pretraining.checkpoints import (
-    Checkpoints,
-    CheckpointState,
-    Counters,
-    Window,
-    snapshot,
-)
+from stackbert.pretraining.checkpoints import Checkpoints, CheckpointState, Counters, Window
 from stackbert.pretraining.distributed import World
+from stackbert.pretraining.layers import layer_warning
 from stackbert.pretraining.ledger import Ledger, Stopwatch
-from stackbert.pretraining.schedule import learning_rate_factor
+from stackbert.pretraining.record import RunRecord
+from stackbert.pretraining.schedule import averaged_before, learning_rate_factor
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import Tracker
-from stackbert.pretraining.trainer import StepResult, Trainer
+from stackbert.pretraining.trainer import Trainer, stage_flops
 from stackbert.progress import Progress
-from stackbert.recipe import Recipe
 
 _AHEAD = {"cpu": 0, "cuda": 3}
 """Batches made ahead. On a CPU the thread would only take cores from the step."""
-_AFTER_GROWTH = 500
-"""Steps for which a growth counts among the likely causes of a loss that is not finite."""
 
 
 @dataclass
@@ -45,22 +42,33 @@ class Run:
     """A run in progress, in one process."""
 
     folder: Path
-    recipe: Recipe
-    plan: BatchPlan
-    validation: Batch
+    record: RunRecord
+    corpus: Corpus
     trainer: Trainer
     counters: Counters
     checkpoints: Checkpoints
-    ledger: Ledger | None
-    """None on every rank but the main one."""
     watch: Stopwatch
-    trackers: list[Tracker]
     progress: Progress
-    matrix_rate: float
-    """FLOP/s of all processes together: what MFU is a share of."""
     world: World
-    unread: list[tuple[int, StepResult]] = field(default_factory=list)
-    """Steps, by their numbers, whose losses are still on the device."""
+    ledger: Ledger | None = None
+    """None on every rank but the main one."""
+    trackers: Sequence[Tracker] = ()
+
+    def __post_init__(self) -> None:
+        self.recipe = self.record.recipe
+        self.validation = validation_batch(self.recipe, self.corpus)
+        self.unread: list[tuple[int, Tensor]] = []
+        """Steps, by their numbers, whose losses are still on the device."""
+        self.warned = False
+
+    def close(self) -> None:
+        """Finish the checkpoint that is being written; close the ledger and the trackers."""
+        with contextlib.ExitStack() as stack:
+            for tracker in self.trackers:
+                stack.callback(tracker.close)
+            if self.ledger is not None:
+                stack.callback(self.ledger.close)
+            stack.callback(self.checkpoints.close)
 
     @property
     def stage(self) -> int:
@@ -85,16 +93,6 @@ class Run:
             "seconds": self.watch.read("training"),
         }
 
-    def close(self) -> None:
-        """Finish the checkpoint that is being written; close the ledger and the trackers."""
-        try:
-            self.checkpoints.close()
-        finally:
-            if self.ledger is not None:
-                self.ledger.close()
-            for tracker in self.trackers:
-                tracker.close()
-
 
 def train(run: Run, stop: StopRequest) -> None:
     """Train from wherever the counters stand to the recipe's last step.
@@ -106,13 +104,15 @@ def train(run: Run, stop: StopRequest) -> None:
     recipe, trainer, at, watch, world = run.recipe, run.trainer, run.counters, run.watch, run.world
     every_steps = recipe.checkpoint.every_steps or recipe.total_steps
     every_minutes = recipe.checkpoint.every_minutes or math.inf
+    flops = stage_flops(recipe, run.corpus)
     saved = time.monotonic()
     with watch.measuring("training"):
         if at.step == 0 and at.last_loss is None:
             _evaluate(run)
         batches = _batches(run)
         while at.step < recipe.total_steps:
-            stage = recipe.stage(recipe.stage_index(at.step))
+            index = recipe.stage_index(at.step)
+            stage = recipe.stage(index)
             if trainer.depth != stage.depth:
                 _grow(run, stage.depth)
 
@@ -125,14 +125,20 @@ def train(run: Run, stop: StopRequest) -> None:
                 result = trainer.step(at.step, batch, learning_rate_factor(recipe, at.step))
             run.unread.append((at.step, result))
             if trainer.device.type == "cpu" or recipe.skip_bad_steps:
-                _read_losses(run, batch)  # on a CPU the step has ended, so this costs nothing
-            tokens, flops = batch.input_ids_BS.numel() * world.size, trainer.flops(batch)
-            at.count(tokens, flops, timed=not compiles)
+                _read_losses(run)  # on a CPU the step has ended, so this costs nothing
+            tokens = batch.input_ids_BS.numel() * world.size
+            at.step, at.last_loss = at.step + 1, None
+            for each in (at,) if compiles else (at, at.window):  # compiling is no training time
+                each.tokens += tokens
+                each.flops += flops[index]
+
+            before = averaged_before(recipe, at.step)
+            if before is not None:
+                trainer.average(before)
 
             ends_stage = at.step in recipe.boundaries
             if ends_stage or at.step % recipe.log_every == 0:
                 _log(run, result)
-
             if ends_stage or at.step % evaluation_interval(recipe) == 0:
                 _evaluate(run)
             if ends_stage:
@@ -147,7 +153,7 @@ def train(run: Run, stop: StopRequest) -> None:
             if ends_stage or signal or due:
                 _save(run)
                 saved = time.monotonic()
-            run.checkpoints.poll()
+            run.checkpoints.wait(if_done=True)
             if signal and at.step < recipe.total_steps:
                 break
         with watch.measuring("checkpoint"):
@@ -163,18 +169,14 @@ def train(run: Run, stop: StopRequest) -> None:
 
 def _batches(run: Run) -> Iterator[Batch]:
     """This rank's batches of the steps to come, made ahead on a thread of their own."""
-
-    def make(step: int) -> Batch:
-        return run.plan.batch(step, run.world.rank, run.world.size)
-
-    steps, ahead = range(run.counters.step, run.recipe.total_steps), _AHEAD[run.trainer.device.type]
-    if not ahead:
-        yield from map(make, steps)
-        return
+    plan, ahead = training_plan(run.recipe, run.corpus), _AHEAD[run.trainer.device.type]
     ready: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        for step in steps:
-            ready.append(thread.submit(make, step))
+        for step in range(run.counters.step, run.recipe.total_steps):
+            if not ahead:
+                yield plan.batch(step, run.world.rank, run.world.size)
+                continue
+            ready.append(thread.submit(plan.batch, step, run.world.rank, run.world.size))
             if len(ready) > ahead:
                 yield ready.popleft().result()
         while ready:
@@ -185,22 +187,15 @@ def _grow(run: Run, depth: int) -> None:
     at, trainer, growth = run.counters, run.trainer, run.recipe.growth
     source, before = trainer.depth, at.last_loss
     with run.watch.measuring("growth"):
-        trainer.grow(depth, growth, at.step)
+        trainer.grow(depth, at.step)
     with run.watch.measuring("evaluation"):
-        after = trainer.evaluate(run.validation).loss
-    run.write(
-        "growth",
-        step=at.step,
-        stage=run.recipe.stage_index(at.step),
-        operator=growth.rule.name,
-        optimizer_state=growth.optimizer_state,
-        source_depth=source,
-        target_depth=depth,
-        loss_before=before,
-        loss_after=after,
-        seconds=run.watch.read("training"),
-        growth_seconds=run.watch.seconds["growth"],
-    )
+        after = sum(trainer.evaluate(run.validation))
+    place = {"step": at.step, "stage": run.recipe.stage_index(at.step)}
+    how = {"operator": growth.rule.name, "optimizer_state": growth.optimizer_state}
+    change: dict[str, Any] = {"source_depth": source, "target_depth": depth}
+    change |= {"loss_before": before, "loss_after": after}
+    seconds, spent = run.watch.read("training"), run.watch.seconds["growth"]
+    run.write("growth", **place, **how, **change, seconds=seconds, growth_seconds=spent)
     was = "" if before is None else f" from {before:.3f}"
     run.progress.say(
         f"step {at.step:,}: grown {source} → {depth} layers by {growth.rule.name}; validation "
@@ -208,36 +203,30 @@ def _grow(run: Run, depth: int) -> None:
     )
 
 
-def _read_losses(run: Run, batch: Batch | None = None) -> None:
-    """Add the losses of the steps since the last reading to the window.
-
-    `batch` is that of the last step, if a bad result has left the weights as they were.
-    """
+def _read_losses(run: Run) -> None:
+    """Add the losses of the steps since the last reading to the window."""
     at, window, allowed = run.counters, run.counters.window, run.recipe.skip_bad_steps
     for number, result in run.unread:
-        if result.finite:
+        masked_lm, pair, norm = result.tolist()
+        if math.isfinite(masked_lm + pair + norm):
             window.steps += 1
-            window.masked_lm += result.losses.masked_lm
-            window.next_sentence += result.losses.next_sentence or 0.0
+            window.masked_lm += masked_lm
+            window.next_sentence += pair
             continue
-        rows = "" if batch is None else run.trainer.blame(batch)
-        clause = f" ({rows})" if rows else ""
         stage = run.recipe.stage_index(number)
         if at.skipped >= allowed:
-            raise _not_finite(run, "loss", number, stage, clause)
+            raise _not_finite(run, "loss", number, stage)
         at.skipped += 1
-        place = {"step": number, "stage": stage, "depth": run.trainer.depth}
-        numbers = {"loss": result.losses.loss, "gradient_norm": result.gradient_norm}
-        run.write("skipped", **place, **numbers, rows=rows)
+        run.write("skipped", step=number, stage=stage, depth=run.trainer.depth)
         run.progress.say(
-            f"step {number:,} was skipped: its loss or gradient is not finite{clause}; "
-            f"{at.skipped} of at most {allowed}"
+            f"step {number:,} was skipped: its loss or gradient is not finite; {at.skipped} of at "
+            f"most {allowed}"
         )
     run.unread.clear()
 
 
-def _log(run: Run, result: StepResult) -> None:
-    """A line of the ledger on the steps since the last."""
+def _log(run: Run, last: Tensor) -> None:
+    """A line of the ledger on the steps since the one before."""
     _read_losses(run)
     at, window, recipe = run.counters, run.counters.window, run.recipe
     line = run.standing()
@@ -250,9 +239,9 @@ def _log(run: Run, result: StepResult) -> None:
         "masked_lm": masked,
         "next_sentence": pair,
         "lr": learning_rate_factor(recipe, at.step - 1) * recipe.optimizer.lr,
-        "gradient_norm": result.gradient_norm,
+        "gradient_norm": float(last[2]),
         "tokens_per_second": window.tokens / seconds,
-        "mfu": window.flops / seconds / run.matrix_rate,
+        "mfu": window.flops / seconds / (run.record.matrix_rate * run.world.size),
     }
     run.write("step", **line)
     run.progress.step(
@@ -265,32 +254,53 @@ def _log(run: Run, result: StepResult) -> None:
 
 
 def _evaluate(run: Run) -> None:
+    """Of the last evaluation the losses are those of the mean weights, where they are asked for."""
     _read_losses(run)
-    at, depth = run.counters, run.trainer.depth
+    at, trainer, recipe = run.counters, run.trainer, run.recipe
+    averaged = at.step == recipe.total_steps and recipe.tail_average > 0
+    line: dict[str, Any] = {}
     with run.watch.measuring("evaluation"):
-        result = run.trainer.evaluate(run.validation)
-    if not math.isfinite(result.loss):
+        if averaged:
+            line["plain_loss"] = sum(trainer.evaluate(run.validation))
+            trainer.swap_average()
+        masked_lm, pair = trainer.evaluate(run.validation)
+        layers = trainer.layers(run.validation) if run.world.is_main else None
+        if averaged:
+            trainer.swap_average()
+    loss = masked_lm + pair
+    if not math.isfinite(loss):
         raise _not_finite(run, "validation loss", at.step, run.stage)
-    at.last_loss = result.loss
-    losses = {"masked_lm": result.masked_lm, "next_sentence": result.next_sentence}
-    run.write("evaluation", **run.standing(), loss=result.loss, **losses)
-    run.progress.say(f"step {at.step:,}: validation loss {result.loss:.3f} (depth {depth})")
+    at.last_loss = loss
+    warning = layer_warning(layers) if layers else ""
+    line |= {"loss": loss, "masked_lm": masked_lm, "layers": layers, "warning": warning or None}
+    line["next_sentence"] = pair if recipe.objective.next_sentence else None
+    run.write("evaluation", **run.standing(), **line)
+    mean = " of the mean weights" if averaged else ""
+    depth = f"depth {trainer.depth}"
+    run.progress.say(f"step {at.step:,}: validation loss{mean} {loss:.3f} ({depth})")
+    if warning and not run.warned:
+        run.progress.say(f"step {at.step:,}: {warning}")
+        run.warned = True
 
 
 def _save(run: Run) -> None:
     _read_losses(run)
     trainer = run.trainer
-    if not trainer.finite:  # a checkpoint must be worth resuming from
-        raise _not_finite(run, "model", run.counters.step, run.stage)
     with run.watch.measuring("checkpoint"):
         run.checkpoints.wait()
         weights, optimizer = trainer.parallel.full_weights(), trainer.full_optimizer_state()
+        # A checkpoint must be worth resuming from.
+        if not torch.stack([tensor.isfinite().all() for tensor in weights.values()]).all():
+            raise _not_finite(run, "model", run.counters.step, run.stage)
         if run.ledger is None:
             return
-        weights = snapshot(weights)
-        tensors = snapshot(
-            {f"{name}|{key}": t for name, held in optimizer.items() for key, t in held.items()}
-        )
+        copies = {id(t): t.to("cpu", copy=True) for t in weights.values()}  # tied ones are one
+        weights = {name: copies[id(tensor)] for name, tensor in weights.items()}
+        tensors = {
+            f"{name}|{key}": tensor.to("cpu", copy=True)
+            for name, held in optimizer.items()
+            for key, tensor in held.items()
+        }
         run.watch.read("checkpoint")  # so that the state has the time of these copies
         run.ledger.sync()
         state = CheckpointState(
@@ -302,20 +312,15 @@ def _save(run: Run) -> None:
         run.checkpoints.save_on_thread(state, trainer.model, weights, tensors)
 
 
-def _not_finite(run: Run, what: str, step: int, stage: int, where: str = "") -> RunError:
+def _not_finite(run: Run, what: str, step: int, stage: int) -> RunError:
     with contextlib.suppress(StackBertError):
         run.checkpoints.wait()  # so that the last checkpoint is the last
-    kept, recipe = run.checkpoints.paths(), run.recipe
-    causes = "a learning rate too high for this model (optimizer.lr, optimizer.muon_lr)"
-    if step < recipe.schedule.warmup_steps * 2:
-        causes += ", a warm-up too short (schedule.warmup_steps)"
-    if any(0 <= step - grown < _AFTER_GROWTH for grown in recipe.growth_steps):
-        causes += ", the jump after a growth (schedule.rewarmup_steps)"
-    if recipe.optimizer.clip_norm is None:
-        causes += ", gradients that are not clipped (optimizer.clip_norm)"
+    kept = run.checkpoints.paths()
     last = f"The last checkpoint is {kept[-1]}. " if kept else "No checkpoint was due yet. "
     return RunError(
         f"The {what} is not finite at step {step:,} (stage {stage + 1}, depth "
-        f"{recipe.stages[stage].depth}){where}, so the run was stopped. {last}Likely causes: "
-        f"{causes}. Change one and start a new run."
+        f"{run.trainer.depth}), so the run was stopped. {last}Likely causes: a learning rate too "
+        "high for this model (optimizer.lr, optimizer.muon_lr), a warm-up too short "
+        "(schedule.warmup_steps), the jump after a growth (schedule.rewarmup_steps), gradients "
+        "that are not clipped (optimizer.clip_norm). Change one and start a new run."
     )

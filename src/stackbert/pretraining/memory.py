@@ -1,7 +1,5 @@
-"""How much memory training takes, found by running a step on tensors without storage.
-
-torch's fake tensors go through the real model, loss and optimiser and have shapes only. So nothing
-here repeats what a layer keeps for its backward pass, and every type of model comes out right.
+"""How much memory training takes: a step of the real model, loss and optimiser on fake tensors,
+which have shapes and no storage. So it is right for every type of model.
 """
 
 from typing import TYPE_CHECKING
@@ -40,8 +38,8 @@ def footprint(
         shards: devices that each hold a part of weights, gradients and optimiser state (FSDP).
 
     Returns:
-        (bytes however small the micro-batch, bytes of each row): weights, gradients, optimiser
-        state and what autocast copies; activations (not compiled), logits and their gradient.
+        (bytes however small the micro-batch: weights, gradients, optimiser state, what autocast
+        copies; bytes of each row: activations, not compiled, logits and their gradient).
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and name.endswith("attention.self.dropout"):

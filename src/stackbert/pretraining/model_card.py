@@ -21,15 +21,16 @@ def model_card(
     tags = ["stackbert", "progressive-stacking", recipe.model.type]
     header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
     train, held_out, vocabulary = manifest.train, manifest.validation, manifest.vocabulary
-    sources = "\n".join(
+    sources = [
         f"- {html.escape(source.name.replace('`', ''))}: {source.documents:,} documents, "
         f"{source.bytes:,} bytes"
-        for source in manifest.sources[:20]
-    )
-    if len(manifest.sources) > 20:
-        sources += f"\n- … and {len(manifest.sources) - 20:,} more"
+        for source in manifest.sources
+    ]
+    if len(sources) > 20:
+        sources[20:] = [f"- … and {len(sources) - 20:,} more"]
     # Indented as a whole, which no text of the user's can end as it could end a fence.
     yaml = textwrap.indent(recipe.to_yaml().strip(), "    ")
+    newline = "\n"
     return f"""---
 {header.to_yaml()}
 ---
@@ -59,7 +60,7 @@ Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
 {held_out.documents:,} held out; {manifest.duplicate_documents:,} exact duplicates dropped.
 Vocabulary: {vocabulary.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
 
-{sources}
+{newline.join(sources)}
 
 ## Recipe
 
@@ -70,12 +71,14 @@ Vocabulary: {vocabulary.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest
 def _training(recipe: Recipe, stages: pd.DataFrame | None) -> str:
     if stages is None:
         return "The ledger of the run, with its losses, is damaged."
-    lines = ["| depth | steps | tokens | seconds | validation loss after growth | at the end |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [
+        "| depth | steps | tokens | seconds | validation loss after growth | at the end |",
+        "|---|---|---|---|---|---|",
+    ]
     for s in stages.itertuples():
         grown = "" if pd.isna(s.loss_grown) else f"{s.loss_grown:.3f}"
-        cells = (s.depth, f"{s.steps:,}", f"{s.tokens:,}", f"{s.seconds:,.0f}", grown)
-        lines.append(" | ".join(("", *map(str, cells), f"{s.loss:.3f}", "")).strip())
+        spent = f"{s.depth} | {s.steps:,} | {s.tokens:,} | {s.seconds:,.0f}"
+        lines.append(f"| {spent} | {grown} | {s.loss:.3f} |")
     pairs = ", plus next sentence" if recipe.objective.next_sentence else ""
     return "\n".join(lines) + (
         f"\n\nFinal validation loss: {stages.loss.iloc[-1]:.3f} nats (masked LM at a mask rate of "

@@ -13,10 +13,8 @@ from stackbert.files import Record, write_text
 from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields, load_recipe
 
-RUN = "run.json"
-RECIPE = "recipe.yaml"
-CHECKPOINTS = "checkpoints"
-MODEL = "model"
+RUN, RECIPE = "run.json", "recipe.yaml"
+CHECKPOINTS, MODEL = "checkpoints", "model"
 
 
 class Request(BaseModel):
@@ -25,7 +23,7 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: Recipe
-    """As loaded: precision may be "auto", the steps are those before scaling."""
+    """As loaded: "auto" is open still, the steps are those before scaling."""
     budget: str | None
     steps: int | None
     corpus: str
@@ -62,34 +60,36 @@ def write_run(folder: Path, record: RunRecord) -> None:
     write_text(folder / RECIPE, record.recipe.to_yaml())
 
 
-def check_new(folder: Path) -> None:
-    """Refuse to start a run in a folder that holds other files."""
-    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if foreign:
-        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
+    """The record of the run in a folder, if it is the one asked for; None if the folder is empty.
+
+    Raises:
+        UserError: the folder holds other files, or a run of another recipe, budget or corpus (every
+            difference is named), or any run where `resume` is "never".
+    """
+    if not is_run(folder):
+        held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if held:
+            raise UserError(
+                f"{folder} is not empty and not a run directory (it holds {', '.join(held[:3])}"
+                f"{', …' if len(held) > 3 else ''}). Choose a new folder for --out."
+            )
+        return None
+    if resume == "never":
         raise UserError(
-            f"{folder} is not empty and not a run directory (it holds {shown}). Choose a new "
-            "folder for --out."
+            f"{folder} holds a run already. Resume it (--resume auto) or choose a new folder."
         )
-
-
-def check_same(folder: Path, record: RunRecord, asked: Request) -> None:
-    """Refuse to resume a run with another recipe, budget or corpus; every difference is named."""
+    record = read_run(folder)
     then = record.request
     differences = differing_fields(then.recipe, asked.recipe)
-    for name in ("budget", "steps"):
+    for name in ("budget", "steps", "corpus"):
         there, here = getattr(then, name), getattr(asked, name)
         if there != here:
             differences.append(f"--{name} ({there or 'none'} there, {here or 'none'} here)")
     if differences:
         raise UserError(
-            f"{folder} holds a run of another recipe. It differs in: {'; '.join(differences)}. "
-            "Resume with the same recipe and options, or choose a new folder for --out."
-        )
-    if then.corpus != asked.corpus:
-        raise UserError(
-            f"{folder} was trained on another corpus (fingerprint {then.corpus}, this one has "
-            f"{asked.corpus}). Resume with the same corpus, or choose a new folder for --out."
+            f"{folder} holds another run. It differs in: {'; '.join(differences)}. Resume with the "
+            "same recipe, corpus and options, or choose a new folder for --out."
         )
     copy = folder / RECIPE
     if not copy.exists():  # killed right after run.json was written
@@ -99,3 +99,4 @@ def check_same(folder: Path, record: RunRecord, asked: Request) -> None:
             f"{copy} was changed after the run had started: {'; '.join(changed)}. Put it back; to "
             "train another recipe, start a new run in another folder."
         )
+    return record

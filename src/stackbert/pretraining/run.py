@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
-from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
@@ -20,11 +18,10 @@ from stackbert.machine import (
     keep_memory,
     pick_device,
     synchronise,
-    working_precision,
 )
 from stackbert.model import model_class
 from stackbert.model_files import read_config, save_model
-from stackbert.pretraining.autotune import Tuned, autotune, measure, scaled_to
+from stackbert.pretraining.autotune import autotune, measure, scaled_to
 from stackbert.pretraining.checkpoints import Checkpoints, CheckpointState, checkpoint_name
 from stackbert.pretraining.distributed import World, init_distributed
 from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger, stage_table
@@ -36,14 +33,13 @@ from stackbert.pretraining.record import (
     MODEL,
     Request,
     RunRecord,
-    check_new,
-    check_same,
+    find_run,
     is_run,
     read_run,
     write_run,
 )
 from stackbert.pretraining.signals import StopRequest
-from stackbert.pretraining.tracking import TRACKERS, open_trackers
+from stackbert.pretraining.tracking import TRACKERS, open_tracker
 from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
@@ -64,7 +60,7 @@ class RunResult:
     model_folder: Path
     """The final model as a Hugging Face checkpoint."""
     stages: Frame
-    """What each stage cost and brought, as `stage_table` gives it."""
+    """`stage_table`: what each stage cost and brought."""
     loss: float
     """The last validation loss, in nats."""
     wall: dict[str, float]
@@ -75,12 +71,6 @@ class RunResult:
         """Seconds of training."""
         return float(self.stages.seconds.sum())
 
-    @property
-    def scratch_seconds(self) -> float:
-        """What as many steps at the last stage's speed would have taken: the deep model alone."""
-        last = self.stages.iloc[-1]
-        return float(self.stages.steps.sum() * last.seconds / last.steps)
-
     def table(self) -> str:
         """The stages as text, and where the time went in a sentence or two."""
         shown = self.stages.drop(columns="flops")
@@ -90,10 +80,11 @@ class RunResult:
         formats = dict(zip(shown.columns, forms, strict=True))
         lines = [table_text(shown, f"Stages of {self.folder}", formats)]
         if len(self.stages) > 1:
+            last = self.stages.iloc[-1]
+            deep = self.stages.steps.sum() * last.seconds / last.steps
             lines.append(
-                f"{self.seconds:,.0f} s of training; as many steps at depth "
-                f"{self.stages.depth.iloc[-1]} from the start would have taken "
-                f"{self.scratch_seconds:,.0f} s ({self.seconds / self.scratch_seconds:.0%})."
+                f"{self.seconds:,.0f} s of training; as many steps at depth {last.depth:.0f} from "
+                f"the start would have taken {deep:,.0f} s ({self.seconds / deep:.0%})."
             )
         total = sum(self.wall.values())
         shares = sorted(self.wall.items(), key=lambda item: -item[1])
@@ -114,9 +105,8 @@ def pretrain(
 ) -> RunResult:
     """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
 
-    Every step is a function of the recipe, the corpus and the step's number. A run that was killed
-    and is called again ends with the same weights: to the last bit on the same CPU, up to rounding
-    on a GPU, whose fused attention adds up in no fixed order.
+    A run that was killed and is called again ends with the same weights: to the last bit on the
+    same CPU, up to rounding on a GPU, whose fused attention adds up in no fixed order.
 
     Args:
         recipe: from `load_recipe`.
@@ -142,8 +132,7 @@ def pretrain(
     """
     if budget is not None and steps is not None:
         raise UserError("Give a budget or a number of steps, not both.")
-    if budget is not None:
-        parse_duration(budget)
+    seconds = None if budget is None else parse_duration(budget)
     for name in set(track) - set(TRACKERS):
         raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
     corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
@@ -162,20 +151,47 @@ def pretrain(
         device = pick_device()
         watch = Stopwatch(lambda: synchronise(device))
         with watch.measuring("start-up"):
-            record = world.broadcast_object(lambda: _find(folder, asked, resume), RunRecord | None)
+            # Only rank 0 looks into the run directory, which may be on its machine alone.
+            record = world.broadcast_object(
+                lambda: find_run(folder, asked, resume), RunRecord | None
+            )
             if world.broadcast_object((folder / MODEL).exists):
                 progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
                 return _result(folder, world)
             fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
-            world.all_pass(lambda: _check(recipe, corpus, fingerprint, world))
+            tokenizer = world.all_pass(lambda: _check(recipe, corpus, fingerprint, world))
             if record is None:
                 with watch.measuring("tuning"):
-                    record = _tune(asked, corpus, device, progress, world)
+                    record = _new_record(asked, corpus, seconds, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
+
+        recipe = record.recipe
         with progress, StopRequest() as stop:
             with watch.measuring("start-up"):
-                run = _open(folder, record, corpus, device, track, progress, watch, world)
+                checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, tokenizer)
+                state = world.broadcast_object(
+                    lambda: checkpoints.newest(progress.say), CheckpointState | None
+                )
+                if state is None:
+                    state = CheckpointState(depth=recipe.stages[0].depth)
+                    model = recipe_model(recipe, corpus.vocabulary, state.depth, seed=recipe.seed)
+                    moments = NamedState()
+                else:
+                    watch.carry_over(state.seconds)
+                    model, moments = _load(checkpoints, state.counters.step, recipe, world)
+                    done = f"{state.counters.step:,} of {recipe.total_steps:,}"
+                    progress.say(f"resuming at step {done}")
+                trainer = Trainer(model, recipe, device=device, state=moments, world=world)
+                if world.size > 1:
+                    held = "a shard" if trainer.parallel.is_sharded else "a copy"
+                    progress.say(f"{world.size} processes, each with {held} of the model")
+                parts = trainer, state.counters, checkpoints, watch, progress, world
+                run = Run(folder, record, corpus, *parts)
+                if world.is_main:
+                    run.ledger = Ledger(folder / LEDGER, keep_bytes=state.ledger_bytes)
+                    opening = folder, state.counters.step, recipe
+                    run.trackers = [open_tracker(name, *opening) for name in track]
             try:
                 with contextlib.closing(run):
                     train(run, stop)
@@ -183,28 +199,33 @@ def pretrain(
                 if run.ledger is not None:
                     run.ledger.check_place()  # a folder that is gone explains either
                 raise
-        weights = run.trainer.parallel.full_weights()
+        if recipe.tail_average:
+            trainer.swap_average()
+        weights = trainer.parallel.full_weights()
         if world.is_main:
-            _export(run, weights, record, corpus)
+            stages = None
+            with contextlib.suppress(UserError):  # a damaged ledger; said when the model is there
+                stages = stage_table(folder)
+            with new_folder(folder / MODEL) as place:
+                length = recipe.longest_sequence
+                save_model(
+                    trainer.model,
+                    place,
+                    tokenizer=tokenizer,
+                    sequence_length=length,
+                    weights=weights,
+                )
+                card = model_card(recipe, corpus.manifest, stages, record.machine)
+                (place / "README.md").write_text(card, encoding="utf-8")
         return _result(folder, world)
 
 
-def _find(folder: Path, asked: Request, resume: str) -> RunRecord | None:
-    """The record of the run in the folder, if it is the one asked for; None if it is empty."""
-    if not is_run(folder):
-        check_new(folder)
-        return None
-    if resume == "never":
-        raise UserError(
-            f"{folder} holds a run already. Resume it (--resume auto) or choose a new folder."
-        )
-    record = read_run(folder)
-    check_same(folder, record, asked)
-    return record
+def _check(recipe: Recipe, corpus: Corpus, fingerprint: str, world: World) -> dict[str, bytes]:
+    """Refuse rows that the processes cannot share, and a corpus that differs or is damaged.
 
-
-def _check(recipe: Recipe, corpus: Corpus, fingerprint: str, world: World) -> None:
-    """Refuse rows that the processes cannot share, and a corpus that differs or is damaged."""
+    Returns the files of its tokenizer, read before they are checked: what is changed while the run
+    trains reaches no checkpoint.
+    """
     for index in range(len(recipe.stages)):
         rows = recipe.stage(index).sequences
         if rows % world.size:
@@ -217,127 +238,51 @@ def _check(recipe: Recipe, corpus: Corpus, fingerprint: str, world: World) -> No
             f"{corpus.folder} differs between processes (fingerprint {corpus.fingerprint} here, "
             f"{fingerprint} in the first one). Give every process the same corpus."
         )
+    with reading(corpus.tokenizer_folder):
+        tokenizer = {path.name: path.read_bytes() for path in corpus.tokenizer_folder.iterdir()}
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of each machine is enough
         corpus.verify()
+    return tokenizer
 
 
-def _tune(
-    asked: Request, corpus: Corpus, device: torch.device, progress: Progress, world: World
+def _new_record(
+    asked: Request,
+    corpus: Corpus,
+    seconds: float | None,
+    device: torch.device,
+    progress: Progress,
+    world: World,
 ) -> RunRecord:
-    """The record of a new run: the request's recipe with nothing left open."""
-    seconds = None if asked.budget is None else parse_duration(asked.budget)
+    """The request's recipe with nothing left open, over as many steps as fit into a budget."""
     recipe = asked.recipe if asked.steps is None else asked.recipe.scaled(asked.steps)
 
-    def tune() -> Tuned:
+    def tune() -> tuple[Recipe, float]:
         with torch.device("meta"):  # a wrong model field is found before anything is written
             recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
         return autotune(
             recipe,
-            corpus.vocabulary,
-            training_plan(recipe, corpus),
+            corpus,
             device=device,
             seconds=seconds,
             world_size=world.size,
+            say=progress.say,
         )
 
-    tuned = world.broadcast_object(tune, Tuned)
-    for note in tuned.notes:
-        progress.say(note)
-    recipe = tuned.recipe
+    recipe, rate = world.broadcast_object(tune, tuple[Recipe, float])
     if seconds is not None:
-        recipe = _fitted(recipe, seconds, corpus, device, progress, world)
-        progress.say(f"{recipe.total_steps:,} steps fit into {asked.budget}")
+        progress.say("measuring seconds per step at every depth …")
+        timing = measure(recipe, corpus, device=device, world=world)
+        pairs = zip(timing.step, recipe.stages, strict=True)
+        pace = ", ".join(f"{1000 * step:.0f} ms at depth {s.depth}" for step, s in pairs)
+        # Rank 0's clock decides for all.
+        recipe = world.broadcast_object(lambda: scaled_to(recipe, timing, seconds), Recipe)
+        progress.say(f"a step takes {pace}; {recipe.total_steps:,} steps fit into {asked.budget}")
     return RunRecord(
         request=asked,
         recipe=recipe,
         corpus_folder=str(corpus.folder),
         machine=describe(device) | ({"processes": world.size} if world.size > 1 else {}),
-        matrix_rate=tuned.matrix_rate,
-    )
-
-
-def _fitted(
-    recipe: Recipe,
-    seconds: float,
-    corpus: Corpus,
-    device: torch.device,
-    progress: Progress,
-    world: World,
-) -> Recipe:
-    """The recipe over as many steps as fit into a budget, by a step's time at every depth."""
-    progress.say("measuring seconds per step at every depth …")
-    plan = training_plan(recipe, corpus)
-
-    def batch(stage: int, turn: int) -> Batch:
-        step = recipe.boundaries[stage] + min(turn, recipe.stages[stage].steps - 1)
-        return plan.batch(step, world.rank, world.size)
-
-    validation = validation_batch(recipe, corpus)
-    timing = measure(recipe, batch, validation, corpus.vocabulary, device=device, world=world)
-    # Rank 0's clock decides for all.
-    scaled: Recipe = world.broadcast_object(lambda: scaled_to(recipe, timing, seconds), Recipe)
-    pace = ", ".join(
-        f"{1000 * step:.0f} ms at depth {stage.depth}"
-        for step, stage in zip(timing.step, recipe.stages, strict=True)
-    )
-    progress.say(f"a step takes {pace}")
-    return scaled
-
-
-def _open(
-    folder: Path,
-    record: RunRecord,
-    corpus: Corpus,
-    device: torch.device,
-    track: Sequence[str],
-    progress: Progress,
-    watch: Stopwatch,
-    world: World,
-) -> Run:
-    """The run at its newest whole checkpoint, or at its beginning.
-
-    Only rank 0 looks into the run directory, which may be on its machine alone.
-    """
-    recipe = record.recipe
-    checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, corpus.tokenizer_folder)
-    state = world.broadcast_object(lambda: checkpoints.newest(progress.say), CheckpointState | None)
-    if state is None:
-        state, optimizer_state = CheckpointState.at_start(recipe.stages[0].depth), NamedState()
-        model = recipe_model(recipe, corpus.vocabulary, state.depth, seed=recipe.seed)
-    else:
-        watch.carry_over(state.seconds)
-        model, optimizer_state = _load(checkpoints, state.counters.step, recipe, world)
-        progress.say(f"resuming at step {state.counters.step:,} of {recipe.total_steps:,}")
-    trainer = Trainer(
-        model,
-        recipe.optimizer,
-        device=device,
-        precision=working_precision(recipe),
-        micro_batch=recipe.batch.micro_batch,
-        seed=recipe.seed,
-        state=optimizer_state,
-        compile=recipe.compile is True,
-        check_finite=recipe.skip_bad_steps > 0,
-        world=world,
-        engine=recipe.engine,
-    )
-    if world.size > 1:
-        held = "a shard" if trainer.parallel.is_sharded else "a copy"
-        progress.say(f"{world.size} processes share each step, each with {held} of the model")
-    return Run(
-        folder=folder,
-        recipe=recipe,
-        plan=training_plan(recipe, corpus),
-        validation=validation_batch(recipe, corpus),
-        trainer=trainer,
-        counters=state.counters,
-        checkpoints=checkpoints,
-        ledger=Ledger(folder / LEDGER, keep_bytes=state.ledger_bytes) if world.is_main else None,
-        watch=watch,
-        trackers=open_trackers(track, folder, state.counters.step, recipe) if world.is_main else [],
-        progress=progress,
-        matrix_rate=record.matrix_rate * world.size,
-        world=world,
+        matrix_rate=rate,
     )
 
 
@@ -354,7 +299,7 @@ def _load(
         model = kind(config_class.from_dict(config)).train()
     parameters, state = dict(model.named_parameters()), NamedState()
     for flat, tensor in tensors.items():
-        name, _, key = flat.rpartition("|") if "|" in flat else (flat, "", "")
+        name, _, key = flat.partition("|")
         if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
             raise UserError(f"{folder} does not fit its config.json: {flat} has no place in it.")
         if key:
@@ -368,30 +313,12 @@ def _load(
     return model, state
 
 
-def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Corpus) -> None:
-    stages = None
-    with contextlib.suppress(UserError):  # a damaged ledger, which is said when the model is there
-        stages = stage_table(run.folder)
-    with new_folder(run.folder / MODEL) as folder:
-        save_model(
-            run.trainer.model,
-            folder,
-            tokenizer=corpus.tokenizer_folder,
-            sequence_length=run.recipe.longest_sequence,
-            weights=weights,
-        )
-        card = model_card(run.recipe, corpus.manifest, stages, record.machine)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-
-
 def _result(folder: Path, world: World) -> RunResult:
     def read() -> RunResult:
         try:
             stages, ledger = stage_table(folder), read_ledger(folder)
         except UserError as error:
-            raise UserError(
-                f"{error} The model is whole all the same: {folder / MODEL}."
-            ) from error
+            raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
         loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
         return RunResult(folder, folder / MODEL, stages, loss, ledger.wall.dropna().iloc[-1])
 

@@ -18,37 +18,37 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
         factor = (step + 1) / schedule.warmup_steps
     else:
         factor = _after_warmup(schedule, step, recipe.total_steps)
-    grown = bisect.bisect_right(recipe.growth_steps, step)
-    if grown and schedule.rewarmup_steps:
-        since = step - recipe.growth_steps[grown - 1]
-        factor *= min(1.0, (since + 1) / (schedule.rewarmup_steps + 1))
-    return factor
+    since = min((step - grown for grown in recipe.growth_steps if grown <= step), default=math.inf)
+    return factor * min(1.0, (since + 1) / (schedule.rewarmup_steps + 1))
+
+
+def averaged_before(recipe: Recipe, step: int) -> int | None:
+    """How many weights are in the tail's mean before those after `step` updates join it.
+
+    None if these do not: some hundred of the tail do, as every single step would cost time.
+    """
+    total = recipe.total_steps
+    start = max(round((1.0 - recipe.tail_average) * total), *recipe.growth_steps, 0)
+    start = min(start, total - 1)
+    every = max(1, (total - start) // 100)
+    if not recipe.tail_average or step <= start or (total - step) % every:
+        return None
+    return (step - start - 1) // every
 
 
 def _after_warmup(schedule: ScheduleSpec, step: int, total: int) -> float:
-    final = schedule.final_fraction
+    final, start = schedule.final_fraction, schedule.warmup_steps
     if schedule.name == "constant":
         return 1.0
     if schedule.name == "piecewise":
-        return _piecewise(schedule.points, step)
+        around = [(-1, schedule.points[0][1]), *schedule.points, (math.inf, schedule.points[-1][1])]
+        after = bisect.bisect_right(schedule.points, step, key=lambda point: point[0])
+        (x0, y0), (x1, y1) = around[after : after + 2]
+        return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
     if schedule.name == "wsd":
-        start = total - max(1, round(schedule.decay_fraction * total))
-        start = max(start, schedule.warmup_steps)
-    else:
-        start = schedule.warmup_steps
+        start = max(start, total - max(1, round(schedule.decay_fraction * total)))
     # Counted so that the last update is one step short of the end: an update at rate 0 is wasted.
     progress = min(1.0, max(0.0, (step - start) / (total - start)))
     if schedule.name == "cosine":
         return final + (1.0 - final) * (1.0 + math.cos(math.pi * progress)) / 2.0
     return 1.0 - (1.0 - final) * progress
-
-
-def _piecewise(points: tuple[tuple[int, float], ...], step: int) -> float:
-    steps = [at for at, _ in points]
-    after = bisect.bisect_right(steps, step)
-    if after == 0:
-        return points[0][1]
-    if after == len(points):
-        return points[-1][1]
-    (x0, y0), (x1, y1) = points[after - 1], points[after]
-    return y0 + (y1 - y0) * (step - x0) / (x1 - x0)

@@ -8,11 +8,7 @@ from stackbert.errors import UserError
 
 
 def synthetic_vocabulary(size: int) -> Vocabulary:
-    """A vocabulary of `size` word pieces, the special ones first.
-
-    Raises:
-        UserError: too few pieces.
-    """
+    """A vocabulary of `size` word pieces, the special ones first; UserError if they are too few."""
     if size < 64:
         raise UserError(f"A vocabulary of {size:,} word pieces is too small; give at least 64.")
     pad, _, cls, sep, mask = special = tuple(range(len(SPECIAL)))

@@ -1,6 +1,6 @@
 """Copies of the ledger's numbers in TensorBoard or Weights & Biases, where asked for."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,31 +16,24 @@ _SHOWN = {
 
 
 class Tracker(NamedTuple):
-    """Takes numbers by name and step."""
+    """Takes numbers by name, and a step."""
 
-    log: Callable[[int, dict[str, float]], object]
+    log: Callable[[dict[str, float], int], object]
     close: Callable[[], object]
 
-    def line(self, kind: str, fields: Mapping[str, Any]) -> None:
+    def line(self, kind: str, fields: dict[str, Any]) -> None:
         """Log a line of the ledger."""
         if kind in _SHOWN:
             group, names = _SHOWN[kind]
-            self.log(fields["step"], {f"{group}/{name}": float(fields[name]) for name in names})
+            self.log({f"{group}/{name}": float(fields[name]) for name in names}, fields["step"])
 
 
-def open_trackers(names: Iterable[str], run: Path, step: int, recipe: Recipe) -> list[Tracker]:
-    """Open trackers of `TRACKERS` by name for a run that begins, or resumes, at `step`.
-
-    Raises:
-        UserError: the package of a tracker is not installed.
-    """
+def open_tracker(name: str, run: Path, step: int, recipe: Recipe) -> Tracker:
+    """One of `TRACKERS`, for a run that begins, or resumes, at `step`; UserError without its
+    package."""
     try:
-        return [
-            _tensorboard(run, step) if name == "tensorboard" else _wandb(run, recipe)
-            for name in names
-        ]
+        return _tensorboard(run, step) if name == "tensorboard" else _wandb(run, recipe)
     except ImportError as error:
-        name = "wandb" if "wandb" in str(error) else "tensorboard"
         raise UserError(
             f"--track {name} needs the package {name}: pip install 'stackbert[{name}]'."
         ) from error
@@ -52,7 +45,7 @@ def _tensorboard(run: Path, step: int) -> Tracker:
     # purge_step hides what a killed run wrote after the checkpoint that it resumes from.
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + (step > 0))
 
-    def log(step: int, numbers: dict[str, float]) -> None:
+    def log(numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
 
@@ -66,4 +59,4 @@ def _wandb(run: Path, recipe: Recipe) -> Tracker:
     started = wandb.init(
         project="stackbert", name=run.name, id=run.name, dir=run, resume="allow", config=config
     )
-    return Tracker(lambda step, numbers: started.log(numbers, step=step), started.finish)
+    return Tracker(started.log, started.finish)
