@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from recipe_fields import recipe_of
-from stackbert.comparison.reference import Reference, StepKind, step_kinds
+from stackbert.comparison.reference import Budget, Reference, StepKind, Unit, step_kinds
+from stackbert.comparison.results import Comparison, Request
 from stackbert.comparison.variants import at_depth, growths_of
 from stackbert.errors import StackBertError, UserError
 from stackbert.pretraining.run import pretrain
@@ -101,7 +102,11 @@ def in_process(patch: pytest.MonkeyPatch) -> list[str]:
         known: Reference | None, recipes: Sequence[Recipe], *_: object, **__: object
     ) -> Reference:
         new = table(*recipes)
-        return known.extended(new, step_kinds(recipes[0])[-1]) if known else new
+        if known is None:
+            return new
+        steps = pd.concat([known.steps, new.steps]).drop_duplicates([*StepKind._fields])
+        growths = pd.concat([known.growths, new.growths]).drop_duplicates()
+        return Reference(**dict(new) | {"steps": steps, "growths": growths})
 
     patch.setattr("stackbert.comparison.compare.train_all", train_all)
     patch.setattr("stackbert.comparison.compare.calibrate", calibrate)
@@ -119,28 +124,45 @@ def refusal(call: Callable[[], object]) -> str:
     raise AssertionError("it was not refused")
 
 
-def results(
+def compared(
     losses: Mapping[str, Mapping[float, Sequence[float | None]]],
     *,
+    recipes: Mapping[str, Recipe] | None = None,
+    entropy: float = 6.0,
     masked_lm: float | None = None,
-    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
-) -> pd.DataFrame:
-    """Results by hand, on a budget of 100 seconds, 50 steps or 1e9 FLOPs.
+    unit: Unit = "seconds",
+) -> Comparison:
+    """A comparison by hand, on a budget of 100 seconds, 50 steps or 1e9 FLOPs.
 
     Args:
         losses: variant → share of the budget → final loss by seed from 0; None has not finished.
+        recipes: those of variants that are not the tiny one's.
+        entropy: of the validation text.
         masked_lm: last masked-LM loss of every run; by default the whole loss.
-        curves: variant → (share of the budget, loss) before the end.
+        unit: of the budget.
     """
-    rows = []
+    runs, evaluations = [], []
     for variant, by_share in losses.items():
         for share, by_seed in by_share.items():
             for seed, loss in enumerate(by_seed):
-                if loss is None:
-                    continue
-                last = loss if masked_lm is None else masked_lm
-                for at, value in [*(curves or {}).get(variant, [(0.0, 7.0)]), (share, loss)]:
+                folder = f"{variant}-{share}-{seed}"
+                missing = "not finished (not begun)" if loss is None else ""
+                runs.append((variant, share, seed, 1.0, "", folder, missing))
+                for at, value in [(0.0, 7.0), (share, loss)] if loss else ():
                     spent = (50.0 * at, 100.0 * at, 1e9 * at, 1e6 * at)
-                    rows.append((variant, share, seed, *spent, value, last))
-    axes = ["step", "seconds", "flops", "tokens"]
-    return pd.DataFrame(rows, columns=["variant", "fraction", "seed", *axes, "loss", "masked_lm"])
+                    evaluations.append((folder, 4, *spent, value, masked_lm or value))
+    tiny = tiny_recipe()
+    variants = {name: at_depth(tiny, 4) if name == "scratch" else tiny for name in losses}
+    comparison = Comparison(
+        request=Request(recipe=tiny, corpus="", budget=None, learning_rates=(1.0,), jobs=1),
+        corpus_folder="",
+        entropy=entropy,
+        reference=table(tiny),
+        budget=Budget(amount={"seconds": 100.0, "step": 50.0, "flops": 1e9}[unit], unit=unit),
+        variants=variants | dict(recipes or {}),
+    )
+    tables = {
+        "runs": pd.DataFrame(runs, columns=comparison.runs.columns),
+        "evaluations": pd.DataFrame(evaluations, columns=comparison.evaluations.columns),
+    }
+    return comparison.model_copy(update=tables)

@@ -1,8 +1,5 @@
 """Budgets buy the steps that fill them, by the reference table."""
 
-import itertools
-
-import pandas as pd
 import pytest
 from comparison_helpers import refusal, scratch_of, table, tiny_recipe
 from hypothesis import given
@@ -116,23 +113,3 @@ def test_a_reference_table_survives_its_file() -> None:
     assert again.by_kind == reference.by_kind
     assert again.growth_seconds == reference.growth_seconds
     assert again.complete(recipe) == reference.complete(recipe)
-
-
-def test_what_is_measured_later_is_brought_to_the_first_speed() -> None:
-    recipe = recipe_of([1, 1, 1])
-    third = kinds_of(recipe)[2]
-    old = table(scratch_of(recipe), seconds=lambda kind: 4.0)
-    old = old.model_copy(
-        update={"growths": pd.DataFrame([(1, 2, 7.0)], columns=table(recipe).growths.columns)}
-    )
-    # The machine is twice as slow now.
-    new = table(recipe, seconds=lambda kind: 2.0 * kind.depth, growth=3.0)
-    both = old.extended(new, third)
-    assert {kind.depth: row.seconds for kind, row in both.by_kind.items()} == {
-        4: 4.0,
-        1: 1.0,
-        2: 2.0,
-    }
-    assert both.growth_seconds == {(1, 2): 7.0, (2, 4): 1.5}
-    for kind, row in itertools.islice(both.by_kind.items(), 1, None):
-        assert row.fastest == row.slowest == kind.depth

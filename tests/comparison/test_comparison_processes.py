@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison_helpers import tiny_recipe
+from comparison_helpers import scratch_of, tiny_recipe
 
 from stackbert.comparison import calibration, processes
 from stackbert.comparison.compare import compare
@@ -74,7 +74,7 @@ def test_what_a_measuring_process_refuses_is_said(tmp_path: Path) -> None:
         calibration._ask("measure", request, 1, 1)
 
 
-def test_as_many_processes_measure_at_a_time_as_runs_are_trained(monkeypatch) -> None:
+def test_the_table_is_of_ratios_within_each_process(monkeypatch) -> None:
     asked = []
 
     def answer(what: str, request: dict[str, Any], threads: int, processes: int) -> list[Any]:
@@ -84,23 +84,30 @@ def test_as_many_processes_measure_at_a_time_as_runs_are_trained(monkeypatch) ->
             stages = tuple(s.model_copy(update={"micro_batch": 8}) for s in recipe.stages)
             tuned = recipe.model_copy(update={"stages": stages})
             return [{"recipe": tuned.model_dump(mode="json"), "machine": {}, "flops": [1, 2, 4]}]
-        slow = {"steps": [9.0, 2.0, 4.0], "growths": [9.0, 9.0]}
-        quick = {"steps": [1.0, 2.0, 3.0], "growths": [1.0, 3.0]}
-        return [slow, quick]
+        # Depths 1, 2 and 4, then the two growths; the second process is twice as slow.
+        return [[1.0, 2.0, 4.0, 0.4, 0.8], [2.2, 4.0, 8.0, 0.8, 1.6]]
 
     monkeypatch.setattr(calibration, "_ask", answer)
-    monkeypatch.setattr(calibration, "ROUNDS", 2)
+    monkeypatch.setattr(calibration, "ROUNDS", 1)
     recipe, said = tiny_recipe(), []
-    found = calibration.calibrate(
-        None, [recipe], Path(), jobs=2, threads=3, seconds=None, say=said.append
-    )
-    assert asked == [("autotune", 3, 1), ("measure", 3, 2), ("measure", 3, 2)]
-    assert list(found.steps["seconds"]) == [5.0, 2.0, 3.5]
-    assert list(found.steps["fastest"]) == [1.0, 2.0, 3.0]
-    assert list(found.steps["slowest"]) == [9.0, 2.0, 4.0]
-    assert list(found.steps["readings"]) == [4, 4, 4]
-    assert found.growth_seconds == {(1, 2): 5.0, (2, 4): 6.0}
-    assert "5000 ms at depth 1, 2000 ms at depth 2" in said[-1]
+    options = {"jobs": 2, "threads": 3, "seconds": None, "say": said.append}
+    found = calibration.calibrate(None, [scratch_of(recipe), recipe], Path(), **options)
+    assert asked == [("autotune", 3, 1), ("measure", 3, 2)]
+    assert list(found.steps["seconds"]) == pytest.approx([6 * (0.25 + 0.275) / 2, 3.0, 6.0])
+    assert list(found.steps["fastest"]) == pytest.approx([1.5, 3.0, 6.0])
+    assert list(found.steps["slowest"]) == pytest.approx([1.65, 3.0, 6.0])
+    assert list(found.steps["readings"]) == [2, 2, 2]
+    assert found.growth_seconds == pytest.approx({(1, 2): 0.6, (2, 4): 1.2})
+    assert "3000 ms a step at depth 2" in said[-1]
+
+    # What is measured later is brought to the first speed.
+    first = found.model_copy(update={"steps": found.steps[2:], "growths": found.growths[1:]})
+    first = calibration.Reference(**dict(first) | {"steps": first.steps.assign(seconds=1.5)})
+    later = calibration.calibrate(first, [scratch_of(recipe), recipe], Path(), **options)
+    seconds = {kind.depth: row.seconds for kind, row in later.by_kind.items()}
+    assert seconds == pytest.approx({4: 1.5, 1: 6 * (0.25 + 0.275) / 8, 2: 0.75})
+    assert later.growth_seconds == pytest.approx({(2, 4): 1.2, (1, 2): 0.15})
+    assert calibration.calibrate(later, [recipe], Path(), **options) is later
 
 
 CHILD = """

@@ -11,7 +11,7 @@ from comparison_helpers import refusal, scratch_of, tiny_recipe
 import stackbert.comparison.compare
 from stackbert.comparison.compare import Comparison, compare, read_comparison
 from stackbert.comparison.results import COMPARISON
-from stackbert.comparison.standings import losses
+from stackbert.comparison.statistics import losses
 from stackbert.corpus.store import Corpus
 from stackbert.errors import Interrupted, RunError
 from stackbert.pretraining.ledger import read_ledger
@@ -96,7 +96,10 @@ def test_a_stopped_comparison_names_what_is_missing_and_resumes(
     stopped = read_comparison(tmp_path)
     first, *others = stopped.missing()
     assert re.fullmatch(r"stack, 1, seed 0: not finished \(Stopped in stack-100-seed0\)", first)
-    assert others == ["scratch, 1, seed 1: not begun", "stack, 1, seed 1: not begun"]
+    assert others == [
+        "scratch, 1, seed 1: not finished (not begun)",
+        "stack, 1, seed 1: not finished (not begun)",
+    ]
     assert list(losses(stopped.results, "scratch")) == [0]
 
     monkeypatch.setattr("stackbert.comparison.compare.train_all", train_all)

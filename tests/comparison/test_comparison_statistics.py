@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from stackbert.comparison.statistics import (
-    Share,
-    crossing,
-    interval,
-    share_for,
-)
+from stackbert.comparison.statistics import Share, interval, share_for
 
 
 @pytest.mark.parametrize("values", [(0.0, 1.0), (1.0, 2.0, 3.0), (2.0, 4.0, 4.0, 5.0, 5.0)])
@@ -84,19 +79,3 @@ def test_a_lower_loss_never_takes_less(losses, targets) -> None:
         assert min(losses) * (1 - 1e-9) <= share.value <= max(losses) * (1 + 1e-9)
         assert share.bound != ">" or share.value == max(losses)
         assert share.bound != "<=" or share.value == min(losses)
-
-
-@pytest.mark.parametrize(
-    ("curve", "share"),
-    [
-        ([(0, 7.0), (10, 5.0), (20, 3.0)], Share(0.30)),  # 15 of 50 seconds
-        ([(0, 7.0), (10, 4.0), (20, 3.0)], Share(0.20)),
-        ([(0, 7.0), (10, 5.0), (10, 3.0), (20, 3.0)], Share(0.20)),  # at a growth
-        ([(0, 7.0), (10, 3.0), (10, 6.0), (20, 5.0)], Share(0.15)),  # before one
-        ([(0, 3.0), (10, 5.0)], Share(0.0)),
-        ([(0, 7.0), (10, 5.0), (20, 4.5)], Share(0.40, ">")),
-    ],
-)
-def test_a_learning_curve_crosses_where_it_first_reaches_the_target(curve, share) -> None:
-    found = crossing(curve, 4.0, 50.0)
-    assert (found.value, found.bound) == (pytest.approx(share.value), share.bound)

@@ -98,7 +98,7 @@ def test_steps_of_a_file_are_shares_and_leave_the_warm_up_its_own(load) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("x: {batch: {sequences: 3}}", ["'x'", "'batch'", "seeds, fractions, stages"]),
+        ("x: {batch: {sequences: 3}}", ["'x'", "'batch'"]),
         ("x: {evaluation: {mask_rate: 0.3}}", ["'x'", "'evaluation'"]),
         ("x: {stages: [{deep: 4, steps: 5}]}", ["'x'", "stages.0.deep"]),
         ("x: {stages: [{depth: 1, steps: 5}, {depth: 2, steps: 5}]}", ["'x'", "depth", "4, not 2"]),
@@ -116,7 +116,7 @@ def test_steps_of_a_file_are_shares_and_leave_the_warm_up_its_own(load) -> None:
         ("x: {fractions: [.nan], growth: {operator: random}}", ["'x'", "fractions"]),
         ("x: {fractions: [], growth: {operator: random}}", ["'x'", "fractions"]),
         ("a/b: {growth: {operator: random}}", ["'a/b'", "name"]),
-        ("x: 5", ["'x'"]),
+        ("x: 5", ["variants.yaml"]),
         ("", ["variants.yaml"]),
         ("[x, y]", ["variants.yaml"]),
         ("x: {}", ["'x'", "scratch", "stack"]),

@@ -16,7 +16,7 @@ from inputs import DATA, summary
 
 import stackbert as sb
 from stackbert.attention.measures import PROFILE, WINDOWS
-from stackbert.comparison import reference, standings, statistics, variants, verdict
+from stackbert.comparison import reference, statistics, variants
 from stackbert.finetuning import sentences, squad, study
 from stackbert.finetuning.models import Model
 from stackbert.finetuning.tasks import Settings
@@ -221,7 +221,7 @@ def test_planted_losses_give_the_same_standings(name: str) -> None:
         ]
     columns = ["variant", "fraction", "seed", "step", "seconds", "flops", "loss", "masked_lm"]
     results = pd.DataFrame(rows, columns=columns)
-    table = standings.standings(results)
+    table = statistics.standings(results)
     found = [
         [r.variant, r.fraction, r.own, r.scratch, r.difference, r.low, r.high, r.pairs, r.outcome]
         for r in table[1:].itertuples()
@@ -231,15 +231,12 @@ def test_planted_losses_give_the_same_standings(name: str) -> None:
         for r in expected["standings"]
     ]
     agree(found, wanted, 1e-12, name)
-    unit = {"steps": "step"}.get(case.get("unit", "seconds"), case.get("unit", "seconds"))
-    for row in standings.speeds(results, unit).itertuples():
+    for row in statistics.speeds(results).itertuples():
         (speed,) = (each for each in expected["speeds"] if each["variant"] == row.variant)
-        for found, old in ((row.share, speed["by_seed"]), (row.crossing, speed["crossing"])):
-            plain = None if found is None else dataclasses.asdict(found)
-            agree(plain, old.get(str(row.seed)), 1e-12, name)
+        agree(dataclasses.asdict(row.share), speed["by_seed"][str(row.seed)], 1e-12, name)
     if len(table):
-        gap = verdict.plateau_gap(results, case.get("entropy", 6.0))
-        assert (gap < verdict.PLATEAU) == expected["on_plateau"]
+        gap = statistics.plateau_gap(results, case.get("entropy", 6.0))
+        assert (gap < statistics.PLATEAU) == expected["on_plateau"]
 
 
 @pytest.mark.skipif(

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.comparison.processes import environment
-from stackbert.comparison.reference import Reference, StepKind, step_kinds
+from stackbert.comparison.reference import Reference, StepKind, joined, step_kinds
 from stackbert.comparison.variants import growths_of
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, StackBertError, UserError
 from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
-from stackbert.model import training_flops
 from stackbert.pretraining.autotune import autotune, measure
-from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
+from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, step_flops
 from stackbert.recipe import GrowthSpec, Recipe, ScheduleSpec, StageSpec
 from stackbert.recipes import parse_recipe
 
@@ -48,33 +46,39 @@ def calibrate(
 ) -> Reference:
     """A reference table that covers every step and growth of some recipes.
 
+    A process that meets a busy minute is slow with all kinds, so each one's readings are taken as
+    shares of its own step of the last kind of scratch; the median of these shares counts.
+
     Args:
-        known: measured earlier; its rows stay, and new ones are brought to their speed.
-        recipes: of all variants, scratch's first; its length decides whether measuring
-            micro-batches and compilation pays, unless `seconds` (of each run) does.
+        known: measured earlier; its rows stay, and new ones are brought to its speed.
+        recipes: of all variants, scratch's first.
         corpus: folder; steps are timed on its batches.
         jobs: runs side by side.
         threads: of a run.
-        seconds: the budget, if it is a time.
+        seconds: of each run, if they are known: whether measuring micro-batches and compilation
+            pays.
         say: hears what is measured.
 
     Raises:
         UserError: a model that transformers cannot build.
         RunError: a measuring process failed.
     """
-    have = known.by_kind if known else {}
     kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
     pairs = list(dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe)))
-    if known and have.keys() >= set(kinds) and known.growth_seconds.keys() >= set(pairs):
+    have = known.by_kind if known else {}
+    grown = known.growth_seconds if known else {}
+    if have.keys() >= set(kinds) and grown.keys() >= set(pairs):
+        assert known
         return known
     say("measuring seconds per step …")
 
     scratch = recipes[0]
-    steps = {k: s.steps for k, s in zip(step_kinds(scratch), scratch.stages, strict=True)}
+    # What `autotune` estimates a run's length by.
+    lengths = {k: s.steps for k, s in zip(step_kinds(scratch), scratch.stages, strict=True)}
     changes: dict[str, Any] = {
         "stages": tuple(
             StageSpec(
-                steps=steps.get(kind, 1),
+                steps=lengths.get(kind, 1),
                 micro_batch=have[kind].micro_batch if kind in have else None,
                 **kind._asdict(),
             )
@@ -91,52 +95,58 @@ def calibrate(
     request = {"recipe": recipe, "corpus": str(corpus), "seconds": seconds, "pairs": pairs}
     (tuned,) = _ask("autotune", request, threads, 1)
     request["recipe"] = tuned["recipe"]
-    answers = [answer for _ in range(ROUNDS) for answer in _ask("measure", request, threads, jobs)]
-
-    readings = pd.DataFrame([answer["steps"] for answer in answers])
-    growing = pd.DataFrame([answer["growths"] for answer in answers])
-    reference = Reference(
+    # A row for each process: seconds of every kind of step, then of every growth.
+    readings = pd.DataFrame(
+        reading for _ in range(ROUNDS) for reading in _ask("measure", request, threads, jobs)
+    )
+    anchor = kinds.index(step_kinds(scratch)[-1])
+    pace = have[kinds[anchor]].seconds if known else readings[anchor].median()
+    times = pace * readings.div(readings[anchor], axis="index")
+    middle = times.median()
+    steps = pd.DataFrame(kinds, columns=list(StepKind._fields)).assign(
+        micro_batch=[stage["micro_batch"] for stage in tuned["recipe"]["stages"]],
+        flops=tuned["flops"],
+        seconds=middle,
+        fastest=times.min(),
+        slowest=times.max(),
+        readings=len(times),
+    )
+    rows = steps.itertuples()
+    say(", ".join(f"{1e3 * row.seconds:.0f} ms a step at depth {row.depth}" for row in rows))
+    growths = pd.DataFrame(pairs, columns=["source_depth", "target_depth"]).assign(
+        seconds=middle[len(kinds) :].to_numpy()
+    )
+    if known:
+        steps = joined(known.steps, steps[[kind not in have for kind in kinds]])
+        growths = joined(known.growths, growths[[pair not in grown for pair in pairs]])
+    return Reference(
         machine=tuned["machine"],
         threads=threads,
         precision=tuned["recipe"]["precision"],
         compile=tuned["recipe"]["compile"],
-        steps=pd.DataFrame(kinds, columns=list(StepKind._fields)).assign(
-            micro_batch=[stage["micro_batch"] for stage in tuned["recipe"]["stages"]],
-            flops=tuned["flops"],
-            seconds=readings.median(),
-            fastest=readings.min(),
-            slowest=readings.max(),
-            readings=len(readings),
-        ),
-        growths=pd.DataFrame(pairs, columns=["source_depth", "target_depth"]).assign(
-            seconds=growing.median()
-        ),
+        steps=steps,
+        growths=growths,
     )
-    rows = reference.steps.itertuples()
-    pace = ", ".join(f"{1000 * row.seconds:.0f} ms at depth {row.depth}" for row in rows)
-    say(f"a step takes {pace}")
-    return known.extended(reference, step_kinds(scratch)[-1]) if known else reference
 
 
-def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[dict[str, Any]]:
+def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[Any]:
     """The answers of measuring processes that run at the same time."""
     command = [sys.executable, "-m", __name__, what, json.dumps(request)]
 
-    def ask(_: int) -> dict[str, Any]:
+    def ask(_: int) -> Any:  # noqa: ANN401 (JSON)
         done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
         last = (done.stderr if done.returncode else done.stdout).strip().rpartition("\n")[2]
         if done.returncode == UserError.exit_code:
             raise UserError(last)
         if done.returncode:
             raise RunError(f"Measuring seconds per step failed: {last}")
-        answer: dict[str, Any] = json.loads(last)
-        return answer
+        return json.loads(last)
 
     with ThreadPoolExecutor(processes) as pool:
         return list(pool.map(ask, range(processes)))
 
 
-def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(what: str, request: dict[str, Any]) -> Any:  # noqa: ANN401 (JSON)
     """What a measuring process finds out."""
     recipe = parse_recipe(request["recipe"], "the measured recipe")
     keep_memory()
@@ -144,19 +154,17 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
     vocabulary, plan = corpus.vocabulary, training_plan(recipe, corpus)
     if what == "autotune":
         tuned = autotune(recipe, vocabulary, plan, device=device, seconds=request["seconds"]).recipe
-        stages, flops = [], []
+        stages = []
         for index, spec in enumerate(tuned.stages):
             stage = tuned.stage(index)
-            length = stage.sequence_length
-            at_once = rows_at_once(stage.micro_batch, stage.sequences, length, device)
-            stages.append(spec.model_copy(update={"micro_batch": at_once}))
-            rows, masked = plan.masked_rows(tuned.boundaries[index])
-            with torch.device("meta"):
-                model = recipe_model(tuned, vocabulary, stage.depth)
-            flops.append(training_flops(model, rows=rows, sequence_length=length, masked=masked))
+            rows = rows_at_once(stage.micro_batch, stage.sequences, stage.sequence_length, device)
+            stages.append(spec.model_copy(update={"micro_batch": rows}))
         tuned = tuned.model_copy(update={"stages": tuple(stages)})
-        found = {"recipe": tuned.model_dump(mode="json"), "flops": flops}
-        return {**found, "machine": describe(device)}
+        return {
+            "recipe": tuned.model_dump(mode="json"),
+            "flops": [step_flops(tuned, i, vocabulary, plan) for i in range(len(stages))],
+            "machine": describe(device),
+        }
 
     def batch(index: int, turn: int) -> Batch:
         return plan.batch(recipe.boundaries[index] + min(turn, recipe.stages[index].steps - 1))
@@ -166,22 +174,21 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
     growths = []
     depths = [stage.depth for stage in recipe.stages]
     for source, target in request["pairs"]:
-        index = depths.index(source)
         trainer = Trainer(
             recipe_model(recipe, vocabulary, source),
             recipe.optimizer,
             device=device,
             precision=working_precision(recipe),
-            micro_batch=recipe.stage(index).micro_batch,
+            micro_batch=recipe.stage(depths.index(source)).micro_batch,
             seed=0,
         )
-        trainer.step(0, batch(index, 0), 1.0)  # so that the optimizer has a state
+        trainer.step(0, batch(depths.index(source), 0), 1.0)  # so that the optimizer has a state
         synchronise(device)
         start = time.perf_counter()
         trainer.grow(target, recipe.growth, 1)
         synchronise(device)
         growths.append(time.perf_counter() - start)
-    return {"steps": timing.step, "growths": growths}
+    return [*timing.step, *growths]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """`compare`: the claim put to a fair test on the user's own text and machine."""
 
-import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from stackbert.comparison.calibration import calibrate
@@ -61,12 +61,6 @@ def compare(
         UserError: wrong input; nothing was trained.
         RunError: no run could be trained. One that fails alone is named in the verdict.
         Interrupted: Ctrl-C or SIGTERM; the same call resumes.
-
-    Example:
-        >>> import stackbert as sb
-        >>> recipe = sb.load_recipe("small-cpu")
-        >>> comparison = sb.compare(recipe, corpus="corpus", out="out")  # doctest: +SKIP
-        >>> print(*comparison.verdict(), sep="\\n")  # doctest: +SKIP
     """
     if not growths_of(recipe):
         raise UserError(
@@ -90,35 +84,33 @@ def compare(
     )
     folder, tell = Path(out), progress or Progress()
     with writing(f"comparing in {folder}"), locked(folder, f"{folder} is in use"):
-        comparison = _started(folder, request, asked, opened, tell)
-        train = functools.partial(_train, folder, opened, keep_checkpoints, tell)
+        comparison = _opened(folder, request, asked, opened, tell)
         if len(request.learning_rates) > 1:
-            once = asked[0].model_copy(update={"seeds": 1, "fractions": (1.0,)})
-            comparison = train(*comparison.planned([once], request.learning_rates))
-            tell.say(
-                f"scratch does best at {comparison.learning_rate:g} times the recipe's learning "
-                "rates; all variants take that"
-            )
-        return train(*comparison.planned(asked, [comparison.learning_rate]))
+            once = replace(asked[0], seeds=1, fractions=(1.0,))
+            trials = comparison.planned([once], request.learning_rates)
+            comparison = _train(folder, *trials, keep_checkpoints, tell)
+        planned = comparison.planned(asked, [comparison.learning_rate])
+        return _train(folder, *planned, keep_checkpoints, tell)
 
 
-def _started(
+def _opened(
     folder: Path, request: Request, asked: Sequence[Variant], corpus: Corpus, progress: Progress
 ) -> Comparison:
     """The comparison in the folder, or a new one, with a reference table that covers `asked`."""
     before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
+    foreign = [path.name for path in folder.glob("[!.]*") if path.name != RUNS]
+    recipes = {variant.name: variant.recipe for variant in asked}
     if before:
         differing = differing_fields(before.request, request)
-        for variant in asked:
-            there = before.variants.get(variant.name, variant.recipe)
-            changed = differing_fields(there, variant.recipe)
-            differing += [f"variant '{variant.name}': {field}" for field in changed]
+        for name in recipes.keys() & before.variants:
+            changed = differing_fields(before.variants[name], recipes[name])
+            differing += [f"variant '{name}': {field}" for field in changed]
         if differing:
             raise UserError(
                 f"{folder} holds another comparison. It differs in: {'; '.join(differing)}. "
                 "Variants, seeds and fractions can be added; for anything else choose a new folder."
             )
-    elif foreign := [path.name for path in folder.glob("[!.]*") if path.name != RUNS]:
+    elif foreign:
         raise UserError(
             f"{folder} is not empty and not a comparison (it holds {', '.join(foreign[:3])}). "
             "Choose a new folder for --out."
@@ -126,68 +118,68 @@ def _started(
     budget = None if request.budget is None else parse_budget(request.budget)
     reference = calibrate(
         before.reference if before else None,
-        [variant.recipe for variant in asked],
+        list(recipes.values()),
         corpus.folder,
         jobs=request.jobs,
         threads=before.reference.threads if before else threads_each(request.jobs),
         seconds=budget.amount if budget and budget.unit == "seconds" else None,
         say=progress.say,
     )
-    by_default = reference.cost(asked[0].recipe, "seconds")
+    by_default = Budget(amount=reference.cost(recipes[SCRATCH], "seconds"), unit="seconds")
     comparison = before or Comparison(
         request=request,
         corpus_folder=str(corpus.folder),
         entropy=corpus.manifest.validation.unigram_entropy,
         reference=reference,
-        budget=budget or Budget(amount=by_default, unit="seconds"),
+        budget=budget or by_default,
         variants={},
     )
-    recipes = {variant.name: variant.recipe for variant in asked}
-    changes = {"reference": reference, "variants": {**comparison.variants, **recipes}}
-    comparison = comparison.model_copy(update=changes)
+    comparison = comparison.model_copy(
+        update={
+            "reference": reference,
+            "corpus_folder": str(corpus.folder),  # it may have been moved
+            "variants": {**comparison.variants, **recipes},
+        }
+    )
     comparison.planned(asked, [1.0])  # a short budget is refused before anything is written
     return comparison
 
 
 def _train(
     folder: Path,
-    corpus: Corpus,
-    keep_checkpoints: bool,
-    progress: Progress,
     comparison: Comparison,
     recipes: Mapping[str, Recipe],
+    keep_checkpoints: bool,
+    progress: Progress,
 ) -> Comparison:
     """Train those of `recipes` (by folder) that have not finished; write results as they end."""
 
-    def collect() -> tuple[Comparison, list[str]]:
-        """All that the runs gave so far, and those of `recipes` that have not finished."""
+    def collect() -> Comparison:
         collected = comparison.collected(folder)
         collected.write(folder / COMPARISON)
         finished = set(collected.runs.loc[collected.runs["missing"] == "", "folder"])
         for name in () if keep_checkpoints else finished & recipes.keys():
             # They were there to resume from.
             shutil.rmtree(folder / RUNS / name / CHECKPOINTS, ignore_errors=True)
-        return collected, [name for name in recipes if name not in finished]
+        return collected
 
-    comparison, names = collect()
-    todo = [folder / RUNS / name for name in names]
+    comparison = collect()
+    unfinished = set(comparison.runs.loc[comparison.runs["missing"] != "", "folder"])
+    todo = [folder / RUNS / name for name in recipes if name in unfinished]
     for run in todo:
         run.parent.mkdir(exist_ok=True)
-        write_text(run.with_name(run.name + ".yaml"), recipes[run.name].to_yaml())
+        write_text(Path(f"{run}.yaml"), recipes[run.name].to_yaml())
     if todo:
         progress.say(f"{counted(len(todo), 'run')} to train")
+    corpus, failures = Path(comparison.corpus_folder), []
     jobs, threads = comparison.request.jobs, comparison.reference.threads
-    failures = []
-    try:
-        with closing(train_all(todo, corpus.folder, jobs=jobs, threads=threads)) as ending:
-            for done, (run, seconds, failure) in enumerate(ending, start=1):
-                comparison, _ = collect()
-                failures += [failure] if failure else []
-                text = failure or f"{run.name}: finished in {format_duration(seconds)}"
-                progress.say(f"{text}; {counted(len(todo) - done, 'run')} left")
-                progress.step(done, len(todo), "runs")
-    finally:
-        comparison, _ = collect()
+    with closing(train_all(todo, corpus, jobs=jobs, threads=threads)) as ending:
+        for done, (run, seconds, failure) in enumerate(ending, start=1):
+            comparison = collect()
+            failures += [failure] if failure else []
+            text = failure or f"{run.name}: finished in {format_duration(seconds)}"
+            progress.say(f"{text}; {counted(len(todo) - done, 'run')} left")
+            progress.step(done, len(todo), "runs")
     if failures and len(failures) == len(recipes):
         raise RunError(f"No run could be trained. {failures[0]}")
     return comparison

@@ -72,25 +72,20 @@ def train_all(
                 process.wait()
 
 
-def log_of(run: Path) -> Path:
-    """What a run prints."""
-    return run.with_name(run.name + ".log")
-
-
 def last_line(run: Path) -> str:
     """The last line that a run printed, which is its error if it failed."""
-    text = log_of(run).read_text(encoding="utf-8", errors="replace").strip()
-    return text.rpartition("\n")[2].removeprefix("stackbert: ") or "it printed nothing"
+    log = Path(f"{run}.log")
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else "not begun"
+    return text.strip().rpartition("\n")[2].removeprefix("stackbert: ") or "it printed nothing"
 
 
 def _start(run: Path, corpus: Path, threads: int) -> "subprocess.Popen[bytes]":
-    recipe = run.with_name(run.name + ".yaml")
-    words = ["pretrain", recipe, "--corpus", corpus, "--out", run]
-    with log_of(run).open("ab") as log:
+    words = ["pretrain", f"{run}.yaml", "--corpus", str(corpus), "--out", str(run)]
+    with Path(f"{run}.log").open("ab") as log:
         # In a session of its own: Ctrl-C on the terminal reaches this process alone, which lets
         # the runs finish their step and save. The pipe ends with this process, and a run with it.
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, *map(str, words)],
+            [sys.executable, "-m", __name__, *words],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

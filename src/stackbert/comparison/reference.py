@@ -21,7 +21,6 @@ Unit = Literal["seconds", "flops", "step"]
 """Of a budget; a column of a comparison's results, too."""
 _ROUNDING = 1e-9
 """A sum of floats may be off by this share of itself; a budget of exactly N steps must buy N."""
-_MOST_STEPS = 10**12
 
 
 class StepKind(NamedTuple):
@@ -52,11 +51,10 @@ class Reference(BaseModel):
     precision: Literal["bf16", "fp32"]
     compile: bool
     steps: Frame
-    """A row for each kind of step: the fields of `StepKind`, micro_batch (rows a forward pass),
-    flops, seconds (median of the readings, one of each measuring process), fastest, slowest,
-    readings (their number)."""
+    """The fields of `StepKind`, micro_batch (rows a forward pass), flops, seconds (median of the
+    readings, one a measuring process), fastest, slowest, readings (their number)."""
     growths: Frame
-    """source_depth, target_depth, seconds (of the model and its optimiser's state)."""
+    """source_depth, target_depth, seconds."""
 
     @functools.cached_property
     def by_kind(self) -> dict[StepKind, Any]:
@@ -98,26 +96,6 @@ class Reference(BaseModel):
         )
         settings = {"precision": self.precision, "compile": self.compile, "stages": stages}
         return recipe.model_copy(update=settings)
-
-    def extended(self, new: "Reference", anchor: StepKind) -> "Reference":
-        """This table with the rows of `new` that it lacks, brought to its own speed.
-
-        The machine may have been faster or slower when `new` was measured; `anchor` is in both.
-        """
-        scale = self.by_kind[anchor].seconds / new.by_kind[anchor].seconds
-        steps = new.steps.loc[[kind not in self.by_kind for kind in new.by_kind]].copy()
-        steps[["seconds", "fastest", "slowest"]] *= scale
-        growths = new.growths.loc[[pair not in self.growth_seconds for pair in new.growth_seconds]]
-        growths = growths.assign(seconds=growths["seconds"] * scale)
-        both = {"steps": joined(self.steps, steps), "growths": joined(self.growths, growths)}
-        return Reference(**(dict(self) | both))  # not a copy, which would keep cached properties
-
-
-def joined(*tables: pd.DataFrame) -> pd.DataFrame:
-    """Tables of the same columns, one below the other."""
-    # An empty table has no types, and would spoil those of the others.
-    full = [table for table in tables if len(table)]
-    return pd.concat(full, ignore_index=True) if full else tables[0]
 
 
 class Budget(BaseModel):
@@ -163,7 +141,7 @@ def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: floa
     most = budget.amount * fraction * (1.0 + _ROUNDING)
     fewest = len(recipe.stages)
     affordable = bisect.bisect_right(
-        range(fewest, _MOST_STEPS),
+        range(fewest, 10**12),
         most,
         key=lambda steps: reference.cost(recipe.scaled(steps), budget.unit),
     )
@@ -179,3 +157,10 @@ def step_kinds(recipe: Recipe) -> list[StepKind]:
     """The kind of each stage's steps."""
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
     return [StepKind(s.depth, s.sequences, s.sequence_length, s.mask_rate) for s in stages]
+
+
+def joined(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Tables of the same columns, one below the other."""
+    # An empty table has no types, and would spoil those of the others.
+    full = [table for table in tables if len(table)]
+    return pd.concat(full, ignore_index=True) if full else tables[0]

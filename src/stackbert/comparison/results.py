@@ -1,7 +1,6 @@
 """comparison.json: what was asked, what was measured for it, and what the runs gave."""
 
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
@@ -9,8 +8,8 @@ from typing import Annotated, ClassVar, Self
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from stackbert.comparison import standings, verdict
-from stackbert.comparison.processes import last_line, log_of
+from stackbert.comparison import statistics, verdict
+from stackbert.comparison.processes import last_line
 from stackbert.comparison.reference import Budget, Reference, Spent, filling, joined
 from stackbert.comparison.variants import SCRATCH, Variant
 from stackbert.files import Record
@@ -22,9 +21,7 @@ from stackbert.tables import Frame
 
 COMPARISON = "comparison.json"
 RUNS = "runs"
-_RUN = ["variant", "fraction", "seed", "learning_rate"]
-_RUN_COLUMNS = [*_RUN, "stages", "folder", "missing"]
-_EVALUATION_COLUMNS = [*_RUN, "depth", *Spent._fields, "loss", "masked_lm"]
+_RUN = ["variant", "fraction", "seed"]
 
 
 class Request(BaseModel):
@@ -56,77 +53,64 @@ class Comparison(Record):
     """Of each run at a share of 1."""
     variants: dict[str, Recipe]
     """Each variant's recipe before it was scaled to the budget."""
-    runs: Frame = pd.DataFrame(columns=_RUN_COLUMNS)
+    runs: Frame = pd.DataFrame(columns=[*_RUN, "learning_rate", "stages", "folder", "missing"])
     """A row for each planned run: variant, fraction, seed, learning_rate (a factor), stages
     ("2:100, 4:300"), folder (below `RUNS`), missing (why it has not finished, or "")."""
-    evaluations: Frame = pd.DataFrame(columns=_EVALUATION_COLUMNS)
-    """A row for each validation loss of each finished run: variant, fraction, seed, learning_rate,
-    depth, step, seconds and flops (by the reference table), tokens, loss, masked_lm. At a growth
-    there are two at the same step, before and after."""
+    evaluations: Frame = pd.DataFrame(
+        columns=["folder", "depth", *Spent._fields, "loss", "masked_lm"]
+    )
+    """A row for each validation loss of each finished run: its folder, depth, step, seconds and
+    flops (by the reference table), tokens, loss, masked_lm. At a growth there are two at the same
+    step, before and after."""
 
     @property
     def tried(self) -> pd.DataFrame:
         """Of scratch, if it tried several: learning_rate, loss (NaN if it did not finish)."""
-        rows = self.evaluations[self.evaluations["variant"] == SCRATCH]
-        rows = rows[(rows["fraction"] == 1.0) & (rows["seed"] == self.request.recipe.seed)]
-        last = rows.groupby("learning_rate")["loss"].last().astype(float)
-        rates = self.request.learning_rates
-        tried = last.reindex(rates if len(rates) > 1 else [])
-        return tried.rename_axis("learning_rate").reset_index()
+        last = self.evaluations.groupby("folder")["loss"].last()
+        runs = self.runs[(self.runs["variant"] == SCRATCH) & (self.runs["fraction"] == 1.0)]
+        runs = runs[runs["seed"] == self.request.recipe.seed].sort_values("learning_rate")
+        tried = runs.assign(loss=runs["folder"].map(last).astype(float))
+        return tried[["learning_rate", "loss"]][: None if len(tried) > 1 else 0]
 
     @property
     def learning_rate(self) -> float:
         """The factor of the learning rates that all variants take: scratch's best."""
-        tried = self.tried.dropna()
-        if tried.empty:
-            return self.request.learning_rates[0]
-        return float(tried.loc[tried["loss"].idxmin(), "learning_rate"])
+        tried = self.tried.dropna().sort_values("loss")
+        return float([*tried["learning_rate"], self.request.learning_rates[0]][0])
 
     @property
     def results(self) -> pd.DataFrame:
-        """`evaluations` at the chosen learning rate."""
-        rows = self.evaluations
-        return rows[rows["learning_rate"] == self.learning_rate].drop(columns="learning_rate")
+        """`evaluations` at the chosen learning rate, with variant, fraction and seed."""
+        runs = self.runs.loc[self.runs["learning_rate"] == self.learning_rate, [*_RUN, "folder"]]
+        return runs.merge(self.evaluations, on="folder").drop(columns="folder")
 
     def standings(self) -> pd.DataFrame:
-        """As `standings.standings`."""
-        return standings.standings(self.results)
+        """As `statistics.standings`."""
+        return statistics.standings(self.results)
 
     def speeds(self) -> pd.DataFrame:
-        """As `standings.speeds`."""
-        return standings.speeds(self.results, self.budget.unit)
+        """As `statistics.speeds`."""
+        return statistics.speeds(self.results)
 
     def curves(self) -> pd.DataFrame:
-        """Learning curves to draw: group (variant), run, detail (seed and share), main (whether the
-        run stands for its variant), depth, seconds, flops, tokens, steps, loss."""
-        rows = self.results
-        runs = rows[_RUN[:3]].drop_duplicates().itertuples(index=False, name=None)
-        main: dict[str, tuple[object, ...]] = {}
-        # The first seed at the whole budget, or else at the largest share.
-        for run in sorted(runs, key=lambda run: (run[1] != 1.0, -run[1], run[2])):
-            main.setdefault(run[0], run)
+        """Learning curves to draw: group (variant), run, detail (seed and share), main (a variant's
+        first seed at its largest share), depth, seconds, flops, tokens, steps, loss."""
+        rows = self.results.rename(columns={"variant": "group", "step": "steps"})
         detail = "seed " + rows["seed"].astype(str) + ", "
         detail += rows["fraction"].map("{:.3g}".format) + " of the budget"
-        return rows.assign(
-            detail=detail,
-            run=rows["variant"] + ", " + detail,
-            main=[run in main.values() for run in rows[_RUN[:3]].itertuples(index=False)],
-        ).rename(columns={"variant": "group", "step": "steps"})
+        rows = rows.assign(detail=detail, run=rows["group"] + ", " + detail)
+        runs = rows.sort_values(["fraction", "seed"], ascending=[False, True], kind="stable")
+        return rows.assign(main=rows["run"].isin(runs.drop_duplicates("group")["run"]))
 
     def growths(self) -> pd.DataFrame:
         """What growing did to the validation loss: variant, fraction, seed, step, source_depth,
-        target_depth, before, after, recovered (steps until an evaluation was at or below `before`;
-        NaN if none was)."""
-        rows = []
-        for run, own in self.results.groupby(_RUN[:3], sort=False):
-            for old, new in itertools.pairwise(own.itertuples()):
-                if new.step == old.step and new.depth > old.depth:
-                    later = own[(own["step"] > new.step) & (own["loss"] <= old.loss)]["step"]
-                    recovered = later.min() - new.step
-                    growth = (new.step, old.depth, new.depth, old.loss, new.loss, recovered)
-                    rows.append((*run, *growth))
-        columns = [*_RUN[:3], "step", "source_depth", "target_depth", "before", "after"]
-        return pd.DataFrame(rows, columns=[*columns, "recovered"])
+        target_depth, before, after."""
+        rows = self.results
+        old = rows.groupby(_RUN)[["step", "depth", "loss"]].shift()
+        rows = rows.assign(source_depth=old["depth"], before=old["loss"])
+        grown = rows[(rows["step"] == old["step"]) & (rows["depth"] > old["depth"])]
+        grown = grown.rename(columns={"depth": "target_depth", "loss": "after"})
+        return grown[[*_RUN, "step", "source_depth", "target_depth", "before", "after"]]
 
     def differences(self) -> pd.DataFrame:
         """What each variant changes of the recipe: variant, stages, other (other fields)."""
@@ -145,16 +129,21 @@ class Comparison(Record):
         ]
 
     def verdict(self) -> list[str]:
-        """What the finished runs show, in sentences."""
-        return verdict.verdict(
-            self.results,
-            budget=self.budget,
-            entropy=self.entropy,
-            tried=self.tried,
-            missing=self.missing(),
-            recipe=self.request.recipe,
-            variants={name: self.variants[name] for name in self.runs["variant"].unique()},
-        )
+        """What the finished runs show, in sentences; the first variant makes the headline."""
+        rows, table = self.results, self.standings()
+        if table.empty:
+            return ["Scratch has no finished run yet, so there is nothing to say."]
+        names = self.runs["variant"].unique()
+        first = table[table["variant"] == next((n for n in names if n != SCRATCH), "")]
+        return [
+            *verdict.plateau(statistics.plateau_gap(rows, self.entropy)),
+            *verdict.headline(first, self.budget),
+            *verdict.shares(self.speeds(), self.budget),
+            *verdict.order(table[table["fraction"] == 1.0]),
+            *verdict.rates(self.tried),
+            *verdict.unfinished(self.missing()),
+            *verdict.schedules(self.request.recipe, {name: self.variants[name] for name in names}),
+        ]
 
     def planned(
         self, variants: Sequence[Variant], rates: Sequence[float]
@@ -184,26 +173,24 @@ class Comparison(Record):
                     name += "" if rate == 1.0 else f"-rate{rate:g}"
                     recipes[name] = complete.model_copy(update=changes)
                     rows.append((variant.name, fraction, seed, rate, _stages(complete), name, ""))
-        new = pd.DataFrame(rows, columns=_RUN_COLUMNS)
+        new = pd.DataFrame(rows, columns=self.runs.columns)
         new = new.sort_values(["seed", "fraction"], ascending=[True, False], kind="stable")
-        runs = joined(self.runs, new).drop_duplicates(_RUN, ignore_index=True)
+        runs = joined(self.runs, new).drop_duplicates("folder", ignore_index=True)
         return self.model_copy(update={"runs": runs}), {name: recipes[name] for name in new.folder}
 
     def collected(self, folder: Path) -> Self:
         """With the losses of every run that has finished by now, and those known already."""
-        known = dict(list(self.evaluations.groupby(_RUN, sort=False)))
-        found, missing = [], []
-        for run in self.runs.itertuples():
-            identity = (run.variant, run.fraction, run.seed, run.learning_rate)
-            own, place = known.get(identity), folder / RUNS / run.folder
-            if own is None and (place / MODEL).is_dir():
-                own = evaluations_of(place, self.reference)
-                own = own.assign(**dict(zip(_RUN, identity, strict=True)))
-            missing.append(_why_missing(place) if own is None else "")
-            found += [] if own is None else [own[_EVALUATION_COLUMNS]]
-        evaluations = joined(self.evaluations[:0], *found)
-        runs = self.runs.assign(missing=missing)
-        return self.model_copy(update={"runs": runs, "evaluations": evaluations})
+        known, found, missing = set(self.evaluations["folder"]), [self.evaluations], []
+        for name in self.runs["folder"]:
+            run = folder / RUNS / name
+            if name not in known and (run / MODEL).is_dir():
+                found.append(evaluations_of(run, self.reference).assign(folder=name))
+                known.add(name)
+            # Without the advice, and without the comparison's place: reports are shown to others.
+            reason = last_line(run).partition(". ")[0].replace(f"{run.parent}/", "")
+            missing.append("" if name in known else f"not finished ({reason.removesuffix('.')})")
+        changes = {"runs": self.runs.assign(missing=missing), "evaluations": joined(*found)}
+        return self.model_copy(update=changes)
 
 
 def read_comparison(folder: str | Path) -> Comparison:
@@ -216,11 +203,7 @@ def read_comparison(folder: str | Path) -> Comparison:
 
 
 def evaluations_of(run: Path, reference: Reference) -> pd.DataFrame:
-    """The validation losses of a run, placed on the reference table's axes.
-
-    Raises:
-        UserError: not a run directory, or a damaged one.
-    """
+    """The validation losses of a run, placed on the reference table's axes."""
     recipe, ledger = read_run(run).recipe, read_ledger(run)
     rows = []
     for row in ledger[ledger["kind"].isin(["evaluation", "growth"])].to_dict("records"):
@@ -233,13 +216,3 @@ def evaluations_of(run: Path, reference: Reference) -> pd.DataFrame:
 
 def _stages(recipe: Recipe) -> str:
     return ", ".join(f"{stage.depth}:{stage.steps:,}" for stage in recipe.stages)
-
-
-def _why_missing(run: Path) -> str:
-    if not log_of(run).is_file():
-        return "not begun"
-    # Without the advice, and without the comparison's place: reports are shown to others.
-    reason = last_line(run).partition(". ")[0].removesuffix(".")
-    for place in (run.resolve().parent, run.parent):
-        reason = reason.replace(f"{place}{os.sep}", "")
-    return f"not finished ({reason})"

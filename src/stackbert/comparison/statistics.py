@@ -1,22 +1,31 @@
-"""What a few seeds can show: means with intervals, and the budget at which two models are equal."""
+"""What a few seeds can show: differences with intervals, and the budget to an equal loss."""
 
 import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Literal
 
+import pandas as pd
 from scipy.stats import t
+
+from stackbert.comparison.variants import SCRATCH
+
+PLATEAU = 0.5
+"""Nats below the unigram entropy that scratch must end, or the comparison shows nothing: before
+attention forms, a model knows only word frequencies, and depth does not matter."""
+_BOUNDS = ["loss_low", "loss_high", "low", "high"]
+_COLUMNS = ["variant", "fraction", "seeds", "loss", *_BOUNDS[:2]]
+_COLUMNS += ["pairs", "own", "scratch", "difference", *_BOUNDS[2:], "outcome"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval (Student's t)."""
+    """A mean and its 95 % interval (Student's t); a single value has none."""
 
     mean: float
     low: float | None
-    """None for a single value, which says nothing about the noise."""
     high: float | None
     number: int
 
@@ -32,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of scratch's budget, exact or a bound."""
+    """A share of the budget, exact or a bound."""
 
     value: float
     bound: Literal["=", "<=", ">"] = "="
@@ -44,10 +53,10 @@ class Share:
 
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval of independent values; for paired runs give their differences."""
-    mean, number = statistics.fmean(values), len(values)
+    mean, number = fmean(values), len(values)
     if number < 2:
         return Interval(mean, None, None, number)
-    half = float(t.ppf(0.975, number - 1)) * statistics.stdev(values) / math.sqrt(number)
+    half = float(t.ppf(0.975, number - 1)) * stdev(values) / math.sqrt(number)
     return Interval(mean, mean - half, mean + half, number)
 
 
@@ -70,16 +79,56 @@ def share_for(losses: Mapping[float, float], target: float) -> Share:
     return Share(shares[-1], "<=")
 
 
-def crossing(curve: Sequence[tuple[float, float]], target: float, budget: float) -> Share:
-    """Where a learning curve first reaches `target`, as a share of scratch's budget.
+def losses(results: pd.DataFrame, variant: str, fraction: float = 1.0) -> dict[int, float]:
+    """Seed → final validation loss."""
+    own = results[(results["variant"] == variant) & (results["fraction"] == fraction)]
+    last: dict[int, float] = own.groupby("seed")["loss"].last().to_dict()
+    return last
 
-    `curve` is (spent, loss) of the run at the whole budget, in order. The cheap figure, but not a
-    fair one: it compares a model in the middle of its schedule with one at the end of its own.
+
+def standings(results: pd.DataFrame) -> pd.DataFrame:
+    """Final losses: a row for each variant and share of the budget, scratch first, then the best.
+
+    Differences are paired by seed and taken to scratch at its whole budget: runs of one seed share
+    their first weights (as far as the depths allow), the order of the rows and the masks, so much
+    of their noise is common and cancels. Columns: variant, fraction, seeds, loss, loss_low,
+    loss_high (mean and 95 % interval over all its seeds); pairs, own, scratch (mean losses over the
+    seeds that both have); difference, low, high; outcome ("better", "worse", "no difference", "one
+    seed").
     """
-    if curve[0][1] <= target:
-        return Share(curve[0][0] / budget)
-    for (before, above), (spent, loss) in itertools.pairwise(curve):
-        if loss <= target:
-            part = (above - target) / (above - loss)
-            return Share((before + part * (spent - before)) / budget)
-    return Share(curve[-1][0] / budget, ">")
+    scratch, rows = losses(results, SCRATCH), []
+    places = results[["variant", "fraction"]].drop_duplicates()
+    for name, fraction in places.itertuples(index=False):
+        own = losses(results, name, fraction)
+        common = sorted(own.keys() & scratch.keys())
+        if not common or (name == SCRATCH and fraction != 1.0):
+            continue
+        loss, gap = interval(list(own.values())), interval([own[s] - scratch[s] for s in common])
+        means = fmean(own[seed] for seed in common), fmean(scratch[seed] for seed in common)
+        outcome = "" if name == SCRATCH else gap.outcome
+        spread = loss.number, loss.mean, loss.low, loss.high
+        pairs = gap.number, *means, gap.mean, gap.low, gap.high
+        rows.append((name, fraction, *spread, *pairs, outcome))
+    rows.sort(key=lambda row: (row[0] != SCRATCH, -row[1], row[9]))
+    return pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_BOUNDS, float))
+
+
+def speeds(results: pd.DataFrame) -> pd.DataFrame:
+    """The share of scratch's budget after which a variant has scratch's loss, a row for each seed.
+
+    Columns: variant, seed, share (a `Share`). Of variants that ran at several budgets: in the
+    middle of a schedule a loss is higher than at the end of one, so a learning curve does not tell.
+    """
+    rows, scratch = [], losses(results, SCRATCH)
+    for name, runs in results[results["variant"] != SCRATCH].groupby("variant", sort=False):
+        for seed, own in runs[runs["seed"].isin(scratch)].groupby("seed"):
+            final = own.groupby("fraction")["loss"].last().to_dict()
+            if len(final) > 1:
+                rows.append((name, seed, share_for(final, scratch[seed])))
+    return pd.DataFrame(rows, columns=["variant", "seed", "share"])
+
+
+def plateau_gap(results: pd.DataFrame, entropy: float) -> float:
+    """Nats that scratch's masked-LM loss ends below the unigram entropy, mean over its seeds."""
+    scratch = results[(results["variant"] == SCRATCH) & (results["fraction"] == 1.0)]
+    return float(entropy - scratch.groupby("seed")["masked_lm"].last().mean())

@@ -1,36 +1,46 @@
 """What is compared: one recipe, transformed in several ways; all else is the same for all."""
 
 import itertools
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stackbert.errors import UserError
-from stackbert.files import explain
+from stackbert.files import explain, reading
 from stackbert.growth.operators import OPERATORS
 from stackbert.recipe import PositiveInt, Recipe, StageSpec
 from stackbert.recipes import parse_recipe, read_yaml
 
 SCRATCH = "scratch"
-_FREE = ("stages", "growth", "schedule", "optimizer")
-"""The parts of a recipe that a variant may change."""
 T = TypeVar("T", bound=BaseModel)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class Variant(BaseModel):
+@dataclass(frozen=True)
+class Variant:
     """One way to spend the budget."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     name: str
     recipe: Recipe
     """Of any length; it is scaled to the budget."""
+    seeds: int
+    fractions: tuple[float, ...]
+    """Shares of the budget, falling, each a run of its own with its own full decay."""
+
+
+class _Fields(BaseModel):
+    """What a file may say of a variant; what is in the parts is checked with the recipe."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seeds: PositiveInt
-    fractions: Annotated[tuple[Annotated[float, Field(gt=0.0, le=4.0)], ...], Field(min_length=1)]
-    """Shares of the budget, each a run of its own with its own full decay."""
+    fractions: Annotated[set[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=1)]
+    stages: list[Any] | None = None
+    growth: dict[str, Any] | None = None
+    schedule: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None
 
 
 def load_variants(
@@ -44,40 +54,25 @@ def load_variants(
     Raises:
         UserError: a name that is neither a variant nor a file, a field that must not differ.
     """
-    found: dict[str, dict[str, Any]] = {SCRATCH: {}}
+    found: dict[str, Any] = {SCRATCH: {}}
     for word in words:
         for name, fields in _named(word).items():
             if found.get(name):
                 raise UserError(f"The variant '{name}' is given twice.")
             found[name] = fields
     variants = []
-    for name, fields in found.items():
-        where, known = f"Variant '{name}'", ("seeds", "fractions", *_FREE)
-        if unknown := [field for field in fields if field not in known]:
-            raise UserError(
-                f"{where}: there is no field '{unknown[0]}'. The fields are {', '.join(known)}."
-            )
-        variant = validated(
-            Variant,
-            where,
-            name=name,
-            recipe=_varied(name, fields, recipe),
-            seeds=fields.get("seeds", seeds),
-            fractions=fields.get("fractions", [1.0] if name == SCRATCH else fractions),
-        )
+    for name, given in found.items():
+        usual = {"seeds": seeds, "fractions": [1.0] if name == SCRATCH else fractions}
+        fields = validated(_Fields, f"Variant '{name}'", **{**usual, **given, "name": name})
         # All others are compared with scratch at the whole budget.
-        shares = {*variant.fractions, *([1.0] if name == SCRATCH else [])}
+        shares = fields.fractions | ({1.0} if name == SCRATCH else set())
         descending = tuple(sorted(shares, reverse=True))
-        variants.append(variant.model_copy(update={"fractions": descending}))
+        variants.append(Variant(name, _varied(fields, recipe), fields.seeds, descending))
     return variants
 
 
 def validated(model: type[T], where: str, **fields: object) -> T:
-    """A pydantic model of some fields.
-
-    Raises:
-        UserError: `where`, and what is wrong with which field.
-    """
+    """A pydantic model of some fields; a UserError says what is wrong with which."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -105,21 +100,14 @@ def _named(word: str) -> dict[str, dict[str, Any]]:
     """What the variants of one word change: those of a file, or the one of that name."""
     if not word.endswith((".yaml", ".yml")):
         return {word: {}}
-    raw = read_yaml(Path(word))
-    if not isinstance(raw, dict) or not raw:
-        raise UserError(f"{word} holds no variants: it must map names to what differs.")
-    for name, fields in raw.items():
-        if not _NAME.fullmatch(str(name)) or not isinstance(fields, dict | None):
-            raise UserError(
-                f"{word}: '{name}' is not a variant: a name is made of letters, digits, '-', '.' "
-                "and '_'; below it stand the fields that differ."
-            )
-    return {str(name): fields or {} for name, fields in raw.items()}
+    with reading(word, "It must map names of variants to the fields that differ."):
+        return {str(name): dict(fields or {}) for name, fields in read_yaml(Path(word)).items()}
 
 
-def _varied(name: str, fields: dict[str, Any], recipe: Recipe) -> Recipe:
+def _varied(fields: _Fields, recipe: Recipe) -> Recipe:
     """The recipe with a variant's changes, over as many steps: those of its stages are shares."""
-    changes = {part: fields[part] for part in _FREE if fields.get(part) is not None}
+    name, where, raw = fields.name, f"Variant '{fields.name}'", recipe.model_dump(mode="json")
+    changes = fields.model_dump(exclude={"name", "seeds", "fractions"}, exclude_none=True)
     if name == SCRATCH:
         if changes:
             raise UserError(
@@ -129,10 +117,9 @@ def _varied(name: str, fields: dict[str, Any], recipe: Recipe) -> Recipe:
         return at_depth(recipe, recipe.stages[-1].depth)
     if not changes and name not in OPERATORS:
         raise UserError(
-            f"There is no variant '{name}'. Use one of {', '.join([SCRATCH, *OPERATORS])}, or "
-            f"say in a YAML file what differs from the recipe ({', '.join(_FREE)})."
+            f"There is no variant '{name}'. Use one of {', '.join([SCRATCH, *OPERATORS])}, or say "
+            "in a YAML file what differs from the recipe (stages, growth, schedule, optimizer)."
         )
-    where, raw = f"Variant '{name}'", recipe.model_dump(mode="json")
     if name in OPERATORS:
         raw["growth"]["operator"] = name
     for part, value in changes.items():

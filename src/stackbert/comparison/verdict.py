@@ -1,88 +1,33 @@
-"""What a comparison shows, in sentences, and what it does not."""
+"""What a comparison shows and what it does not: tables of results in sentences."""
 
 from collections.abc import Mapping
-from statistics import fmean
 
 import pandas as pd
 
 from stackbert.comparison.reference import Budget
-from stackbert.comparison.standings import losses, speeds, standings
-from stackbert.comparison.statistics import interval
-from stackbert.comparison.variants import SCRATCH
+from stackbert.comparison.statistics import PLATEAU, interval
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.recipe import Recipe
 from stackbert.units import counted
 
-PLATEAU = 0.5
-"""Nats below the unigram entropy that scratch must end, or the comparison shows nothing: before
-attention forms, a model knows only word frequencies, and depth does not matter."""
 
-
-def verdict(
-    results: pd.DataFrame,
-    *,
-    budget: Budget,
-    entropy: float,
-    tried: pd.DataFrame,
-    missing: list[str],
-    recipe: Recipe,
-    variants: Mapping[str, Recipe],
-) -> list[str]:
-    """What the finished runs of a comparison show; the arguments are fields of `Comparison`.
-
-    The first variant after scratch makes the headline.
-    """
-    if not losses(results, SCRATCH):
-        return ["Scratch has no finished run yet, so there is nothing to say."]
-    table, fast = standings(results)[1:], speeds(results, budget.unit)
-    of = "scratch's " + {"seconds": "time", "step": "steps", "flops": "FLOPs"}[budget.unit]
-    first = next((name for name in variants if name != SCRATCH), "")
-    several = fast["variant"].isin(fast.dropna(subset="share")["variant"])
-    gap = plateau_gap(results, entropy)
-    ended = f"{abs(gap):.2f} nats {'below' if gap >= 0 else 'above'} the unigram entropy"
-    found = [
-        *_headline(table[table["variant"] == first], budget),
-        *_full_schedules(fast[several].dropna(subset="share"), of),
-        *_crossings(fast[~several], of),
-        *_order(table[table["fraction"] == 1.0]),
+def plateau(gap: float) -> list[str]:
+    """Whether scratch learned more than word frequencies; `gap` as of `plateau_gap`."""
+    ended = f"ended {abs(gap):.2f} nats {'below' if gap >= 0 else 'above'} the unigram entropy"
+    if gap >= PLATEAU:
+        return [f"Scratch {ended} of the validation text, past the plateau."]
+    return [
+        f"This comparison shows nothing: scratch {ended}, which is on the plateau (less than "
+        f"{PLATEAU} below it), where models know only word frequencies and depth does not matter. "
+        "Give it a longer budget."
     ]
-    if gap < PLATEAU:
-        plateau = (
-            f"This comparison shows nothing: scratch ended {ended}, which is on the plateau (less "
-            f"than {PLATEAU} below it), where models know only word frequencies and depth does not "
-            "matter. Give it a longer budget."
-        )
-        found.insert(0, plateau)
-    else:
-        end = f"of the validation text ({entropy:.3f}), past the plateau."
-        found.append(f"Scratch ended {ended} {end}")
-    if not tried["loss"].isna().all():
-        best = tried["loss"].idxmin()
-        if best in (tried.index[0], tried.index[-1]):
-            found.append(
-                f"Scratch's best learning rate, {tried.loc[best, 'learning_rate']:g} times the "
-                "recipe's, is at the edge of those tried; one beyond it may be better."
-            )
-    if missing:
-        found.append(
-            f"{counted(len(missing), 'planned run')} did not finish, and the verdict leaves out: "
-            f"{'; '.join(missing[:4])}{'; …' if len(missing) > 4 else ''}."
-        )
-    return found + _schedules(recipe, variants)
 
 
-def plateau_gap(results: pd.DataFrame, entropy: float) -> float:
-    """Nats that scratch's masked-LM loss ends below the unigram entropy, mean over its seeds."""
-    scratch = results[(results["variant"] == SCRATCH) & (results["fraction"] == 1.0)]
-    last = scratch.groupby("seed")["masked_lm"].last()
-    return float(entropy - sum(last) / len(last))
-
-
-def _headline(own: pd.DataFrame, budget: Budget) -> list[str]:
-    """A variant at the whole budget, or at the largest share it was run at."""
+def headline(own: pd.DataFrame, budget: Budget) -> list[str]:
+    """One variant's row of the standings at the largest share of the budget."""
     if own.empty:
         return []
-    row = max(own.itertuples(), key=lambda row: (row.fraction == 1.0, row.fraction))
+    row = max(own.itertuples(), key=lambda row: row.fraction)
     share = "the same" if row.fraction == 1.0 else f"{row.fraction:.3g} of scratch's"
     ends = (
         f"{row.variant} ends at a validation loss of {row.own:.3f} nats and scratch at "
@@ -97,9 +42,11 @@ def _headline(own: pd.DataFrame, budget: Budget) -> list[str]:
     return [f"{ends}: {row.outcome} by {abs(row.difference):.3f} nats ({within})."]
 
 
-def _full_schedules(fast: pd.DataFrame, of: str) -> list[str]:
+def shares(speeds: pd.DataFrame, budget: Budget) -> list[str]:
+    """How much of the budget each variant needs for scratch's final loss."""
+    of = "scratch's " + {"seconds": "time", "step": "steps", "flops": "FLOPs"}[budget.unit]
     found = []
-    for name, own in fast.groupby("variant", sort=False):
+    for name, own in speeds.groupby("variant", sort=False):
         reaches = f"With its full schedule, {name} reaches scratch's final loss in"
         mean = interval([share.value for share in own["share"]])
         if mean.low is not None and all(share.bound == "=" for share in own["share"]):
@@ -116,36 +63,46 @@ def _full_schedules(fast: pd.DataFrame, of: str) -> list[str]:
     return found
 
 
-def _crossings(fast: pd.DataFrame, of: str) -> list[str]:
-    """Of variants that were run on the whole budget only, and so have no fairer figure."""
-    crossed = []
-    for name, own in fast.groupby("variant", sort=False):
-        if all(share.bound == "=" for share in own["crossing"]):
-            mean = fmean(share.value for share in own["crossing"])
-            crossed.append(f"{mean:.3g} ({name})")
-    if not crossed:
-        return []
-    return [
-        "In the middle of their schedules, learning curves cross scratch's final loss at "
-        f"{', '.join(crossed)} of {of}. This is not a fair figure, because scratch's schedule "
-        "has ended there; runs at several fractions give a fair one."
-    ]
-
-
-def _order(whole: pd.DataFrame) -> list[str]:
-    if len(whole) < 2:
+def order(whole: pd.DataFrame) -> list[str]:
+    """All variants at the whole budget, scratch among them."""
+    if len(whole) < 3:
         return []
     # By the differences, which are paired: variants may have been run with different seeds.
     notes = {"no difference": ", within noise", "one seed": ", one seed"}
-    placed = [(0.0, SCRATCH)]
-    for row in whole.itertuples():
-        note = notes.get(row.outcome, "")
-        placed.append((row.difference, f"{row.variant} ({_signed(row.difference)}{note})"))
-    names = ", ".join(name for _, name in sorted(placed))
-    return [f"On the same budget, from the lowest loss to the highest: {names}."]
+    names = [
+        f"{row.variant} ({_signed(row.difference)}{notes.get(row.outcome, '')})"
+        if row.outcome
+        else row.variant
+        for row in whole.sort_values("difference").itertuples()
+    ]
+    return [f"On the same budget, from the lowest loss to the highest: {', '.join(names)}."]
 
 
-def _schedules(recipe: Recipe, variants: Mapping[str, Recipe]) -> list[str]:
+def rates(tried: pd.DataFrame) -> list[str]:
+    """Whether the best learning rate is at the edge of those that scratch tried."""
+    if tried["loss"].isna().all():
+        return []
+    best = tried["loss"].argmin()
+    if 0 < best < len(tried) - 1:
+        return []
+    return [
+        f"Scratch's best learning rate, {tried['learning_rate'].iloc[best]:g} times the recipe's, "
+        "is at the edge of those tried; one beyond it may be better."
+    ]
+
+
+def unfinished(missing: list[str]) -> list[str]:
+    """The runs that the verdict leaves out."""
+    if not missing:
+        return []
+    return [
+        f"{counted(len(missing), 'planned run')} did not finish, and the verdict leaves out: "
+        f"{'; '.join(missing[:4])}{'; …' if len(missing) > 4 else ''}."
+    ]
+
+
+def schedules(recipe: Recipe, variants: Mapping[str, Recipe]) -> list[str]:
+    """Schedules that do not end at zero, or are not the recipe's."""
     undecayed = [
         n for n, own in variants.items() if learning_rate_factor(own, own.total_steps) > 0.01
     ]

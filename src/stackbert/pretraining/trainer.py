@@ -11,7 +11,7 @@ import torch._dynamo
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from stackbert.batches.batches import IGNORED, Batch
+from stackbert.batches.batches import IGNORED, Batch, BatchPlan
 from stackbert.batches.randomness import derive_key
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.encoder import EAGER, compiled, supports_masked_forward
@@ -325,3 +325,12 @@ def recipe_model(
         next_sentence=recipe.objective.next_sentence,
         seed=seed,
     )
+
+
+def step_flops(recipe: Recipe, index: int, vocabulary: Vocabulary, plan: BatchPlan) -> int:
+    """FLOPs of a training step of stage `index`."""
+    rows, masked = plan.masked_rows(recipe.boundaries[index])
+    stage = recipe.stage(index)
+    with torch.device("meta"):
+        model = recipe_model(recipe, vocabulary, stage.depth)
+    return training_flops(model, rows=rows, sequence_length=stage.sequence_length, masked=masked)

@@ -87,24 +87,17 @@ def _standings(found: Comparison) -> list[Chart | Table]:
 
 
 def _speeds(found: Comparison) -> Table:
-    rows = found.speeds().rename(columns={"share": "to the same loss", "crossing": "curves cross"})
-    for name in ("to the same loss", "curves cross"):
-        rows[name] = [None if share is None else str(share) for share in rows[name]]
-    note = (
-        "Shares of scratch's budget. The first comes from runs at several budgets, each with its "
-        "whole schedule; the second is cheaper: where the curve of the run at the whole budget, "
-        "not yet decayed, goes below scratch's final loss."
-    )
+    rows = found.speeds()
+    rows["share"] = rows["share"].map(str)
+    note = "Shares of scratch's budget, from runs at several budgets, each with its whole schedule."
     return Table(f"{found.budget.unit.capitalize()} to scratch's loss", rows, note)
 
 
 def _growths(found: Comparison) -> Table:
     rows = found.growths()
-    rows.insert(len(rows.columns) - 1, "jump", rows["after"] - rows["before"])
+    rows = rows.assign(jump=rows["after"] - rows["before"])
     formats = {"fraction": "{:.3g}", "before": "{:.3f}", "after": "{:.3f}", "jump": "{:+.3f}"}
-    formats |= {"step": "{:,.0f}", "recovered": "{:,.0f}"}
-    note = "Recovered: steps until an evaluation was back below; it may have been earlier."
-    return Table("Growth", rows, note, formats, folded=len(rows) > 8)
+    return Table("Growth", rows, "", formats | {"step": "{:,.0f}"}, folded=len(rows) > 8)
 
 
 def _reference(found: Comparison) -> Table:
