@@ -243,16 +243,18 @@ def compare(
     variants: Annotated[
         str,
         typer.Option(
-            help="With commas: scratch (always there), stack, identity, identity-noise, "
-            "interleave, random, YAML files."
+            help="With commas: stack, identity, identity-noise, interleave, random, YAML files; "
+            "stack@0.5,stack@1 tries two learning rates. Each depth is run from scratch, too."
         ),
     ] = "scratch,stack",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Of each run: 30m, 2000steps, 4e15flops. By default what scratch takes for the "
-            "recipe's steps."
+            "--budget",
+            "--budgets",
+            help="Of each run: 30m, 2000steps, 4e15flops, or several: 4m,12m,36m. By default what "
+            "scratch takes for the recipe's steps.",
         ),
     ] = None,
     steps: Annotated[
@@ -262,7 +264,7 @@ def compare(
         str, typer.Option(help="Shares of the budget at which variants are run: 1,0.65,0.5.")
     ] = "1",
     learning_rates: Annotated[
-        str, typer.Option(help="Factors that scratch tries; all take its best: 0.5,1,2.")
+        str, typer.Option(help="Factors that each variant tries; its best counts: 0.5,1,2.")
     ] = "1",
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
     keep_checkpoints: Annotated[

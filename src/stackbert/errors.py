@@ -13,8 +13,11 @@ class StackBertError(Exception):
         super().__init__(" ".join(message.split()))  # libraries' reasons come in several lines
 
 
-class UserError(StackBertError):
-    """Something the user passed is wrong (a path, a field, a file's content): exit code 2."""
+class UserError(StackBertError, ValueError):
+    """Something the user passed is wrong (a path, a field, a file's content): exit code 2.
+
+    A ValueError, so that pydantic names the field whose check raises it.
+    """
 
     exit_code = 2
 

@@ -3,19 +3,13 @@
 YAML in, frozen pydantic models inside, YAML out. Nothing here needs torch.
 """
 
+import bisect
 import itertools
-import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stackbert.errors import UserError
 from stackbert.growth.operators import get_operator
@@ -24,31 +18,19 @@ ModelType = Literal["bert", "roberta-prelayernorm", "megatron-bert", "roberta", 
 NEXT_SENTENCE_TYPES: tuple[ModelType, ...] = ("bert", "megatron-bert")
 """Types whose transformers implementation has a next-sentence head."""
 
-_SET_ELSEWHERE = {
-    "num_hidden_layers": "the stages' depth",
-    "vocab_size": "the corpus",
-    "pad_token_id": "the corpus",
-    "cls_token_id": "the corpus",
-    "sep_token_id": "the corpus",
-    "bos_token_id": "the corpus",
-    "eos_token_id": "the corpus",
-}
+_SET_BY_THE_CORPUS = ("vocab_size", *(f"{n}_token_id" for n in ("pad", "cls", "sep", "bos", "eos")))
 
 Engine = Literal["ddp", "fsdp"]
 PositiveInt = Annotated[int, Field(strict=True, gt=0)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[float, Field(gt=0.0)]
+RowLength = Annotated[int, Field(strict=True, ge=8)]
+MaskRate = Annotated[float, Field(gt=0.0, le=0.6)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _is_finite(value: Any) -> bool:  # noqa: ANN401 (plain YAML values)
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 class ModelSpec(_Part):
@@ -64,10 +46,10 @@ class ModelSpec(_Part):
     @model_validator(mode="after")
     def _fields_of_others(self) -> Self:
         for name in self.model_extra or {}:
-            if name in _SET_ELSEWHERE:
-                raise ValueError(f"{name} is set by {_SET_ELSEWHERE[name]}; leave it out here")
-        if not _is_finite(self.model_extra):
-            raise ValueError("a number among its further fields is not finite")
+            if name in _SET_BY_THE_CORPUS:
+                raise ValueError(f"{name} is set by the corpus; leave it out here")
+            if name == "num_hidden_layers":
+                raise ValueError("num_hidden_layers is set by the stages' depth; leave it out here")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -79,7 +61,7 @@ class ModelSpec(_Part):
 class Objective(_Part):
     """What is learned: masked LM, and next-sentence prediction if asked."""
 
-    mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] = 0.15
+    mask_rate: MaskRate = 0.15
     """Share of a row's tokens that are predicted; BERT's 0.15."""
     next_sentence: bool = False
 
@@ -89,9 +71,9 @@ class StageSpec(_Part):
 
     depth: PositiveInt
     steps: PositiveInt
-    sequence_length: Annotated[int, Field(strict=True, ge=8)] | None = None
+    sequence_length: RowLength | None = None
     sequences: PositiveInt | None = None
-    mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] | None = None
+    mask_rate: MaskRate | None = None
     micro_batch: PositiveInt | None = None
 
 
@@ -110,22 +92,16 @@ class Stage:
 class GrowthSpec(_Part):
     """How the model gets from one stage's depth to the next."""
 
-    operator: str = "stack"
+    operator: Annotated[str, AfterValidator(lambda name: get_operator(name).name)] = "stack"
     optimizer_state: Literal["reset", "copy"] = "reset"
     """The paper resets Adam's moments at a switch."""
-
-    @field_validator("operator")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        _or_value_error(get_operator, name)
-        return name
 
 
 class BatchSpec(_Part):
     """What one optimiser step sees."""
 
     sequences: PositiveInt = 320
-    sequence_length: Annotated[int, Field(strict=True, ge=8)] = 384
+    sequence_length: RowLength = 384
     """Tokens a row, special tokens included."""
     micro_batch: PositiveInt | Literal["auto"] = "auto"
     """Rows a forward pass; changes memory and speed, never the result beyond rounding (and the
@@ -137,15 +113,15 @@ class OptimizerSpec(_Part):
     """AdamW, or Muon on the encoder's matrices with AdamW on everything else."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: Annotated[float, Field(gt=0.0)] = 8e-4
+    lr: Positive = 8e-4
     """Peak learning rate of AdamW."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0.0)] = 1e-6
+    eps: Positive = 1e-6
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Decoupled; on matrices only, never on biases and norms."""
-    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    clip_norm: Positive | None = None
     """Largest gradient norm; the paper does not clip."""
-    muon_lr: Annotated[float, Field(gt=0.0)] = 0.02
+    muon_lr: Positive = 0.02
     """Peak learning rate of Muon, in its own units (an orthogonal update has spectral norm 1)."""
     muon_momentum: Fraction = 0.95
 
@@ -154,14 +130,14 @@ class ScheduleSpec(_Part):
     """The learning rate as a share of its peak, at every step of the whole run."""
 
     name: Literal["constant", "linear", "cosine", "wsd", "piecewise"] = "linear"
-    warmup_steps: Annotated[int, Field(strict=True, ge=0)] = 0
-    rewarmup_steps: Annotated[int, Field(strict=True, ge=0)] = 0
+    warmup_steps: Count = 0
+    rewarmup_steps: Count = 0
     """Steps after each growth over which the rate climbs back from near zero to the schedule."""
     final_fraction: Fraction = 0.0
     """Where linear, cosine and wsd end."""
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """wsd: the share of the run over which the rate falls."""
-    points: tuple[tuple[Annotated[int, Field(strict=True, ge=0)], Fraction], ...] = ()
+    points: tuple[tuple[Count, Fraction], ...] = ()
     """piecewise: (step, share of the peak), joined by straight lines after the warm-up."""
 
     @model_validator(mode="after")
@@ -178,10 +154,10 @@ class EvaluationSpec(_Part):
     """The fixed validation set: the same rows and masks at every evaluation of a run."""
 
     every_steps: PositiveInt | None = None
-    """None: twenty evaluations a run. Beside these, one on either side of each growth."""
+    """None: twenty evaluations a run. One on either side of each growth comes on top."""
     sequences: PositiveInt = 1024
     """Rows at most; fewer if the validation text gives fewer."""
-    mask_rate: Annotated[float, Field(gt=0.0, le=0.6)] = 0.15
+    mask_rate: MaskRate = 0.15
     """Fixed whatever the training rate, so that losses of different recipes compare."""
 
 
@@ -189,9 +165,9 @@ class CheckpointSpec(_Part):
     """When to save. Each stage's last step is always saved, and kept."""
 
     every_steps: PositiveInt | None = None
-    every_minutes: Annotated[float, Field(gt=0.0)] | None = 10.0
+    every_minutes: Positive | None = 10.0
     keep: PositiveInt = 2
-    """Newest checkpoints kept, beside each stage's last."""
+    """Newest checkpoints kept; each stage's last is kept, too."""
 
 
 class Recipe(_Part):
@@ -215,7 +191,7 @@ class Recipe(_Part):
     engine: Engine = "ddp"
     """How several processes share a model: ddp gives each a copy; fsdp (FSDP2) cuts weights,
     gradients and optimiser state into pieces, for models that do not fit. Nothing with one."""
-    skip_bad_steps: Annotated[int, Field(strict=True, ge=0)] = 0
+    skip_bad_steps: Count = 0
     """Steps of a run that may be left out because loss or gradient was not finite; one more stops
     it. With 0 the first one does: it has a cause that is worth finding."""
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -229,8 +205,7 @@ class Recipe(_Part):
             if after.depth < before.depth:
                 raise ValueError(f"stages: depth falls from {before.depth} to {after.depth}")
             if after.depth > before.depth:
-                operator = get_operator(self.growth.operator)
-                _or_value_error(operator.depth_map, before.depth, after.depth)
+                get_operator(self.growth.operator).depth_map(before.depth, after.depth)
         if self.objective.next_sentence and self.model.type not in NEXT_SENTENCE_TYPES:
             raise ValueError(
                 f"objective.next_sentence: {self.model.type} has no next-sentence head; use one "
@@ -262,10 +237,7 @@ class Recipe(_Part):
 
     def stage_index(self, step: int) -> int:
         """The stage that step number `step` (from 0) belongs to; the last one past the end."""
-        for index, end in enumerate(self.boundaries[1:]):
-            if step < end:
-                return index
-        return len(self.stages) - 1
+        return min(bisect.bisect(self.boundaries, step) - 1, len(self.stages) - 1)
 
     def stage(self, index: int) -> Stage:
         """Stage `index` with every optional field filled in from the recipe."""
@@ -309,24 +281,13 @@ class Recipe(_Part):
             stage.model_copy(update={"steps": end - start})
             for stage, start, end in zip(self.stages, [0, *ends[:-1]], ends, strict=True)
         )
-        schedule = self.schedule.model_copy(
-            update={
-                "warmup_steps": min(round(self.schedule.warmup_steps * factor), total_steps - 1),
-                # Points that fall together leave the last of them.
-                "points": tuple({round(s * factor): f for s, f in self.schedule.points}.items()),
-            }
-        )
+        warmup = min(round(self.schedule.warmup_steps * factor), total_steps - 1)
+        # Points that fall together leave the last of them.
+        points = tuple({round(s * factor): f for s, f in self.schedule.points}.items())
+        schedule = self.schedule.model_copy(update={"warmup_steps": warmup, "points": points})
         return self.model_copy(update={"stages": stages, "schedule": schedule})
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every field written out."""
         plain = self.model_dump(mode="json")
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None)
-
-
-def _or_value_error(check: Any, *arguments: Any) -> None:  # noqa: ANN401 (any check)
-    # pydantic gathers ValueErrors of all fields; a UserError would escape at the first.
-    try:
-        check(*arguments)
-    except UserError as error:
-        raise ValueError(str(error)) from error

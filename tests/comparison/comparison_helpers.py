@@ -61,6 +61,7 @@ def table(
             **kind._asdict(),
             "micro_batch": 4 * kind.depth,
             "flops": 1000 * kind.depth + kind.sequence_length,
+            "parameters": 1000 * kind.depth,
             "seconds": seconds(kind),
             "fastest": seconds(kind),
             "slowest": seconds(kind),
@@ -131,6 +132,7 @@ def compared(
     entropy: float = 6.0,
     masked_lm: float | None = None,
     unit: Unit = "seconds",
+    shares: tuple[float, ...] = (1.0,),
 ) -> Comparison:
     """A comparison by hand, on a budget of 100 seconds, 50 steps or 1e9 FLOPs.
 
@@ -140,7 +142,12 @@ def compared(
         entropy: of the validation text.
         masked_lm: last masked-LM loss of every run; by default the whole loss.
         unit: of the budget.
+        shares: what the budgets are of the largest.
     """
+    tiny = tiny_recipe()
+    depths = {name: int(name.removeprefix("depth-")) for name in losses if "depth" in name}
+    fixed = {name: at_depth(tiny, depth) for name, depth in ({"scratch": 4} | depths).items()}
+    variants = dict.fromkeys(losses, tiny) | fixed
     runs, evaluations = [], []
     for variant, by_share in losses.items():
         for share, by_seed in by_share.items():
@@ -150,14 +157,15 @@ def compared(
                 runs.append((variant, share, seed, 1.0, "", folder, missing))
                 for at, value in [(0.0, 7.0), (share, loss)] if loss else ():
                     spent = (50.0 * at, 100.0 * at, 1e9 * at, 1e6 * at)
-                    evaluations.append((folder, 4, *spent, value, masked_lm or value))
-    tiny = tiny_recipe()
-    variants = {name: at_depth(tiny, 4) if name == "scratch" else tiny for name in losses}
+                    evaluations.append(
+                        (folder, depths.get(variant, 4), *spent, value, masked_lm or value)
+                    )
     comparison = Comparison(
-        request=Request(recipe=tiny, corpus="", budget=None, learning_rates=(1.0,), jobs=1),
+        request=Request(recipe=tiny, corpus="", budget=None, jobs=1),
         corpus_folder="",
         entropy=entropy,
         reference=table(tiny),
+        shares=shares,
         budget=Budget(amount={"seconds": 100.0, "step": 50.0, "flops": 1e9}[unit], unit=unit),
         variants=variants | dict(recipes or {}),
     )

@@ -1,12 +1,13 @@
 """Measuring the reference table: seconds of every kind of step, all kinds in turn, repeatedly.
 
-Each reading is taken in a process of its own with the threads that the runs will have, by as many
-processes at a time as runs will train, so that what they take from each other is in the table.
+Each reading is taken in a process of its own with a run's threads, by as many processes at a time
+as runs will train, so that what they take from each other is in the table.
 """
 
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from stackbert.batches.batches import Batch, training_plan, validation_batch
-from stackbert.comparison.processes import environment
+from stackbert.comparison.processes import end_with_parent, environment, lifeline
 from stackbert.comparison.reference import Reference, StepKind, joined, step_kinds
 from stackbert.comparison.variants import growths_of
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, StackBertError, UserError
+from stackbert.growth.grow import find_layers
 from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
+from stackbert.model import parameter_count
 from stackbert.pretraining.autotune import autotune, measure
 from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, step_flops
 from stackbert.recipe import GrowthSpec, Recipe, ScheduleSpec, StageSpec
@@ -30,8 +34,7 @@ from stackbert.recipes import parse_recipe
 ROUNDS = 3
 """Measuring processes one after the other, in each of the places that run side by side."""
 PATIENCE = 8.0
-"""Keep timing steps for up to 8 s in each process, so that a short burst of load does not move the
-median."""
+"""Seconds that each may time steps, so that a short burst of load does not move the median."""
 
 
 def calibrate(
@@ -44,20 +47,12 @@ def calibrate(
     seconds: float | None,
     say: Callable[[str], None],
 ) -> Reference:
-    """A reference table that covers every step and growth of some recipes.
+    """A reference table that covers every step and growth of some recipes, scratch's first.
 
     A process that meets a busy minute is slow with all kinds, so each one's readings are taken as
-    shares of its own step of the last kind of scratch; the median of these shares counts.
-
-    Args:
-        known: measured earlier; its rows stay, and new ones are brought to its speed.
-        recipes: of all variants, scratch's first.
-        corpus: folder; steps are timed on its batches.
-        jobs: runs side by side.
-        threads: of a run.
-        seconds: of each run, if they are known: whether measuring micro-batches and compilation
-            pays.
-        say: hears what is measured.
+    shares of its own step of the last kind of scratch; the median of these shares counts. Rows of
+    `known` stay, and new ones are brought to its speed. `seconds` of a run, where they are known,
+    decide whether measuring micro-batches and compilation pays.
 
     Raises:
         UserError: a model that transformers cannot build.
@@ -66,24 +61,20 @@ def calibrate(
     kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
     pairs = list(dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe)))
     have = known.by_kind if known else {}
-    grown = known.growth_seconds if known else {}
-    if have.keys() >= set(kinds) and grown.keys() >= set(pairs):
-        assert known
+    if known and have.keys() >= set(kinds) and known.growth_seconds.keys() >= set(pairs):
         return known
     say("measuring seconds per step …")
 
+    # `autotune` estimates a run's length by scratch's stages.
     scratch = recipes[0]
-    # What `autotune` estimates a run's length by.
     lengths = {k: s.steps for k, s in zip(step_kinds(scratch), scratch.stages, strict=True)}
+    sizes = {kind: row.micro_batch for kind, row in have.items()}
+    stages = [
+        StageSpec(steps=lengths.get(kind, 1), micro_batch=sizes.get(kind), **kind._asdict())
+        for kind in kinds
+    ]
     changes: dict[str, Any] = {
-        "stages": tuple(
-            StageSpec(
-                steps=lengths.get(kind, 1),
-                micro_batch=have[kind].micro_batch if kind in have else None,
-                **kind._asdict(),
-            )
-            for kind in kinds
-        ),
+        "stages": tuple(stages),
         # Fresh layers reach any depth, in about the time of copies; a constant rate has no warm-up
         # that could be too long.
         "growth": GrowthSpec(operator="random"),
@@ -96,16 +87,17 @@ def calibrate(
     (tuned,) = _ask("autotune", request, threads, 1)
     request["recipe"] = tuned["recipe"]
     # A row for each process: seconds of every kind of step, then of every growth.
-    readings = pd.DataFrame(
-        reading for _ in range(ROUNDS) for reading in _ask("measure", request, threads, jobs)
-    )
-    anchor = kinds.index(step_kinds(scratch)[-1])
-    pace = have[kinds[anchor]].seconds if known else readings[anchor].median()
-    times = pace * readings.div(readings[anchor], axis="index")
+    rounds = [_ask("measure", request, threads, jobs) for _ in range(ROUNDS)]
+    readings = pd.DataFrame([reading for answers in rounds for reading in answers])
+    last = step_kinds(scratch)[-1]
+    anchor = readings[kinds.index(last)]
+    times = readings.div(anchor, axis="index")
+    times *= have[last].seconds if last in have else anchor.median()
     middle = times.median()
     steps = pd.DataFrame(kinds, columns=list(StepKind._fields)).assign(
         micro_batch=[stage["micro_batch"] for stage in tuned["recipe"]["stages"]],
         flops=tuned["flops"],
+        parameters=tuned["parameters"],
         seconds=middle,
         fastest=times.min(),
         slowest=times.max(),
@@ -113,19 +105,17 @@ def calibrate(
     )
     rows = steps.itertuples()
     say(", ".join(f"{1e3 * row.seconds:.0f} ms a step at depth {row.depth}" for row in rows))
-    growths = pd.DataFrame(pairs, columns=["source_depth", "target_depth"]).assign(
-        seconds=middle[len(kinds) :].to_numpy()
-    )
+    growths = pd.DataFrame(pairs, columns=["source_depth", "target_depth"])
+    growths = growths.assign(seconds=middle[len(kinds) :].to_numpy())
     if known:
-        steps = joined(known.steps, steps[[kind not in have for kind in kinds]])
-        growths = joined(known.growths, growths[[pair not in grown for pair in pairs]])
+        steps, growths = joined(known.steps, steps), joined(known.growths, growths)
     return Reference(
         machine=tuned["machine"],
         threads=threads,
         precision=tuned["recipe"]["precision"],
         compile=tuned["recipe"]["compile"],
-        steps=steps,
-        growths=growths,
+        steps=steps.drop_duplicates([*StepKind._fields], ignore_index=True),
+        growths=growths.drop_duplicates(["source_depth", "target_depth"], ignore_index=True),
     )
 
 
@@ -134,7 +124,8 @@ def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> li
     command = [sys.executable, "-m", __name__, what, json.dumps(request)]
 
     def ask(_: int) -> Any:  # noqa: ANN401 (JSON)
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
+        options: dict[str, Any] = {"stdin": lifeline(), "env": environment(threads)}
+        done = subprocess.run(command, capture_output=True, text=True, **options)
         last = (done.stderr if done.returncode else done.stdout).strip().rpartition("\n")[2]
         if done.returncode == UserError.exit_code:
             raise UserError(last)
@@ -154,15 +145,18 @@ def _answer(what: str, request: dict[str, Any]) -> Any:  # noqa: ANN401 (JSON)
     vocabulary, plan = corpus.vocabulary, training_plan(recipe, corpus)
     if what == "autotune":
         tuned = autotune(recipe, vocabulary, plan, device=device, seconds=request["seconds"]).recipe
-        stages = []
+        stages, layers = [], []
         for index, spec in enumerate(tuned.stages):
             stage = tuned.stage(index)
             rows = rows_at_once(stage.micro_batch, stage.sequences, stage.sequence_length, device)
             stages.append(spec.model_copy(update={"micro_batch": rows}))
+            with torch.device("meta"):
+                layers.append(find_layers(recipe_model(tuned, vocabulary, stage.depth))[1])
         tuned = tuned.model_copy(update={"stages": tuple(stages)})
         return {
             "recipe": tuned.model_dump(mode="json"),
             "flops": [step_flops(tuned, i, vocabulary, plan) for i in range(len(stages))],
+            "parameters": [parameter_count(each) for each in layers],
             "machine": describe(device),
         }
 
@@ -192,6 +186,7 @@ def _answer(what: str, request: dict[str, Any]) -> Any:  # noqa: ANN401 (JSON)
 
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         sys.stdout.write(json.dumps(_answer(sys.argv[1], json.loads(sys.argv[2]))))
     except StackBertError as error:

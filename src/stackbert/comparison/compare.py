@@ -3,14 +3,19 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from stackbert.comparison.calibration import calibrate
 from stackbert.comparison.processes import threads_each, train_all
-from stackbert.comparison.reference import Budget, parse_budget
+from stackbert.comparison.reference import Budget, parse_budgets
 from stackbert.comparison.results import COMPARISON, RUNS, Comparison, Request, read_comparison
-from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants, validated
+from stackbert.comparison.variants import (
+    SCRATCH,
+    Variant,
+    growths_of,
+    load_variants,
+    refuse_twins,
+)
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
 from stackbert.files import locked, write_text, writing
@@ -38,23 +43,26 @@ def compare(
 ) -> Comparison:
     """Train every variant of a recipe on the same budget; docs/comparison.md has the rules.
 
+    Every depth that a variant passes through is trained for the whole budget, too: a control.
+
     Called again with the same `out`, it resumes: finished runs are kept, and more variants, seeds
     and fractions may be asked for.
 
     Args:
-        recipe: stages of rising depth; `scratch` is made from them.
+        recipe: stages of rising depth.
         corpus: a folder that `build_corpus` made, or an opened corpus.
         out: folder of the comparison.
-        variants: "scratch" (always included), growth operators, or YAML files.
+        variants: growth operators or YAML files; "scratch" and the other depths are always there.
+            "stack@0.5" lets `stack` try half of the recipe's learning rates.
         seeds: runs of each variant; below 2 there is no interval, 3 are few.
-        budget: of each run: "30m" of training, "2000steps", "4e15flops". By default the time that
-            scratch takes for the recipe's steps.
+        budget: of each run: "30m" of training, "2000steps", "4e15flops", or several: "4m,12m,36m".
+            By default the time that scratch takes for the recipe's steps.
         steps: first scale the recipe to this many steps.
-        fractions: shares of the budget that each variant but scratch is run at.
-        learning_rates: factors of the recipe's rates; of several, scratch tries each with one seed
-            and all variants take its best.
+        fractions: shares of the budget that variants but the controls are run at.
+        learning_rates: factors of the recipe's rates; of several, each variant tries all with one
+            seed at the smallest budget, and its best counts.
         jobs: runs side by side; the cores are divided.
-        keep_checkpoints: leave a finished run its checkpoints, one at the end of each stage.
+        keep_checkpoints: of finished runs, those at the end of each stage among them.
         progress: hears of every run that ends.
 
     Raises:
@@ -71,26 +79,18 @@ def compare(
     # Micro-batches are chosen for all variants alike.
     stages = tuple(stage.model_copy(update={"micro_batch": None}) for stage in recipe.stages)
     recipe = recipe.model_copy(update={"stages": stages})
-    asked = load_variants(variants, recipe, seeds=seeds, fractions=fractions)
+    _, shares = parse_budgets(budget)
+    options = {"fractions": fractions, "learning_rates": learning_rates, "shares": shares}
+    asked = load_variants(variants, recipe, seeds=seeds, **options)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    request = validated(
-        Request,
-        "A comparison",
-        recipe=recipe,
-        corpus=opened.fingerprint,
-        budget=budget,
-        learning_rates=tuple(sorted(set(learning_rates))),
-        jobs=jobs,
-    )
+    request = Request(recipe=recipe, corpus=opened.fingerprint, budget=budget, jobs=jobs)
     folder, tell = Path(out), progress or Progress()
     with writing(f"comparing in {folder}"), locked(folder, f"{folder} is in use"):
         comparison = _opened(folder, request, asked, opened, tell)
-        if len(request.learning_rates) > 1:
-            once = replace(asked[0], seeds=1, fractions=(1.0,))
-            trials = comparison.planned([once], request.learning_rates)
-            comparison = _train(folder, *trials, keep_checkpoints, tell)
-        planned = comparison.planned(asked, [comparison.learning_rate])
-        return _train(folder, *planned, keep_checkpoints, tell)
+        for trials in (True, False):
+            planned = comparison.planned(asked, trials=trials)
+            comparison = _train(folder, *planned, keep_checkpoints, tell)
+        return comparison
 
 
 def _opened(
@@ -99,26 +99,27 @@ def _opened(
     """The comparison in the folder, or a new one, with a reference table that covers `asked`."""
     before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
     foreign = [path.name for path in folder.glob("[!.]*") if path.name != RUNS]
-    recipes = {variant.name: variant.recipe for variant in asked}
-    if before:
-        differing = differing_fields(before.request, request)
-        for name in recipes.keys() & before.variants:
-            changed = differing_fields(before.variants[name], recipes[name])
-            differing += [f"variant '{name}': {field}" for field in changed]
-        if differing:
-            raise UserError(
-                f"{folder} holds another comparison. It differs in: {'; '.join(differing)}. "
-                "Variants, seeds and fractions can be added; for anything else choose a new folder."
-            )
-    elif foreign:
+    if foreign and not before:
         raise UserError(
             f"{folder} is not empty and not a comparison (it holds {', '.join(foreign[:3])}). "
             "Choose a new folder for --out."
         )
-    budget = None if request.budget is None else parse_budget(request.budget)
+    recipes = dict(before.variants) if before else {}
+    differing = differing_fields(before.request, request) if before else []
+    for variant in asked:
+        known = recipes.setdefault(variant.name, variant.recipe)
+        changed = differing_fields(known, variant.recipe)
+        differing += [f"variant '{variant.name}': {field}" for field in changed]
+    if differing:
+        raise UserError(
+            f"{folder} holds another comparison. It differs in: {'; '.join(differing)}. "
+            "Variants, seeds and fractions can be added; for anything else choose a new folder."
+        )
+    refuse_twins(recipes)
+    budget, shares = parse_budgets(request.budget)
     reference = calibrate(
         before.reference if before else None,
-        list(recipes.values()),
+        [variant.recipe for variant in asked],
         corpus.folder,
         jobs=request.jobs,
         threads=before.reference.threads if before else threads_each(request.jobs),
@@ -126,22 +127,19 @@ def _opened(
         say=progress.say,
     )
     by_default = Budget(amount=reference.cost(recipes[SCRATCH], "seconds"), unit="seconds")
-    comparison = before or Comparison(
+    comparison = Comparison(
         request=request,
         corpus_folder=str(corpus.folder),
         entropy=corpus.manifest.validation.unigram_entropy,
         reference=reference,
         budget=budget or by_default,
-        variants={},
+        shares=shares,
+        variants=recipes,
     )
-    comparison = comparison.model_copy(
-        update={
-            "reference": reference,
-            "corpus_folder": str(corpus.folder),  # it may have been moved
-            "variants": {**comparison.variants, **recipes},
-        }
-    )
-    comparison.planned(asked, [1.0])  # a short budget is refused before anything is written
+    if before:
+        there = {"runs": before.runs, "evaluations": before.evaluations}
+        comparison = comparison.model_copy(update=there)
+    comparison.planned(asked)  # a short budget is refused before anything is written
     return comparison
 
 
@@ -169,8 +167,9 @@ def _train(
     for run in todo:
         run.parent.mkdir(exist_ok=True)
         write_text(Path(f"{run}.yaml"), recipes[run.name].to_yaml())
-    if todo:
-        progress.say(f"{counted(len(todo), 'run')} to train")
+    if not todo:
+        return comparison
+    progress.say(f"{counted(len(todo), 'run')} to train")
     corpus, failures = Path(comparison.corpus_folder), []
     jobs, threads = comparison.request.jobs, comparison.reference.threads
     with closing(train_all(todo, corpus, jobs=jobs, threads=threads)) as ending:

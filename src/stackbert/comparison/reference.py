@@ -51,8 +51,9 @@ class Reference(BaseModel):
     precision: Literal["bf16", "fp32"]
     compile: bool
     steps: Frame
-    """The fields of `StepKind`, micro_batch (rows a forward pass), flops, seconds (median of the
-    readings, one a measuring process), fastest, slowest, readings (their number)."""
+    """The fields of `StepKind`, micro_batch (rows a forward pass), flops, parameters (of all
+    layers), seconds (median of the readings, one a measuring process), fastest, slowest, readings
+    (their number)."""
     growths: Frame
     """source_depth, target_depth, seconds."""
 
@@ -101,7 +102,6 @@ class Reference(BaseModel):
 class Budget(BaseModel):
     """What each variant may spend."""
 
-    model_config = ConfigDict(frozen=True)
     amount: float
     unit: Unit
 
@@ -109,6 +109,10 @@ class Budget(BaseModel):
         if self.unit == "seconds":
             return format_duration(self.amount)
         return f"{self.amount:,.0f} steps" if self.unit == "step" else f"{self.amount:.3g} FLOPs"
+
+    def part(self, share: float) -> "Budget":
+        """A share of it."""
+        return Budget(amount=share * self.amount, unit=self.unit)
 
 
 def parse_budget(text: str) -> Budget:
@@ -130,6 +134,17 @@ def parse_budget(text: str) -> Budget:
             "of FLOPs (4e15flops), above zero."
         ) from error
     return Budget(amount=amount, unit="step" if match[2] == "step" else "flops")
+
+
+def parse_budgets(text: str | None) -> tuple[Budget | None, tuple[float, ...]]:
+    """The largest of some budgets ("4m,12m,36m"), and the shares of it that they are, falling."""
+    if text is None:
+        return None, (1.0,)
+    budgets = sorted(map(parse_budget, text.split(",")), key=lambda each: -each.amount)
+    if len({budget.unit for budget in budgets}) > 1:
+        raise UserError(f"The budgets {text} must all be times, steps or FLOPs.")
+    largest = budgets[0]
+    return largest, tuple(dict.fromkeys(each.amount / largest.amount for each in budgets))
 
 
 def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: float = 1.0) -> Recipe:

@@ -1,27 +1,28 @@
 """comparison.json: what was asked, what was measured for it, and what the runs gave."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from stackbert.comparison import statistics, verdict
 from stackbert.comparison.processes import last_line
 from stackbert.comparison.reference import Budget, Reference, Spent, filling, joined
-from stackbert.comparison.variants import SCRATCH, Variant
+from stackbert.comparison.variants import SCRATCH, Variant, is_fixed
 from stackbert.files import Record
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.record import MODEL, read_run
 from stackbert.recipe import Recipe
-from stackbert.recipes import differing_fields
 from stackbert.tables import Frame
 
 COMPARISON = "comparison.json"
 RUNS = "runs"
 _RUN = ["variant", "fraction", "seed"]
+_RATE = ["variant", "learning_rate"]
 
 
 class Request(BaseModel):
@@ -33,10 +34,6 @@ class Request(BaseModel):
     """Fingerprint."""
     budget: str | None
     """As the user wrote it; None is what scratch takes for the recipe's steps."""
-    learning_rates: Annotated[
-        tuple[Annotated[float, Field(gt=0.0, lt=1000.0)], ...], Field(min_length=1)
-    ]
-    """Factors of the learning rates that scratch tries."""
     jobs: PositiveInt
 
 
@@ -44,13 +41,16 @@ class Comparison(Record):
     """A comparison and all that its runs gave so far."""
 
     what: ClassVar[str] = "a comparison"
+    version: ClassVar[int] = 3
     request: Request
     corpus_folder: str
     entropy: float
     """Unigram entropy of the validation text, in nats."""
     reference: Reference
     budget: Budget
-    """Of each run at a share of 1."""
+    """Of each run at a share of 1; the largest of several."""
+    shares: tuple[float, ...]
+    """What the budgets are of the largest, falling: 1 first."""
     variants: dict[str, Recipe]
     """Each variant's recipe before it was scaled to the budget."""
     runs: Frame = pd.DataFrame(columns=[*_RUN, "learning_rate", "stages", "folder", "missing"])
@@ -65,32 +65,53 @@ class Comparison(Record):
 
     @property
     def tried(self) -> pd.DataFrame:
-        """Of scratch, if it tried several: learning_rate, loss (NaN if it did not finish)."""
+        """Of variants that tried several learning rates: variant, learning_rate (a factor), loss
+        at the smallest budget with the first seed (NaN if it did not finish)."""
+        seed, share = self.request.recipe.seed, self.shares[-1]
+        runs = self.runs[(self.runs["seed"] == seed) & (self.runs["fraction"] == share)]
+        runs = runs[runs.duplicated("variant", keep=False)]
         last = self.evaluations.groupby("folder")["loss"].last()
-        runs = self.runs[(self.runs["variant"] == SCRATCH) & (self.runs["fraction"] == 1.0)]
-        runs = runs[runs["seed"] == self.request.recipe.seed].sort_values("learning_rate")
-        tried = runs.assign(loss=runs["folder"].map(last).astype(float))
-        return tried[["learning_rate", "loss"]][: None if len(tried) > 1 else 0]
+        tried = runs.assign(loss=runs["folder"].map(last).astype(float))[[*_RATE, "loss"]]
+        return tried.sort_values(_RATE)
 
     @property
-    def learning_rate(self) -> float:
-        """The factor of the learning rates that all variants take: scratch's best."""
-        tried = self.tried.dropna().sort_values("loss")
-        return float([*tried["learning_rate"], self.request.learning_rates[0]][0])
+    def rates(self) -> dict[str, float]:
+        """The factor of the learning rates that counts, of each variant: its best."""
+        best = self.tried.dropna().sort_values("loss")
+        known = joined(best, self.runs[_RATE]).drop_duplicates("variant")
+        return dict(zip(known["variant"], known["learning_rate"], strict=True))
 
     @property
     def results(self) -> pd.DataFrame:
-        """`evaluations` at the chosen learning rate, with variant, fraction and seed."""
-        runs = self.runs.loc[self.runs["learning_rate"] == self.learning_rate, [*_RUN, "folder"]]
+        """`evaluations` at each variant's own learning rate, with variant, fraction and seed."""
+        own = self.runs["learning_rate"] == self.runs["variant"].map(self.rates)
+        runs = self.runs.loc[own, [*_RUN, "folder"]]
         return runs.merge(self.evaluations, on="folder").drop(columns="folder")
 
-    def standings(self) -> pd.DataFrame:
-        """As `statistics.standings`."""
-        return statistics.standings(self.results)
+    def standings(self, yardstick: str = SCRATCH, share: float = 1.0) -> pd.DataFrame:
+        """As `statistics.standings`, and what a run spent by the reference table: step, seconds,
+        flops, tokens, tokens_a_parameter (of the final layers)."""
+        rows = self.results
+        table = statistics.standings(rows, yardstick, share)
+        if self.gap(yardstick, share) < statistics.PLATEAU:
+            table["outcome"] = "plateau"
+        spent = rows.groupby(_RUN[:2])[["depth", *Spent._fields]].last().reset_index()
+        parameters = self.reference.steps.set_index("depth")["parameters"].to_dict()
+        spent["tokens_a_parameter"] = spent["tokens"] / spent.pop("depth").map(parameters)
+        return table.merge(spent, on=_RUN[:2])
 
-    def speeds(self) -> pd.DataFrame:
-        """As `statistics.speeds`."""
-        return statistics.speeds(self.results)
+    def best_fixed(self, share: float = 1.0) -> str:
+        """As `statistics.best_fixed`: the control that is hardest to beat."""
+        return statistics.best_fixed(self.results, share)
+
+    def speeds(self, yardstick: str = SCRATCH) -> pd.DataFrame:
+        """As `statistics.speeds`; none if the yardstick ended on the plateau."""
+        past = self.gap(yardstick) >= statistics.PLATEAU
+        return statistics.speeds(self.results, yardstick)[: None if past else 0]
+
+    def gap(self, variant: str, share: float = 1.0) -> float:
+        """As `statistics.plateau_gap`; NaN if no run has finished."""
+        return statistics.plateau_gap(self.results, self.entropy, variant, share)
 
     def curves(self) -> pd.DataFrame:
         """Learning curves to draw: group (variant), run, detail (seed and share), main (a variant's
@@ -102,77 +123,89 @@ class Comparison(Record):
         runs = rows.sort_values(["fraction", "seed"], ascending=[False, True], kind="stable")
         return rows.assign(main=rows["run"].isin(runs.drop_duplicates("group")["run"]))
 
-    def growths(self) -> pd.DataFrame:
-        """What growing did to the validation loss: variant, fraction, seed, step, source_depth,
-        target_depth, before, after."""
-        rows = self.results
-        old = rows.groupby(_RUN)[["step", "depth", "loss"]].shift()
-        rows = rows.assign(source_depth=old["depth"], before=old["loss"])
-        grown = rows[(rows["step"] == old["step"]) & (rows["depth"] > old["depth"])]
-        grown = grown.rename(columns={"depth": "target_depth", "loss": "after"})
-        return grown[[*_RUN, "step", "source_depth", "target_depth", "before", "after"]]
-
-    def differences(self) -> pd.DataFrame:
-        """What each variant changes of the recipe: variant, stages, other (other fields)."""
-        rows = []
-        for name, own in self.variants.items():
-            alike = self.request.recipe.model_copy(update={"stages": own.stages})
-            rows.append((name, _stages(own), "; ".join(differing_fields(alike, own))))
-        return pd.DataFrame(rows, columns=["variant", "stages", "other"])
-
     def missing(self) -> list[str]:
-        """A sentence for each run at the chosen learning rate that has not finished."""
-        runs = self.runs[self.runs["learning_rate"] == self.learning_rate]
+        """A sentence for each run that has not finished, but for rates that did not win."""
+        own = self.runs["learning_rate"] == self.runs["variant"].map(self.rates)
         return [
             f"{run.variant}, {run.fraction:.4g}, seed {run.seed}: {run.missing}"
-            for run in runs[runs["missing"] != ""].itertuples()
+            for run in self.runs[own & (self.runs["missing"] != "")].itertuples()
         ]
 
     def verdict(self) -> list[str]:
-        """What the finished runs show, in sentences; the first variant makes the headline."""
-        rows, table = self.results, self.standings()
-        if table.empty:
+        """What the finished runs show, in sentences; the first variant that grows comes first.
+
+        It is held against the control that ends lowest, then against scratch.
+        """
+        best = self.best_fixed()
+        variants = {name: self.variants[name] for name in self.runs["variant"].unique()}
+        gaps = {name: self.gap(name) for name in (best, SCRATCH)}
+        if math.isnan(gaps[SCRATCH]):
             return ["Scratch has no finished run yet, so there is nothing to say."]
-        names = self.runs["variant"].unique()
-        first = table[table["variant"] == next((n for n in names if n != SCRATCH), "")]
+        heads, times = [], []
+        # Nothing is claimed against a control on the plateau, and nothing at all if all are.
+        for name in [name for name, gap in gaps.items() if gap >= statistics.PLATEAU]:
+            first = next((name for name in variants if not is_fixed(name)), "")
+            text = f"{name}, the best fixed depth," if name == best else name
+            heads += verdict.headline(self.standings(name), first, text, self.budget)
+            times += verdict.shares(self.speeds(name), name, self.budget)
+        found = [verdict.plateau(name, gap) for name, gap in gaps.items()]
+        if gaps[best] >= statistics.PLATEAU:
+            table, deepest = self.standings(best), variants[SCRATCH].stages[-1].depth
+            if variants[best].stages[-1].depth < deepest:
+                heads.append(verdict.too_deep(table, deepest))
+            found = [*heads, *times, *verdict.order(table), *self._over_budgets(), *found]
         return [
-            *verdict.plateau(statistics.plateau_gap(rows, self.entropy)),
-            *verdict.headline(first, self.budget),
-            *verdict.shares(self.speeds(), self.budget),
-            *verdict.order(table[table["fraction"] == 1.0]),
+            *found,
+            *verdict.peculiar(self.request.recipe, variants),
             *verdict.rates(self.tried),
+            *(verdict.spread(self.reference) if self.budget.unit == "seconds" else []),
             *verdict.unfinished(self.missing()),
-            *verdict.schedules(self.request.recipe, {name: self.variants[name] for name in names}),
         ]
 
+    def _over_budgets(self) -> list[str]:
+        """The envelope at each of several budgets, and where losses cross."""
+        if len(self.shares) < 2:
+            return []
+        found, past = [], []
+        for share in [share for share in reversed(self.shares) if self.best_fixed(share)]:
+            table = self.standings(self.best_fixed(share), share)
+            table = table[table["fraction"] == share]
+            found.append(verdict.envelope(table, self.budget.part(share)))
+            past += [share] if "plateau" not in set(table["outcome"]) else []
+        rows = self.results[self.results["fraction"].isin(past if len(past) > 1 else [])]
+        return found + verdict.crossings(statistics.crossings(rows), self.budget)
+
     def planned(
-        self, variants: Sequence[Variant], rates: Sequence[float]
+        self, variants: Sequence[Variant], *, trials: bool = False
     ) -> tuple[Self, dict[str, Recipe]]:
         """The comparison with the runs of some variants added, and their recipes by folder.
 
-        Those that answer the first question come first. `rates` are factors.
+        Those that answer the first question come first. With `trials` only those that choose
+        between several learning rates: one seed each at the smallest budget.
 
         Raises:
             UserError: the budget does not buy one step of each stage.
         """
         rows, recipes = [], {}
-        for variant, rate in itertools.product(variants, rates):
-            optimizer = variant.recipe.optimizer
-            factors = {"lr": rate * optimizer.lr, "muon_lr": rate * optimizer.muon_lr}
-            for fraction in variant.fractions:
+        for variant in variants:
+            rates, shares, seeds = sorted(variant.learning_rates), variant.fractions, variant.seeds
+            if trials:
+                rates = rates if len(rates) > 1 else []
+                shares, seeds = frozenset(self.shares[-1:]), 1
+            else:
+                rates = [self.rates.get(variant.name, rates[0])]
+            for rate, fraction in itertools.product(rates, shares):
                 filled = filling(variant.recipe, self.reference, self.budget, fraction)
                 complete = self.reference.complete(filled)
-                for seed in range(complete.seed, complete.seed + variant.seeds):
-                    changes = {
-                        "seed": seed,
-                        "optimizer": optimizer.model_copy(update=factors),
-                        # They are for resuming: what is compared is in the ledger and the model.
-                        "checkpoint": complete.checkpoint.model_copy(update={"keep": 1}),
-                    }
+                optimizer = complete.optimizer
+                factors = {"lr": rate * optimizer.lr, "muon_lr": rate * optimizer.muon_lr}
+                for seed in range(complete.seed, complete.seed + seeds):
+                    changes = {"seed": seed, "optimizer": optimizer.model_copy(update=factors)}
                     name = f"{variant.name}-{100 * fraction:g}-seed{seed}"
                     name += "" if rate == 1.0 else f"-rate{rate:g}"
                     recipes[name] = complete.model_copy(update=changes)
-                    rows.append((variant.name, fraction, seed, rate, _stages(complete), name, ""))
+                    stages = stages_text(complete)
+                    rows.append((variant.name, fraction, seed, rate, stages, name, ""))
         new = pd.DataFrame(rows, columns=self.runs.columns)
         new = new.sort_values(["seed", "fraction"], ascending=[True, False], kind="stable")
         runs = joined(self.runs, new).drop_duplicates("folder", ignore_index=True)
@@ -214,5 +247,6 @@ def evaluations_of(run: Path, reference: Reference) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["depth", *Spent._fields, "loss", "masked_lm"])
 
 
-def _stages(recipe: Recipe) -> str:
+def stages_text(recipe: Recipe) -> str:
+    """The stages as "depth:steps"."""
     return ", ".join(f"{stage.depth}:{stage.steps:,}" for stage in recipe.stages)
