@@ -27,7 +27,8 @@ from stackbert.growth.grow import find_layers
 from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
 from stackbert.model import parameter_count
 from stackbert.pretraining.autotune import autotune, measure
-from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, step_flops
+from stackbert.pretraining.optimizers import step_flops
+from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
 from stackbert.recipe import GrowthSpec, Recipe, ScheduleSpec, StageSpec
 from stackbert.recipes import parse_recipe
 
@@ -145,20 +146,21 @@ def _answer(what: str, request: dict[str, Any]) -> Any:  # noqa: ANN401 (JSON)
     vocabulary, plan = corpus.vocabulary, training_plan(recipe, corpus)
     if what == "autotune":
         tuned = autotune(recipe, vocabulary, plan, device=device, seconds=request["seconds"]).recipe
-        stages, layers = [], []
+        stages, flops, parameters = [], [], []
         for index, spec in enumerate(tuned.stages):
             stage = tuned.stage(index)
-            rows = rows_at_once(stage.micro_batch, stage.sequences, stage.sequence_length, device)
-            stages.append(spec.model_copy(update={"micro_batch": rows}))
+            length = stage.sequence_length
+            at_once = rows_at_once(stage.micro_batch, stage.sequences, length, device)
+            stages.append(spec.model_copy(update={"micro_batch": at_once}))
+            rows, masked = plan.masked_rows(tuned.boundaries[index])
             with torch.device("meta"):
-                layers.append(find_layers(recipe_model(tuned, vocabulary, stage.depth))[1])
+                model = recipe_model(tuned, vocabulary, stage.depth)
+            shape = {"rows": rows, "sequence_length": length, "masked": masked}
+            flops.append(step_flops(model, tuned.optimizer, **shape))
+            parameters.append(parameter_count(find_layers(model)[1]))
         tuned = tuned.model_copy(update={"stages": tuple(stages)})
-        return {
-            "recipe": tuned.model_dump(mode="json"),
-            "flops": [step_flops(tuned, i, vocabulary, plan) for i in range(len(stages))],
-            "parameters": [parameter_count(each) for each in layers],
-            "machine": describe(device),
-        }
+        counts = {"flops": flops, "parameters": parameters}
+        return {"recipe": tuned.model_dump(mode="json"), "machine": describe(device), **counts}
 
     def batch(index: int, turn: int) -> Batch:
         return plan.batch(recipe.boundaries[index] + min(turn, recipe.stages[index].steps - 1))

@@ -25,7 +25,8 @@ from stackbert.machine import (
     working_precision,
 )
 from stackbert.pretraining.distributed import SINGLE, World
-from stackbert.pretraining.trainer import Trainer, recipe_model, step_flops
+from stackbert.pretraining.optimizers import step_flops
+from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.recipe import Recipe
 
 TUNE_FROM = 600.0
@@ -111,8 +112,16 @@ def _estimated_seconds(
     recipe: Recipe, vocabulary: Vocabulary, plan: BatchPlan, rate: float
 ) -> float:
     """Training time by FLOPs at half the matrix rate; good to a factor of two."""
-    steps = enumerate(stage.steps for stage in recipe.stages)
-    total = sum(count * step_flops(recipe, i, vocabulary, plan) for i, count in steps)
+    total = 0
+    for index, first_step in enumerate(recipe.boundaries[:-1]):
+        stage = recipe.stage(index)
+        rows, masked = plan.masked_rows(first_step)
+        with torch.device("meta"):
+            model = recipe_model(recipe, vocabulary, stage.depth)
+        length = stage.sequence_length
+        total += stage.steps * step_flops(
+            model, recipe.optimizer, rows=rows, sequence_length=length, masked=masked
+        )
     return total / (rate * 0.5)
 
 

@@ -11,15 +11,15 @@ import torch._dynamo
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from stackbert.batches.batches import IGNORED, Batch, BatchPlan
+from stackbert.batches.batches import IGNORED, Batch
 from stackbert.batches.randomness import derive_key
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.encoder import EAGER, compiled, supports_masked_forward
 from stackbert.growth.grow import grow_optimizer_state, grow_with_origins
 from stackbert.machine import DTYPES, Precision
-from stackbert.model import create_model, training_flops
+from stackbert.model import create_model
 from stackbert.pretraining.distributed import SINGLE, ParallelModel, World, full_tensor
-from stackbert.pretraining.optimizers import NamedState, Optimizers
+from stackbert.pretraining.optimizers import NamedState, Optimizers, step_flops
 from stackbert.recipe import Engine, GrowthSpec, OptimizerSpec, Recipe
 
 if TYPE_CHECKING:
@@ -294,12 +294,16 @@ class Trainer:
         self._take(growth.model, state)
 
     def flops(self, batch: Batch) -> int:
-        """FLOPs of this process in a step on `batch`, its share of the rows."""
+        """FLOPs of a whole step, of whose rows `batch` is this process's equal share."""
         rows, length = batch.input_ids_BS.shape
         shape = rows, length, batch.columns_BK.numel()
         if shape not in self._flops:  # counting takes a millisecond, a small step ten
-            self._flops[shape] = training_flops(
-                self.model, rows=rows, sequence_length=length, masked=shape[2]
+            self._flops[shape] = step_flops(
+                self.model,
+                self._spec,
+                rows=rows * self._world.size,
+                sequence_length=length,
+                masked=shape[2] * self._world.size,
             )
         return self._flops[shape]
 
@@ -325,12 +329,3 @@ def recipe_model(
         next_sentence=recipe.objective.next_sentence,
         seed=seed,
     )
-
-
-def step_flops(recipe: Recipe, index: int, vocabulary: Vocabulary, plan: BatchPlan) -> int:
-    """FLOPs of a training step of stage `index`."""
-    rows, masked = plan.masked_rows(recipe.boundaries[index])
-    stage = recipe.stage(index)
-    with torch.device("meta"):
-        model = recipe_model(recipe, vocabulary, stage.depth)
-    return training_flops(model, rows=rows, sequence_length=stage.sequence_length, masked=masked)
