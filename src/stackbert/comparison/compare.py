@@ -68,7 +68,7 @@ def compare(
     Raises:
         UserError: wrong input; nothing was trained.
         RunError: no run could be trained. One that fails alone is named in the verdict.
-        Interrupted: Ctrl-C or SIGTERM; the same call resumes.
+        Interrupted: Ctrl-C or SIGTERM.
     """
     if not growths_of(recipe):
         raise UserError(

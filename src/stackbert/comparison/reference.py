@@ -116,11 +116,7 @@ class Budget(BaseModel):
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget from "30m", "1.5h", "2000steps" or "4e15flops".
-
-    Raises:
-        UserError: it is none of these, or not above zero.
-    """
+    """A budget from "30m", "1.5h", "2000steps" or "4e15flops"; UserError if it is none."""
     match = re.fullmatch(r"\s*([0-9.e+]+)\s*(step|flops)s?\s*", text.lower())
     try:
         if match is None:
@@ -150,16 +146,15 @@ def parse_budgets(text: str | None) -> tuple[Budget | None, tuple[float, ...]]:
 def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: float = 1.0) -> Recipe:
     """The recipe over as many steps as a share of the budget buys, each stage keeping its share.
 
-    Raises:
-        UserError: it does not buy one step a stage.
+    UserError if that is not one step a stage.
     """
     most = budget.amount * fraction * (1.0 + _ROUNDING)
     fewest = len(recipe.stages)
-    affordable = bisect.bisect_right(
-        range(fewest, 10**12),
-        most,
-        key=lambda steps: reference.cost(recipe.scaled(steps), budget.unit),
-    )
+
+    def cost(steps: int) -> float:
+        return reference.cost(recipe.scaled(steps), budget.unit)
+
+    affordable = bisect.bisect_right(range(fewest, 10**12), most, key=cost)
     if not affordable:
         raise UserError(
             f"A budget of {budget} is too short: {fraction:g} of it does not buy one step of each "

@@ -92,17 +92,16 @@ def losses(results: pd.DataFrame, variant: str, fraction: float = 1.0) -> dict[i
 
 
 def standings(results: pd.DataFrame, yardstick: str = SCRATCH, share: float = 1.0) -> pd.DataFrame:
-    """Final losses: a row for each variant and share of the budget, the best first.
+    """Final losses: a row for each variant and share of the budget, the yardstick first.
 
-    Differences are paired by seed and taken to one variant, the yardstick, at a share of the
-    budget: runs of one seed share their first weights (as far as the depths allow), the order of
-    the rows and the masks, so much of their noise is common and cancels. The p values of variants
-    that are no controls are corrected for their number at that share (Holm, 1979).
+    Differences are paired by seed and taken to the yardstick at one share of the budget: runs of
+    one seed share their first weights (as far as the depths allow), the order of the rows and the
+    masks, so much of their noise cancels. The p values of variants that are no controls are
+    corrected for their number at that share.
 
     Columns: variant, fraction, seeds, loss, loss_low, loss_high (mean and 95 % interval over all
-    its seeds); pairs, own, reference (mean losses over the seeds that the yardstick has, too);
-    difference, low, high, p; outcome ("better", "worse", "no difference", "one seed"; "" of the
-    yardstick, which comes first).
+    its seeds); pairs, own, reference (means over the seeds that the yardstick has, too);
+    difference, low, high, p; outcome (better, worse, no difference, one seed; "" the yardstick's).
     """
     yard, rows = losses(results, yardstick, share), []
     for name, fraction in (
@@ -128,20 +127,16 @@ def standings(results: pd.DataFrame, yardstick: str = SCRATCH, share: float = 1.
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """p values corrected for their number: one below 0.05 is rare if none of them means anything.
-
-    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
-    """
+    """p values corrected for their number (Holm, 1979, sequentially rejective)."""
     ordered = p.sort_values()
     return (ordered * range(len(p), 0, -1)).cummax().clip(upper=1.0)
 
 
 def speeds(results: pd.DataFrame, yardstick: str = SCRATCH) -> pd.DataFrame:
-    """The share of the budget after which a variant has the yardstick's loss, a row for each seed.
+    """The share of the budget after which a variant has the yardstick's loss.
 
-    Columns: variant, seed, share (a `Share`). Of variants that ran at several budgets and are no
-    controls: in the middle of a schedule a loss is higher than at the end of one, so a learning
-    curve does not tell.
+    Columns: variant, seed, share (a `Share`). Of variants, but no controls, that ran at several
+    budgets: in mid-schedule a loss is higher than at the end, so a learning curve does not tell.
     """
     rows, target = [], losses(results, yardstick)
     grown = results[~results["variant"].map(is_fixed).astype(bool)]
