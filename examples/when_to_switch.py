@@ -3,7 +3,7 @@
     python examples/when_to_switch.py small-cpu --corpus corpus --out when --shares 0.2,0.4,0.6
 
 Gong et al. (ICML 2019, Fig. 7) switch after several numbers of steps and train on for a fixed
-number. Here every growth of a recipe gets a comparison on one budget: the deep model from scratch,
+number. Here every growth of a recipe gets a comparison on one budget: both depths from scratch,
 and variants of two stages that spend a share of their steps on the shallow model. Each decays its
 learning rate over its own steps, which the paper's losses in mid-schedule do not.
 """
@@ -77,7 +77,8 @@ def when_to_switch(
             jobs=jobs,
             progress=progress,
         )
-        table = comparison.standings()[1:]  # without scratch, which every row has beside it
+        table = comparison.standings().rename(columns={"reference": "scratch"})
+        table = table[table["variant"].str.startswith("switch-")]  # without the controls
         share = table["variant"].str.removeprefix("switch-").astype(float)
         layers = f"{shallow.depth} → {deep.depth}"
         tables.append(table.assign(layers=layers, share=share).sort_values("share"))

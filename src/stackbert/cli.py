@@ -186,13 +186,21 @@ def compare(
     out: Resumed,
     variants: Annotated[
         str,
-        Option(help="With commas: scratch (always there), a growth operator's name, YAML files."),
+        Option(
+            help="With commas: growth operators, YAML files; stack@0.5,stack@1 tries two learning "
+            "rates. Each depth is run from scratch, too."
+        ),
     ] = "scratch,stack",
     seeds: Annotated[int, Option(min=1, help="Runs of each variant.")] = 3,
-    budget: Annotated[str | None, Option(help="Each run's: 30m, 2000steps, 4e15flops.")] = None,
+    budget: Annotated[
+        str | None,
+        Option("--budget", "--budgets", help="Of each run: 30m, 2000steps, 4e15flops or 4m,12m."),
+    ] = None,
     steps: Steps = None,
     fractions: Annotated[str, Option(help="Shares of the budget to run at: 1,0.65,0.5.")] = "1",
-    learning_rates: Annotated[str, Option(help="Factors scratch tries for all: 0.5,1,2.")] = "1",
+    learning_rates: Annotated[
+        str, Option(help="Factors that each variant tries; its best counts: 0.5,1,2.")
+    ] = "1",
     jobs: Annotated[int, Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
     keep_checkpoints: Annotated[
         bool, Option("--keep-checkpoints", help="Of finished runs, at the end of each stage.")

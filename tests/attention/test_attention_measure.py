@@ -138,7 +138,7 @@ def test_users_mistakes_are_sentences(make_model, save, tokenizer, sentences, tm
         ("needs tokenizer=", {"model": model}),
         ("The list of sentences is empty", {"model": folder, "text": []}),
         ("no sentence of at least 12 tokens", {"model": folder, "text": short}),
-        ("none is not a folder", {"model": tmp_path / "none"}),
+        ("none is no folder", {"model": tmp_path / "none"}),
         ("none.txt", {"model": folder, "text": tmp_path / "none.txt"}),
     ):
         with pytest.raises(UserError, match=says):

@@ -7,8 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import tiny_runs
 from recipe_fields import recipe_of
-from stackbert.comparison.reference import Reference, StepKind, step_kinds
+from stackbert.comparison.reference import Budget, Reference, StepKind, Unit, step_kinds
+from stackbert.comparison.results import Comparison, Request
 from stackbert.comparison.variants import at_depth, growths_of
 from stackbert.errors import StackBertError, UserError
 from stackbert.pretraining.run import pretrain
@@ -16,25 +18,15 @@ from stackbert.recipe import Recipe
 from stackbert.recipes import load_recipe
 
 # Whatever is left to the machine or the clock by default is fixed here.
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "model": {
-        "type": "megatron-bert",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    },
+TINY: dict[str, Any] = tiny_runs.TINY | {
+    "model": tiny_runs.TINY["model"]
+    | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "stages": [{"depth": 1, "steps": 40}, {"depth": 2, "steps": 40}, {"depth": 4, "steps": 40}],
     "batch": {"sequences": 16, "sequence_length": 32, "micro_batch": 16},
     "optimizer": {"name": "adamw", "lr": 1e-2},
     "schedule": {"warmup_steps": 6},
-    "precision": "fp32",
-    "compile": False,
     "evaluation": {"sequences": 32, "every_steps": 5},
     "checkpoint": {"every_steps": None, "every_minutes": None},
-    "log_every": 1,
 }
 
 
@@ -55,27 +47,19 @@ def table(
     """A reference table that nobody measured, for every kind of step of some recipes."""
     kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
     pairs = dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe))
-    steps = [
-        {
-            **kind._asdict(),
-            "micro_batch": 4 * kind.depth,
-            "flops": 1000 * kind.depth + kind.sequence_length,
-            "seconds": seconds(kind),
-            "fastest": seconds(kind),
-            "slowest": seconds(kind),
-            "readings": 1,
-        }
-        for kind in kinds
-    ]
-    growths = [(a, b, growth) for a, b in pairs]
-    return Reference(
-        machine={"device": "none"},
-        threads=1,
-        precision="fp32",
-        compile=False,
-        steps=pd.DataFrame(steps),
-        growths=pd.DataFrame(growths, columns=["source_depth", "target_depth", "seconds"]),
+    times, steps = [seconds(kind) for kind in kinds], pd.DataFrame(kinds)
+    steps = steps.assign(
+        micro_batch=4 * steps["depth"],
+        flops=1000 * steps["depth"] + steps["sequence_length"],
+        parameters=1000 * steps["depth"],
+        **dict.fromkeys(("seconds", "fastest", "slowest"), times),
+        readings=1,
     )
+    growths = pd.DataFrame(
+        [(*pair, growth) for pair in pairs], columns=["source_depth", "target_depth", "seconds"]
+    )
+    options = {"threads": 1, "precision": "fp32", "compile": False}
+    return Reference(machine={"device": "none"}, steps=steps, growths=growths, **options)
 
 
 def in_process(patch: pytest.MonkeyPatch) -> list[str]:
@@ -101,7 +85,11 @@ def in_process(patch: pytest.MonkeyPatch) -> list[str]:
         known: Reference | None, recipes: Sequence[Recipe], *_: object, **__: object
     ) -> Reference:
         new = table(*recipes)
-        return known.extended(new, step_kinds(recipes[0])[-1]) if known else new
+        if known is None:
+            return new
+        steps = pd.concat([known.steps, new.steps]).drop_duplicates([*StepKind._fields])
+        growths = pd.concat([known.growths, new.growths]).drop_duplicates()
+        return Reference(**dict(new) | {"steps": steps, "growths": growths})
 
     patch.setattr("stackbert.comparison.compare.train_all", train_all)
     patch.setattr("stackbert.comparison.compare.calibrate", calibrate)
@@ -119,28 +107,52 @@ def refusal(call: Callable[[], object]) -> str:
     raise AssertionError("it was not refused")
 
 
-def results(
+def compared(
     losses: Mapping[str, Mapping[float, Sequence[float | None]]],
     *,
+    recipes: Mapping[str, Recipe] | None = None,
+    entropy: float = 6.0,
     masked_lm: float | None = None,
-    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
-) -> pd.DataFrame:
-    """Results by hand, on a budget of 100 seconds, 50 steps or 1e9 FLOPs.
+    unit: Unit = "seconds",
+    shares: tuple[float, ...] = (1.0,),
+) -> Comparison:
+    """A comparison by hand, on a budget of 100 seconds, 50 steps or 1e9 FLOPs.
 
     Args:
         losses: variant → share of the budget → final loss by seed from 0; None has not finished.
+        recipes: those of variants that are not the tiny one's.
+        entropy: of the validation text.
         masked_lm: last masked-LM loss of every run; by default the whole loss.
-        curves: variant → (share of the budget, loss) before the end.
+        unit: of the budget.
+        shares: what the budgets are of the largest.
     """
-    rows = []
+    tiny = tiny_recipe()
+    depths = {name: int(name.removeprefix("depth-")) for name in losses if "depth" in name}
+    fixed = {name: at_depth(tiny, depth) for name, depth in ({"scratch": 4} | depths).items()}
+    variants = dict.fromkeys(losses, tiny) | fixed
+    runs, evaluations = [], []
     for variant, by_share in losses.items():
         for share, by_seed in by_share.items():
             for seed, loss in enumerate(by_seed):
-                if loss is None:
-                    continue
-                last = loss if masked_lm is None else masked_lm
-                for at, value in [*(curves or {}).get(variant, [(0.0, 7.0)]), (share, loss)]:
+                folder = f"{variant}-{share}-{seed}"
+                missing = "not finished (not begun)" if loss is None else ""
+                runs.append((variant, share, seed, 1.0, "", folder, missing))
+                for at, value in [(0.0, 7.0), (share, loss)] if loss else ():
                     spent = (50.0 * at, 100.0 * at, 1e9 * at, 1e6 * at)
-                    rows.append((variant, share, seed, *spent, value, last))
-    axes = ["step", "seconds", "flops", "tokens"]
-    return pd.DataFrame(rows, columns=["variant", "fraction", "seed", *axes, "loss", "masked_lm"])
+                    evaluations.append(
+                        (folder, depths.get(variant, 4), *spent, value, masked_lm or value)
+                    )
+    comparison = Comparison(
+        request=Request(recipe=tiny, corpus="", budget=None, jobs=1),
+        corpus_folder="",
+        entropy=entropy,
+        reference=table(tiny),
+        shares=shares,
+        budget=Budget(amount={"seconds": 100.0, "step": 50.0, "flops": 1e9}[unit], unit=unit),
+        variants=variants | dict(recipes or {}),
+    )
+    tables = {
+        "runs": pd.DataFrame(runs, columns=comparison.runs.columns),
+        "evaluations": pd.DataFrame(evaluations, columns=comparison.evaluations.columns),
+    }
+    return comparison.model_copy(update=tables)

@@ -11,15 +11,17 @@ from stackbert.comparison.compare import Comparison, compare
 from stackbert.corpus.store import Corpus
 
 REFEREE = """
-same:                     # scratch with a seam in it, so a recipe of its own and no reused runs
-  stages: [{depth: 4, steps: 1}, {depth: 4, steps: 1}]
+same:                     # scratch, its schedule written in another way: no reused runs
+  stages: [{depth: 4, steps: 1}]
+  schedule: {name: piecewise, points: [[6, 1.0], [120, 0.0]]}
   seeds: 1
 half:
   stages: [{depth: 4, steps: 1}]
+  schedule: {rewarmup_steps: 1}
   fractions: [0.5]
 diverging:
   stages: [{depth: 4, steps: 1}]
-  optimizer: {lr: 1.0e+12}
+  optimizer: {lr: 1.0e+12, eps: 1.0e-7}
   seeds: 1
 """
 

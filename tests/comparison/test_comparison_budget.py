@@ -1,15 +1,11 @@
 """Budgets buy the steps that fill them, by the reference table."""
 
-import itertools
-
-import pandas as pd
 import pytest
 from comparison_helpers import refusal, scratch_of, table, tiny_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stackbert.comparison.reference import Budget, Reference, StepKind, filling, parse_budget
-from stackbert.comparison.reference import step_kinds as kinds_of
+from stackbert.comparison.reference import Budget, filling, parse_budget
 from stackbert.recipe import Recipe
 
 UNITS = ("seconds", "flops", "step")
@@ -27,8 +23,6 @@ def recipe_of(lengths: list[int]) -> Recipe:
         ("30m", 1800.0, "seconds", "30 min"),
         ("1h30m", 5400.0, "seconds", "1 h 30 min"),
         ("2000steps", 2000.0, "step", "2,000 steps"),
-        (" 2.5e3 Steps ", 2500.0, "step", "2,500 steps"),
-        ("4e15flops", 4e15, "flops", "4e+15 FLOPs"),
         ("4e+15 FLOPs", 4e15, "flops", "4e+15 FLOPs"),
     ],
 )
@@ -39,7 +33,7 @@ def test_a_budget_is_read_and_shown_in_its_unit(text, amount, unit, shown) -> No
 
 @pytest.mark.parametrize(
     "text",
-    ["", "soon", "30", "0s", "0steps", "-3steps", "1.2.3steps", "steps", "e5steps", "1e99flops"],
+    ["", "soon", "30", "0steps", "-3steps", "1.2.3steps", "steps", "1e99flops"],
 )
 def test_what_is_no_budget_is_refused_by_name(text) -> None:
     assert f"'{text}'" in refusal(lambda: parse_budget(text))
@@ -85,54 +79,3 @@ def test_every_axis_counts_its_own_and_a_growth_goes_with_the_step_after_it() ->
     assert [each.step for each in spent] == [0, 1, 2, 3, 4, 5]
     assert spent[4].tokens == 4 * 16 * 32
     assert spent[4].flops == 3 * (1000 + 32) + (2000 + 32)
-
-
-def test_stages_of_other_rows_are_other_kinds_of_step() -> None:
-    stages = [
-        {"depth": 2, "steps": 1, "sequences": 4},
-        {"depth": 2, "steps": 1, "mask_rate": 0.3},
-        {"depth": 2, "steps": 1},
-        {"depth": 2, "steps": 9, "sequence_length": 32},  # as the recipe's
-    ]
-    kinds = kinds_of(tiny_recipe(stages=stages))
-    assert len(set(kinds)) == 3
-    assert kinds[2] == kinds[3] == StepKind(2, 16, 32, 0.15)
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_budget_without_a_step_for_each_stage_is_refused(unit) -> None:
-    recipe = recipe_of([10, 10])
-    reference = table(recipe)
-    budget = Budget(amount=0.99 * reference.cost(recipe.scaled(2), unit), unit=unit)
-    sentence = refusal(lambda: filling(recipe, reference, budget))
-    assert str(budget) in sentence
-    assert "too short" in sentence
-
-
-def test_a_reference_table_survives_its_file() -> None:
-    recipe = tiny_recipe()
-    reference = table(recipe, growth=1 / 3)
-    again = Reference.model_validate_json(reference.model_dump_json())
-    assert again.by_kind == reference.by_kind
-    assert again.growth_seconds == reference.growth_seconds
-    assert again.complete(recipe) == reference.complete(recipe)
-
-
-def test_what_is_measured_later_is_brought_to_the_first_speed() -> None:
-    recipe = recipe_of([1, 1, 1])
-    third = kinds_of(recipe)[2]
-    old = table(scratch_of(recipe), seconds=lambda kind: 4.0)
-    old = old.model_copy(
-        update={"growths": pd.DataFrame([(1, 2, 7.0)], columns=table(recipe).growths.columns)}
-    )
-    # The machine is twice as slow now.
-    new = table(recipe, seconds=lambda kind: 2.0 * kind.depth, growth=3.0)
-    both = old.extended(new, third)
-    assert {kind.depth: row.seconds for kind, row in both.by_kind.items()} == {
-        4: 4.0,
-        1: 1.0,
-        2: 2.0,
-    }
-    assert both.growth_seconds == {(1, 2): 7.0, (2, 4): 1.5}
-    for kind, row in itertools.islice(both.by_kind.items(), 1, None):
-        assert row.fastest == row.slowest == kind.depth

@@ -1,4 +1,4 @@
-"""Measuring and training in processes: stopped, resumed, refused, left alone."""
+"""Measuring and training in processes: stopped, killed, resumed, refused, left alone."""
 
 import json
 import os
@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from comparison_helpers import tiny_recipe
+from comparison_helpers import scratch_of, tiny_recipe
 
 from stackbert.comparison import calibration, processes
 from stackbert.comparison.compare import compare
-from stackbert.comparison.processes import environment, last_line, threads_each, train_all
+from stackbert.comparison.processes import last_line, train_all
+from stackbert.comparison.reference import Reference
 from stackbert.comparison.results import evaluations_of
 from stackbert.errors import Interrupted, RunError, UserError
 from stackbert.pretraining.ledger import read_ledger
@@ -23,17 +24,8 @@ from stackbert.pretraining.run import pretrain, read_run
 from stackbert.recipes import parse_recipe
 
 
-@pytest.fixture
-def one_thread():
-    """In this process as in those it starts: rounding depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_a_comparison_measures_trains_and_equals_one_without(
-    factbook_corpus, tmp_path: Path, monkeypatch, one_thread
+    factbook_corpus, tmp_path: Path, monkeypatch
 ) -> None:
     def ask(what: str, request: dict[str, Any], *_: object) -> list[dict[str, Any]]:
         answer = calibration._answer(what, json.loads(json.dumps(request)))
@@ -43,6 +35,8 @@ def test_a_comparison_measures_trains_and_equals_one_without(
     monkeypatch.setattr(calibration, "ROUNDS", 1)
     monkeypatch.setattr(calibration, "PATIENCE", 0.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes it starts: rounding depends on it
     options = {"variants": ["stack"], "seeds": 1, "budget": "6steps"}
     folder = tmp_path / "comparison"
     comparison = compare(tiny_recipe(), corpus=factbook_corpus, out=folder, **options)
@@ -53,16 +47,19 @@ def test_a_comparison_measures_trains_and_equals_one_without(
         # The table counts the tokens and FLOPs that the run counts.
         ledger = read_ledger(place)
         last = ledger[ledger["kind"] == "evaluation"].iloc[-1]
+        assert own["flops"].iloc[-1] == last["flops"]
         assert own["tokens"].iloc[-1] == last["tokens"]
-        assert own["flops"].iloc[-1] == pytest.approx(last["flops"], rel=1e-6)
-    alone = tmp_path / "alone"  # of the last run, which grows
-    pretrain(read_run(place).recipe, corpus=factbook_corpus, out=alone)
-    a, b = (evaluations_of(each, comparison.reference) for each in (place, alone))
-    assert a.equals(b)
-
+        # The run is the one that `pretrain` makes of its recipe.
+        alone = tmp_path / run.folder
+        pretrain(read_run(place).recipe, corpus=factbook_corpus, out=alone)
+        again = evaluations_of(alone, comparison.reference)
+        assert own["loss"].tolist() == again["loss"].tolist()
+    torch.set_num_threads(threads)
     steps = comparison.reference.steps
     assert list(steps["depth"]) == [1, 2, 4]
     assert list(steps["micro_batch"]) == [16, 16, 16]
+    layer = 4 * 16 * 17 + 32 * 17 + 16 * 33 + 2 * 2 * 16  # attention, feed-forward, norms
+    assert list(steps["parameters"]) == [layer, 2 * layer, 4 * layer]
     assert steps["flops"].is_monotonic_increasing
     assert (steps["seconds"] > 0.0).all()
     assert comparison.reference.growth_seconds.keys() == {(1, 2), (2, 4)}
@@ -74,7 +71,7 @@ def test_what_a_measuring_process_refuses_is_said(tmp_path: Path) -> None:
         calibration._ask("measure", request, 1, 1)
 
 
-def test_as_many_processes_measure_at_a_time_as_runs_are_trained(monkeypatch) -> None:
+def test_the_table_is_of_ratios_within_each_process(monkeypatch) -> None:
     asked = []
 
     def answer(what: str, request: dict[str, Any], threads: int, processes: int) -> list[Any]:
@@ -82,25 +79,32 @@ def test_as_many_processes_measure_at_a_time_as_runs_are_trained(monkeypatch) ->
         if what == "autotune":
             recipe = parse_recipe(request["recipe"], "measured")
             stages = tuple(s.model_copy(update={"micro_batch": 8}) for s in recipe.stages)
-            tuned = recipe.model_copy(update={"stages": stages})
-            return [{"recipe": tuned.model_dump(mode="json"), "machine": {}, "flops": [1, 2, 4]}]
-        slow = {"steps": [9.0, 2.0, 4.0], "growths": [9.0, 9.0]}
-        quick = {"steps": [1.0, 2.0, 3.0], "growths": [1.0, 3.0]}
-        return [slow, quick]
+            tuned = recipe.model_copy(update={"stages": stages}).model_dump(mode="json")
+            return [{"recipe": tuned, "machine": {}, "flops": [1, 2, 4], "parameters": [1, 2, 4]}]
+        # Depths 1, 2 and 4, then the two growths; the second process is twice as slow.
+        return [[1.0, 2.0, 4.0, 0.4, 0.8], [2.2, 4.0, 8.0, 0.8, 1.6]]
 
     monkeypatch.setattr(calibration, "_ask", answer)
-    monkeypatch.setattr(calibration, "ROUNDS", 2)
-    recipe, said = tiny_recipe(), []
-    found = calibration.calibrate(
-        None, [recipe], Path(), jobs=2, threads=3, seconds=None, say=said.append
-    )
-    assert asked == [("autotune", 3, 1), ("measure", 3, 2), ("measure", 3, 2)]
-    assert list(found.steps["seconds"]) == [5.0, 2.0, 3.5]
-    assert list(found.steps["fastest"]) == [1.0, 2.0, 3.0]
-    assert list(found.steps["slowest"]) == [9.0, 2.0, 4.0]
-    assert list(found.steps["readings"]) == [4, 4, 4]
-    assert found.growth_seconds == {(1, 2): 5.0, (2, 4): 6.0}
-    assert "5000 ms at depth 1, 2000 ms at depth 2" in said[-1]
+    monkeypatch.setattr(calibration, "ROUNDS", 1)
+    recipes, said = [scratch_of(tiny_recipe()), tiny_recipe()], []
+    options = {"jobs": 2, "threads": 3, "seconds": None, "say": said.append}
+    found = calibration.calibrate(None, recipes, Path(), **options)
+    assert asked == [("autotune", 3, 1), ("measure", 3, 2)]
+    shares = [(0.25 + 0.275) / 2, 0.5, 1.0]
+    assert list(found.steps["seconds"]) == pytest.approx([6.0 * share for share in shares])
+    assert list(found.steps["fastest"]) == pytest.approx([1.5, 3.0, 6.0])
+    assert list(found.steps["slowest"]) == pytest.approx([1.65, 3.0, 6.0])
+    assert found.growth_seconds == pytest.approx({(1, 2): 0.6, (2, 4): 1.2})
+    assert "3000 ms a step at depth 2" in said[-1]
+
+    # What is measured later is brought to the first speed.
+    parts = {"steps": found.steps[2:].assign(seconds=1.5), "growths": found.growths[1:]}
+    first = Reference(**dict(found) | parts)
+    later = calibration.calibrate(first, recipes, Path(), **options)
+    seconds = {kind.depth: row.seconds for kind, row in later.by_kind.items()}
+    assert seconds == pytest.approx({1: 1.5 * shares[0], 2: 0.75, 4: 1.5})
+    assert later.growth_seconds == pytest.approx({(1, 2): 0.15, (2, 4): 1.2})
+    assert calibration.calibrate(later, recipes, Path(), **options) is later
 
 
 CHILD = """
@@ -118,7 +122,7 @@ def children(tmp_path: Path, monkeypatch):
     """Trains runs that are no runs, as the real ones take seconds to start."""
 
     def start(run: Path, *_: object) -> subprocess.Popen[bytes]:
-        with run.with_name(run.name + ".log").open("wb") as log:
+        with Path(f"{run}.log").open("wb") as log:
             words = [sys.executable, "-c", CHILD, run.name]
             return subprocess.Popen(words, stdout=log, stderr=log)
 
@@ -128,14 +132,11 @@ def children(tmp_path: Path, monkeypatch):
     )
 
 
-def test_a_run_that_fails_does_not_stop_the_others(children) -> None:
-    ended = {run.name: failure for run, _, failure in children("failed", "b", "c", jobs=2)}
-    assert ended == {"failed": "failed failed: It holds thesis.tex.", "b": "", "c": ""}
-
-
-def test_a_run_that_is_refused_ends_the_comparison_with_its_sentence(
+def test_a_run_that_fails_stops_no_other_and_one_that_is_refused_stops_all(
     children, tmp_path: Path
 ) -> None:
+    ended = {run.name: failure for run, _, failure in children("failed", "b", "c", jobs=2)}
+    assert ended == {"failed": "failed failed: It holds thesis.tex.", "b": "", "c": ""}
     with pytest.raises(RunError, match=r"refused failed: It holds thesis\.tex\."):
         list(children("refused", "other", jobs=1))
     assert not (tmp_path / "other.log").exists()
@@ -155,15 +156,32 @@ def test_a_stop_is_passed_on_to_the_runs_side_by_side(children, tmp_path: Path) 
         assert last_line(log.with_suffix("")) == "Stopped at step 7. It resumes."
 
 
-def test_a_run_ends_when_the_process_that_started_it_is_gone(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stackbert.comparison.processes", "pretrain", "demo"]
-    options = ["--corpus", str(tmp_path), "--out", str(tmp_path / "run")]
-    with subprocess.Popen([*command, *options], stdin=subprocess.PIPE, text=True) as run:
-        run.stdin.close()  # as the system does for a process that was killed
-        assert run.wait(timeout=60) == -signal.SIGTERM
+KILLED = """
+import sys
+import stackbert.comparison.compare as module
+from comparison_helpers import table, tiny_recipe
+module.calibrate = lambda _, recipes, *args, **options: table(*recipes)
+recipe = tiny_recipe(evaluation__every_steps=300, log_every=10)
+module.compare(recipe, corpus=sys.argv[1], out=sys.argv[2], variants=[], seeds=1, budget="900steps")
+"""
 
 
-def test_jobs_share_the_cores() -> None:
-    cores = len(os.sched_getaffinity(0))
-    assert (threads_each(1), threads_each(2 * cores)) == (cores, 1)
-    assert environment(3)["OMP_NUM_THREADS"] == "3"
+def test_a_killed_comparison_takes_its_runs_with_it_and_resumes(
+    factbook_corpus, tmp_path: Path
+) -> None:
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", KILLED, str(factbook_corpus.folder), str(tmp_path)]
+    options = {"env": os.environ | path | {"OMP_NUM_THREADS": "1"}, "cwd": tmp_path.parent}
+    run = tmp_path / "runs" / "scratch-100-seed0"
+    with subprocess.Popen(command, **options) as killed:
+        while not (run / "metrics.jsonl").exists():
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.kill()
+    subprocess.run(command, check=True, **options)  # at once: it waits for the run to end
+    stopped = [line for line in Path(f"{run}.log").read_text().splitlines() if "Stopped" in line]
+    assert len(stopped) == 1
+    steps = read_ledger(run)["step"].dropna()
+    assert steps.is_monotonic_increasing
+    assert steps.iloc[-1] == 900
+    assert "of 900; everything is saved" in stopped[0]

@@ -1,4 +1,4 @@
-"""Comparisons of tiny models, trained for real: the referee is refereed."""
+"""Comparisons of tiny models, trained for real."""
 
 import re
 import runpy
@@ -9,13 +9,16 @@ import pytest
 from comparison_helpers import refusal, scratch_of, tiny_recipe
 
 import stackbert.comparison.compare
+from stackbert.comparison import statistics
 from stackbert.comparison.compare import Comparison, compare, read_comparison
 from stackbert.comparison.results import COMPARISON
-from stackbert.comparison.standings import losses
+from stackbert.comparison.statistics import losses
 from stackbert.corpus.store import Corpus
 from stackbert.errors import Interrupted, RunError
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.run import read_run
+from stackbert.reports.comparison import comparison_page
+from stackbert.reports.page import render
 
 
 def ask(folder: Path, corpus: Corpus, **options: object) -> Comparison:
@@ -29,45 +32,34 @@ def copied(referee, tmp_path: Path) -> Path:
     return shutil.copytree(referee[0], tmp_path / "comparison")
 
 
-def test_a_variant_equal_to_scratch_has_its_losses_to_the_bit(referee) -> None:
-    results = referee[1].results
-    assert losses(results, "same") == {0: losses(results, "scratch")[0]}
-
-
-def test_a_variant_with_half_of_the_budget_is_worse(referee) -> None:
-    standings = referee[1].standings().set_index("variant")
-    assert list(standings.index) == ["scratch", "same", "half"]
-    assert list(standings["outcome"]) == ["", "one seed", "worse"]
-    assert standings.loc["half", "fraction"] == 0.5
-    assert standings.loc["half", "pairs"] == 3
-
-
-def test_a_variant_that_diverges_is_named_and_stops_no_other(referee) -> None:
-    (missing,) = referee[1].missing()
-    assert missing.startswith("diverging, 1, seed 0: not finished (")
-    assert str(referee[0]) not in missing
-    assert any(missing in sentence for sentence in referee[1].verdict())
-    assert len(referee[1].runs) == 3 + 1 + 3 + 1
-
-
-def test_every_run_learns_fills_its_budget_and_decays_over_its_own_length(referee) -> None:
+def test_planted_arms_are_found_to_be_what_they_are(referee) -> None:
     folder, comparison = referee
-    runs = comparison.runs[comparison.runs["missing"] == ""]
-    for run in runs.itertuples():
+    same = losses(comparison.results, "same")
+    assert same == {0: losses(comparison.results, "scratch")[0]}  # to the bit
+    found = statistics.standings(comparison.results).set_index("variant")["outcome"].to_dict()
+    assert found == {"scratch": "", "same": "one seed", "half": "worse"}
+    standings = comparison.standings().set_index("variant")
+    assert set(standings["outcome"]) == {"plateau"}  # these models know too little to be judged
+    assert "shows nothing" in comparison.verdict()[0]
+    assert list(standings["tokens"]) == [30 * 512, 30 * 512, 15 * 512]
+    assert list(standings["tokens_a_parameter"] * 4000) == [30 * 512, 30 * 512, 15 * 512]
+    (diverged,) = comparison.missing()
+    assert diverged.startswith("diverging, 1, seed 0: not finished (")
+    assert str(folder) not in diverged
+    assert any(diverged in sentence for sentence in comparison.verdict())
+
+
+def test_every_run_learns_fills_its_budget_decays_and_keeps_its_model(referee) -> None:
+    folder, comparison = referee
+    for run in comparison.runs[comparison.runs["missing"] == ""].itertuples():
         place = folder / "runs" / run.folder
         recipe, ledger = read_run(place).recipe, read_ledger(place)
         assert recipe.total_steps == round(30 * run.fraction)
         assert ledger["lr"].dropna().iloc[-1] < 0.1 * recipe.optimizer.lr
-    for _, own in comparison.results.groupby(["variant", "fraction", "seed"]):
-        assert own["loss"].iloc[-1] < own["loss"].iloc[0] - 0.3
-
-
-def test_a_finished_run_keeps_its_model_and_no_checkpoint(referee) -> None:
-    folder, comparison = referee
-    for run in comparison.runs[comparison.runs["missing"] == ""].itertuples():
-        place = folder / "runs" / run.folder
         assert (place / "model" / "model.safetensors").is_file()
         assert not (place / "checkpoints").exists()
+    for _, own in comparison.results.groupby(["variant", "fraction", "seed"]):
+        assert own["loss"].iloc[-1] < own["loss"].iloc[0] - 0.3
 
 
 def test_the_same_call_again_trains_nothing_even_without_the_runs_folders(
@@ -87,88 +79,69 @@ def test_a_stopped_comparison_names_what_is_missing_and_resumes(
 
     def stopping(runs, corpus, **options):
         yield from train_all(runs[:1], corpus, **options)
-        runs[1].with_name(runs[1].name + ".log").write_text(f"stackbert: Stopped in {runs[1]}. So.")
+        (runs[1].parent / f"{runs[1].name}.log").write_text(f"stackbert: Stopped in {runs[1]}. So.")
         raise Interrupted("Stopped.", 15)
 
+    asked = {"variants": ["depth-2"], "seeds": 2, "budget": "6steps"}
     monkeypatch.setattr("stackbert.comparison.compare.train_all", stopping)
     with pytest.raises(Interrupted):
-        ask(tmp_path, factbook_corpus, seeds=2, budget="6steps")
+        ask(tmp_path, factbook_corpus, **asked)
     stopped = read_comparison(tmp_path)
     first, *others = stopped.missing()
-    assert re.fullmatch(r"stack, 1, seed 0: not finished \(Stopped in stack-100-seed0\)", first)
-    assert others == ["scratch, 1, seed 1: not begun", "stack, 1, seed 1: not begun"]
+    assert re.fullmatch(r"depth-2, 1, seed 0: not finished \(Stopped in depth-2-.*\)", first)
+    rest = "1, seed 1: not finished (not begun)"
+    assert others == [f"scratch, {rest}", f"depth-2, {rest}"]
     assert list(losses(stopped.results, "scratch")) == [0]
 
     monkeypatch.setattr("stackbert.comparison.compare.train_all", train_all)
-    resumed = ask(tmp_path, factbook_corpus, seeds=2, budget="6steps")
+    resumed = ask(tmp_path, factbook_corpus, **asked)
     assert len(fast) == 4
     assert resumed.missing() == []
-    assert list(resumed.results["variant"].unique()) == ["scratch", "stack"]
 
 
-def test_what_is_added_reuses_what_is_there_and_marks_its_growths(
+def test_what_is_added_brings_its_controls_and_reuses_what_is_there(
     copied: Path, factbook_corpus: Corpus, referee, fast: list[str]
 ) -> None:
     more = ask(copied, factbook_corpus, keep_checkpoints=True)
-    (name,) = fast
-    assert name == "stack-100-seed0"
-    assert (copied / "runs" / name / "checkpoints").is_dir()
+    assert fast == [f"{name}-100-seed0" for name in ("depth-1", "depth-2", "stack")]
+    assert (copied / "runs" / "stack-100-seed0" / "checkpoints").is_dir()
     assert losses(more.results, "scratch") == losses(referee[1].results, "scratch")
     old, new = referee[1].reference.by_kind, more.reference.by_kind
     assert {kind.depth for kind in new} == {1, 2, 4}
     assert all(new[kind] == row for kind, row in old.items())
-
-    ledger = read_ledger(copied / "runs" / name)
-    grown = ledger[ledger["kind"] == "growth"]
-    found = more.growths()
-    assert list(found["step"]) == list(grown["step"]) == [10, 20]
-    assert list(found["source_depth"]) == [1, 2]
-    assert list(found["target_depth"]) == [2, 4]
-    assert list(found["before"]) == list(grown["loss_before"])
-    assert list(found["after"]) == list(grown["loss_after"])
-    assert found["variant"].unique().tolist() == ["stack"]
     main = more.curves().groupby("run")["main"].first()
-    assert main.sum() == 4
+    assert main.sum() == 6
     assert main["stack, seed 0, 1 of the budget"]
     assert not main["scratch, seed 1, 1 of the budget"]
-    assert more.differences().set_index("variant").loc["stack", "stages"] == "1:40, 2:40, 4:40"
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"budget": "60steps"}, ["budget", "30steps", "60steps"]),
-        ({"budget": None}, ["budget", "30steps"]),
-        ({"jobs": 2}, ["jobs"]),
-        ({"learning_rates": (0.5, 1.0)}, ["learning_rates"]),
         ({"steps": 60}, ["recipe.stages.0.steps"]),
+        ({"variants": ["half.yaml"]}, ["'half'"]),
+        ({"variants": ["twin.yaml"]}, ["'same'", "'twin'", "one recipe"]),
     ],
 )
 def test_a_changed_request_is_refused_with_the_fields_that_differ(
-    options, named, referee, factbook_corpus: Corpus, fast: list[str]
+    options, named, referee, factbook_corpus: Corpus, fast: list[str], tmp_path, monkeypatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("half.yaml").write_text("half: {stages: [{depth: 2, steps: 1}, {depth: 4, steps: 1}]}")
+    same = "stages: [{depth: 4, steps: 1}], schedule: {name: piecewise, points: [[6, 1], [120, 0]]}"
+    Path("twin.yaml").write_text(f"twin: {{{same}}}")
     sentence = refusal(lambda: ask(referee[0], factbook_corpus, **options))
-    assert [word for word in [*named, str(referee[0])] if word not in sentence] == []
-
-
-def test_a_variant_that_was_changed_is_not_taken_for_the_one_of_its_name(
-    copied: Path, factbook_corpus: Corpus, tmp_path: Path, fast: list[str]
-) -> None:
-    changed = tmp_path / "changed.yaml"
-    changed.write_text("half: {stages: [{depth: 2, steps: 60}, {depth: 4, steps: 60}]}")
-    assert "'half'" in refusal(lambda: ask(copied, factbook_corpus, variants=[str(changed)]))
+    assert [word for word in named if word not in sentence] == []
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"seeds": 0},
-        {"jobs": 0},
         {"learning_rates": ()},
-        {"learning_rates": (0.0,)},
-        {"fractions": ()},
-        {"budget": "soon"},
         {"budget": "2steps"},
+        {"budget": "30steps,1m"},
         {"variants": ["stak"]},
         {"corpus": "nowhere"},
     ],
@@ -192,27 +165,38 @@ def test_a_foreign_folder_and_a_recipe_without_growth_are_refused(
     assert "not a comparison" in refusal(lambda: read_comparison(tmp_path))
 
 
-def test_scratch_tries_the_learning_rates_and_all_take_its_best(
+def test_each_variant_takes_its_own_best_learning_rate_of_the_smallest_budget(
     tmp_path: Path, factbook_corpus: Corpus, fast: list[str]
 ) -> None:
-    found = ask(tmp_path, factbook_corpus, learning_rates=(1.0, 1e-6), budget="6steps", seeds=2)
-    assert len(fast) == 2 + 3  # the better of two trials is scratch's first seed
-    assert found.tried["loss"].is_monotonic_decreasing
-    assert found.learning_rate == 1.0
-    assert any("edge of those tried" in sentence for sentence in found.verdict())
-    chosen = found.runs[found.runs["learning_rate"] == 1.0]
-    assert list(chosen["variant"]) == ["scratch", "stack", "scratch", "stack"]
-    assert losses(found.results, "scratch")[0] == found.tried["loss"].min()
-    for name in chosen["folder"]:
-        assert read_run(tmp_path / "runs" / name).recipe.optimizer.lr == 1e-2
+    asked = {"variants": ["depth-1@1e-6", "depth-1@2"], "budget": "6steps,12steps", "seeds": 2}
+    found = ask(tmp_path, factbook_corpus, **asked, learning_rates=(1.0, 1e-6))
+    trials = "scratch-50-seed0-rate1e-06 scratch-50-seed0 depth-1-50-seed0-rate1e-06"
+    assert fast[:4] == [*trials.split(), "depth-1-50-seed0-rate2"]
+    assert len(fast) == 4 + 2 * 3  # the winner of the trials is a variant's first seed
+    assert found.rates == {"scratch": 1.0, "depth-1": 2.0}
+    assert found.tried.groupby("variant")["loss"].idxmin().index.tolist() == ["depth-1", "scratch"]
+    assert "one beyond may be better: depth-1 (2), scratch (1)" in " ".join(found.verdict())
+    assert sorted(found.standings()["fraction"]) == [0.5, 1.0, 1.0]
+    for run in found.runs[found.runs["fraction"] == 1.0].itertuples():
+        lr = read_run(tmp_path / "runs" / run.folder).recipe.optimizer.lr
+        assert lr == pytest.approx(0.01 * found.rates[run.variant])
+    page = comparison_page(tmp_path)
+    parts = {part.title: part for part in page.parts}
+    assert page.verdict == tuple(found.verdict())
+    points = max(parts["Final loss over the budget"].spec["datasets"].values(), key=len)
+    ends = {(name, steps) for name in ("scratch", "depth-1") for steps in (6.0, 12.0)}
+    assert {(row["group"], row["steps"]) for row in points} == ends
+    assert {"Loss", "Final loss", "What a run spent", "Learning rates that were tried"} <= {*parts}
+    assert "tokens a parameter" in render(page)
 
 
 def test_a_comparison_of_which_no_run_can_be_trained_fails(
     tmp_path: Path, factbook_corpus: Corpus, fast: list[str]
 ) -> None:
     recipe = tiny_recipe(optimizer__lr=1e12)
+    options = {"corpus": factbook_corpus, "out": tmp_path, "budget": "9steps", "seeds": 1}
     with pytest.raises(RunError, match=r"No run could be trained\. scratch-100-seed0"):
-        compare(recipe, corpus=factbook_corpus, out=tmp_path, budget="9steps", seeds=1)
+        compare(recipe, variants=[], **options)
     (only,) = read_comparison(tmp_path).verdict()
     assert "Scratch has no finished run" in only
 
@@ -228,7 +212,6 @@ def test_when_to_switch_is_answered_for_every_growth(
     assert list(table["share"]) == [0.75, 0.75]
     assert table["difference"].to_numpy() == pytest.approx(table["loss"] - table["scratch"])
     for name, depths in (("1-to-2", [1, 2]), ("2-to-4", [2, 4])):
-        comparison = read_comparison(tmp_path / name)
-        runs = comparison.runs.set_index("variant")["stages"]
+        runs = read_comparison(tmp_path / name).runs.set_index("variant")["stages"]
         assert runs["scratch"] == f"{depths[1]}:8"
         assert runs["switch-0.75"] == f"{depths[0]}:6, {depths[1]}:2"

@@ -1,34 +1,20 @@
-"""A verdict says what the runs show, what they do not, and nothing else."""
+"""The referee refereed: planted outcomes are found, and nothing else is claimed."""
 
 import re
 
-import pandas as pd
 import pytest
-from comparison_helpers import results, scratch_of, tiny_recipe
+from comparison_helpers import compared, tiny_recipe
 
-from stackbert.comparison.reference import Budget
-from stackbert.comparison.standings import speeds, standings
-from stackbert.comparison.statistics import Share
-from stackbert.comparison.verdict import PLATEAU, verdict
+from stackbert.comparison.reference import Reference
+from stackbert.comparison.statistics import PLATEAU
 
 SCRATCH = {1.0: [3.0, 3.2, 3.1]}
-ONE_RATE = pd.DataFrame({"learning_rate": [], "loss": []})
+BETTER, WORSE = {1.0: [2.5, 2.71, 2.6]}, {1.0: [3.5, 3.71, 3.6]}
 
 
-def judge(losses, *, entropy=6.0, unit="seconds", tried=ONE_RATE, missing=(), **options):
+def judge(losses, **options) -> list[str]:
     """The sentences on losses by hand."""
-    names = ("masked_lm", "curves")
-    recipes = {name: tiny_recipe() for name in losses} | {"scratch": scratch_of(tiny_recipe())}
-    recipes |= options.get("recipes", {})
-    return verdict(
-        results(losses, **{name: options[name] for name in names if name in options}),
-        budget=Budget(amount=100.0, unit=unit),
-        entropy=entropy,
-        tried=tried,
-        missing=list(missing),
-        recipe=tiny_recipe(),
-        variants=recipes,
-    )
+    return compared(losses, **options).verdict()
 
 
 def said(sentences: list[str], *words: str) -> list[str]:
@@ -39,8 +25,8 @@ def said(sentences: list[str], *words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("losses", "outcome", "words"),
     [
-        ([2.5, 2.71, 2.6], "better", ["better by 0.497 nats", "3 seeds"]),
-        ([3.5, 3.71, 3.6], "worse", ["worse by 0.503 nats", "3 seeds"]),
+        (BETTER[1.0], "better", ["better by 0.497 nats", "3 seeds"]),
+        (WORSE[1.0], "worse", ["worse by 0.503 nats", "3 seeds"]),
         ([3.0, 3.2, 3.1], "no difference", ["no difference beyond noise", "3 seeds"]),
         ([2.9, 3.3, 3.1], "no difference", ["no difference beyond noise", "3 seeds"]),
         ([2.5], "one seed", ["one seed", "the noise is unknown"]),
@@ -48,19 +34,42 @@ def said(sentences: list[str], *words: str) -> list[str]:
 )
 def test_a_planted_outcome_is_found(losses, outcome, words) -> None:
     both = {"scratch": SCRATCH, "stack": {1.0: losses}}
-    assert list(standings(results(both))["outcome"]) == ["", outcome]
-    sentences = judge(both)
-    assert said(sentences, "stack ends", *words)
+    assert list(compared(both).standings()["outcome"]) == ["", outcome]
+    first, *others = judge(both)
+    assert said([first], "stack ends", "scratch, the best fixed depth,", *words)
+    assert not said(others, "stack ends")
     other = {"better", "worse", "no difference"} - {outcome}
-    assert not [word for word in other if said(sentences, "stack ends", f"{word} b")]
+    assert not [word for word in other if said([first], f"{word} b")]
 
 
-@pytest.mark.parametrize("gap", [PLATEAU - 0.01, PLATEAU + 0.01])
-def test_a_scratch_on_the_plateau_shows_nothing_and_that_comes_first(gap) -> None:
-    losses = {"scratch": SCRATCH, "stack": {1.0: [2.5, 2.71, 2.6]}}
-    sentences = judge(losses, entropy=3.1 + gap)
-    assert ("shows nothing" in sentences[0]) is (gap < PLATEAU)
-    assert bool(said(sentences, "past the plateau")) is (gap > PLATEAU)
+def test_a_shallow_control_that_wins_is_what_is_to_be_beaten() -> None:
+    losses = {"scratch": WORSE, "depth-2": BETTER, "stack": SCRATCH}
+    first, second, third, *_ = judge(losses)
+    assert said([first], "stack ends", "depth-2, the best fixed depth, at 2.603", "worse by 0.497")
+    assert said([second], "stack ends", "and scratch at 3.603", "better by 0.503")
+    assert third.startswith("This budget is too small for 4 layers: against depth-2, scratch is ")
+    losses["scratch"] = {1.0: [2.5, 2.8, 2.6]}
+    assert said(judge(losses), "Perhaps this budget is too small", "not beyond noise")
+    # A deeper control says nothing of the kind.
+    assert not said(judge({"scratch": WORSE, "depth-8": BETTER}), "too small")
+
+
+def test_on_the_plateau_nothing_is_better_and_no_time_is_saved() -> None:
+    stack = BETTER | {0.5: [3.0, 3.2, 3.1]}
+    losses = {"scratch": SCRATCH, "depth-2": SCRATCH, "stack": stack}
+    for gap, plateau in ((PLATEAU - 0.01, True), (PLATEAU + 0.01, False)):
+        sentences = judge(losses, entropy=3.1 + gap)
+        assert ("shows nothing" in sentences[0]) is plateau
+        assert bool(said(sentences, "past the plateau")) is not plateau
+        for word in ("better", "worse", "final loss in", "lowest loss"):
+            assert not (plateau and said(sentences, word))
+
+
+def test_a_deep_control_on_the_plateau_is_not_compared_with() -> None:
+    losses = {"scratch": WORSE, "depth-2": SCRATCH, "stack": BETTER | {0.5: [3.2, 3.3, 3.2]}}
+    sentences = judge(losses, entropy=3.8)
+    assert len(said(sentences, "better by")) == len(said(sentences, "final loss in")) == 1
+    assert said(sentences, "A comparison with scratch shows nothing")
 
 
 def test_the_plateau_is_of_words_without_the_sentence_pairs() -> None:
@@ -69,64 +78,31 @@ def test_the_plateau_is_of_words_without_the_sentence_pairs() -> None:
     assert said(judge(losses, entropy=5.5, masked_lm=5.1), "shows nothing")
 
 
-def test_nothing_is_said_before_scratch_has_finished() -> None:
+def test_only_what_has_finished_is_judged() -> None:
     (only,) = judge({"scratch": {1.0: [None]}, "stack": {1.0: [3.0]}})
     assert "Scratch has no finished run" in only
-
-
-def test_a_variant_that_shares_no_seed_with_scratch_is_not_judged() -> None:
-    losses = {"scratch": {1.0: [3.0]}, "stack": {1.0: [None, 2.0]}}
-    assert list(standings(results(losses))["variant"]) == ["scratch"]
+    losses = {"scratch": {1.0: [3.0]}, "stack": {1.0: [None, 2.0]}}  # no seed in common
+    assert list(compared(losses).standings()["variant"]) == ["scratch"]
     assert not said(judge(losses), "stack ends")
+    losses = {"scratch": SCRATCH, "stack": {1.0: [None] * 5}}
+    (sentence,) = said(judge(losses), "5 planned runs did not finish")
+    assert "seed 3: not finished (not begun); …" in sentence
+    losses = {"scratch": {1.0: [3.0, 5.0, 5.0]}, "stack": {1.0: [2.5]}}  # means of the same seeds
+    assert said(judge(losses)[:1], "2.500", "at 3.000")
 
 
-@pytest.mark.parametrize(
-    ("losses", "at_edge"),
-    [
-        ([2.9, 3.0, None], True),
-        ([3.0, 2.9, 3.1], False),
-        ([3.1, 3.0, 2.9], True),
-        ([None, None, None], False),
-    ],
-)
-def test_a_best_learning_rate_at_the_edge_of_those_tried_is_reported(losses, at_edge) -> None:
-    tried = pd.DataFrame({"learning_rate": [0.5, 1.0, 2.0], "loss": pd.Series(losses, dtype=float)})
-    sentences = judge({"scratch": SCRATCH, "stack": {1.0: [3.0]}}, tried=tried)
-    assert bool(said(sentences, "edge of those tried")) is at_edge
-
-
-def test_the_headline_is_of_the_same_budget() -> None:
-    losses = {
-        "scratch": SCRATCH,
-        "stack": {2.0: [1.0, 1.1, 1.2], 1.0: [3.5, 3.71, 3.6], 0.5: [4.0, 4.0, 4.0]},
-        "random": {1.0: [2.0, 2.0, 2.0]},
-    }
-    (headline,) = said(judge(losses), "ends at")
-    assert "stack ends" in headline
-    assert "same budget" in headline
-    assert "worse" in headline
-
-
-def test_a_variant_at_less_than_the_budget_is_said_to_be() -> None:
-    (headline,) = said(judge({"scratch": SCRATCH, "half": {0.5: [3.5, 3.71, 3.6]}}), "half ends")
-    assert "0.5 of scratch's budget" in headline
-    assert "same budget" not in headline
-    assert "worse" in headline
-
-
-def test_means_and_difference_are_of_the_same_seeds() -> None:
-    losses = {"scratch": {1.0: [3.0, 9.0, 9.0]}, "stack": {1.0: [2.5]}}
-    (headline,) = said(judge(losses), "stack ends")
-    assert "2.500" in headline
-    assert "3.000" in headline
-    assert "7.000" not in headline
+def test_the_headline_is_of_the_largest_budget_and_says_which() -> None:
+    losses = {"scratch": SCRATCH, "stack": WORSE | {0.5: [4.0, 4.0, 4.0]}, "random": BETTER}
+    assert said(judge(losses)[:1], "stack ends", "the same budget", "worse")
+    losses = {"scratch": SCRATCH, "half": {0.5: WORSE[1.0]}}
+    assert said(judge(losses)[:1], "half ends", "0.5 of the budget", "worse")
 
 
 def test_the_order_is_by_the_paired_difference_and_says_what_is_noise() -> None:
     losses = {
         "scratch": SCRATCH,
         "noisy": {1.0: [2.9, 3.3, 3.08]},
-        "clear": {1.0: [2.5, 2.71, 2.6]},
+        "clear": BETTER,
         "alone": {1.0: [2.0]},
         "high": {1.0: [3.09]},  # a lower mean than scratch's, and above it with its own seed
     }
@@ -136,53 +112,72 @@ def test_the_order_is_by_the_paired_difference_and_says_what_is_noise() -> None:
         r"scratch, high \([^,]*, one seed\)",
         order,
     )
-    assert list(standings(results(losses))["variant"]) == [
-        *("scratch", "alone", "clear", "noisy", "high")
-    ]
 
 
-def test_a_share_with_every_seed_exact_has_an_interval() -> None:
+def test_several_variants_that_were_looked_at_are_corrected_for() -> None:
+    lucky = {1.0: [2.9, 3.02, 3.0]}  # p = 0.03 by itself
+    alone = {"scratch": SCRATCH, "lucky": lucky}
+    assert said(judge(alone)[:1], "better by")
+    several = alone | {"equal": SCRATCH, "noisy": {1.0: [2.9, 3.3, 3.08]}}
+    assert said(judge(several)[:1], "no difference beyond noise")
+    assert said(judge(several), "3 variants were looked at", "Holm")
+    # Controls are what is compared with, not what is looked at.
+    assert said(judge(alone | {"depth-2": WORSE})[:1], "better by")
+
+
+def test_a_share_of_time_has_an_interval_or_is_a_bound() -> None:
     losses = {"scratch": {1.0: [3.0, 3.0]}, "stack": {1.0: [2.0, 2.0], 0.25: [4.0, 5.0]}}
-    found = [share.value for share in speeds(results(losses), "seconds")["share"]]
+    found = [share.value for share in compared(losses).speeds()["share"]]
     assert found == pytest.approx([0.5, 0.25 ** (1 / 3)])
     assert said(judge(losses), "stack", "95 % interval", f"{sum(found) / 2:.3g} of scratch's time")
+    losses["stack"][1.0] = [2.0, 3.5]
+    losses["depth-2"] = {1.0: [2.5, 2.5]}
+    against = said(judge(losses, unit="flops"), "With its full schedule, stack")
+    assert "of depth-2's FLOPs: 0.707 (seed 0), not within 1 (seed 1)." in against[0]
+    assert "of scratch's FLOPs: 0.5 (seed 0), not within 1 (seed 1)." in against[1]
 
 
-def test_a_share_that_is_a_bound_for_one_seed_has_no_mean() -> None:
-    losses = {"scratch": {1.0: [3.0, 3.0]}, "stack": {1.0: [2.0, 3.5], 0.25: [4.0, 5.0]}}
-    (sentence,) = said(judge(losses), "With its full schedule, stack")
-    assert "0.5 (seed 0), not within 1 (seed 1)" in sentence
-    assert "interval" not in sentence
+def test_over_several_budgets_the_envelope_and_the_crossings_are_named() -> None:
+    losses = {
+        "scratch": {1.0: [3.0, 3.0], 0.25: [4.5, 4.5]},
+        "depth-2": {1.0: [3.5, 3.5], 0.25: [4.0, 4.0]},
+        "stack": {1.0: [2.9, 2.8], 0.25: [4.2, 4.1]},
+    }
+    sentences = judge(losses, shares=(1.0, 0.25))
+    (small,) = said(sentences, "At 25 s the envelope is depth-2 with 4.000 nats")
+    assert "the best variant is stack: no difference" in small
+    assert said(sentences, "At 1 min 40 s the envelope is scratch with 3.000 nats")
+    (crossing,) = said(sentences, "Mean losses cross")
+    assert "scratch goes below depth-2 at 50 s" in crossing
+    assert "stack goes below the envelope at" in crossing
+    assert not said(judge(losses), "envelope")
 
 
-@pytest.mark.parametrize(("unit", "word"), [("seconds", "time"), ("flops", "FLOPs"), ("step", "s")])
-def test_where_learning_curves_cross_is_named_as_unfair_and_never_made_up(unit, word) -> None:
-    curves = {name: [(0.0, 7.0), (0.5, 4.0)] for name in ("identity", "random", "late")}
-    losses = {"scratch": {1.0: [3.0]}, "identity": {1.0: [2.0]}, "random": {1.0: [2.5]}}
-    losses["late"] = {1.0: [3.5]}
-    crossings = speeds(results(losses, curves=curves), unit)["crossing"]
-    assert list(crossings) == [
-        Share(pytest.approx(0.75)),
-        Share(pytest.approx(5 / 6)),
-        Share(1, ">"),
-    ]
-    sentences = judge(losses, curves=curves, unit=unit)
-    (unfair,) = said(sentences, "not a fair figure", word)
-    assert "at 0.75 (identity), 0.833 (random) of" in unfair
-    assert "late" not in unfair
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"schedule__name": "constant"}, "a schedule of its own and does not decay"),
+        ({"optimizer__eps": 1e-3}, "has an optimiser of its own"),
+        ({"stages": [{"depth": 4, "steps": 9}]}, "does not grow"),
+        (
+            {"stages": [{"depth": 2, "steps": 9}, {"depth": 4, "steps": 9, "mask_rate": 0.3}]},
+            "changes rows, their length or the mask rate",
+        ),
+        ({}, ""),
+    ],
+)
+def test_what_differs_beside_growth_is_named(fields, note) -> None:
+    losses = {"scratch": SCRATCH, "stack": BETTER, "other": BETTER}
+    found = said(judge(losses, recipes={"other": tiny_recipe(**fields)}), "More than growth")
+    assert bool(note) == bool(found)
+    assert not note or (found[0].count(" other ") == 1 and note in found[0])
 
 
-def test_runs_that_have_not_finished_are_counted_and_named() -> None:
-    missing = [f"stack, 1, seed {seed}: not begun" for seed in range(5)]
-    (sentence,) = said(judge({"scratch": SCRATCH}, missing=missing), "did not finish")
-    assert sentence.startswith("5 planned runs did not finish")
-    assert "seed 3: not begun; …" in sentence
-
-
-def test_a_rate_that_does_not_decay_and_a_schedule_of_its_own_are_caveats() -> None:
-    losses = {"scratch": SCRATCH, "stack": {1.0: [3.0]}, "flat": {1.0: [3.0]}}
-    recipes = {"flat": tiny_recipe(schedule__name="constant")}
-    sentences = judge(losses, recipes=recipes)
-    for words in ("does not decay to zero in flat", "differ in flat, so more than growth"):
-        assert len(said(sentences, words)) == 1
-    assert not said(judge({"scratch": SCRATCH, "stack": {1.0: [3.0]}}), "decay")
+def test_readings_that_lie_far_apart_are_reported_where_time_is_the_budget() -> None:
+    losses = {"scratch": SCRATCH, "stack": BETTER}
+    for unit, slowest, told in (("seconds", 1.2, 1), ("seconds", 1.05, 0), ("step", 1.2, 0)):
+        found = compared(losses, unit=unit)
+        steps = found.reference.steps.assign(slowest=slowest * found.reference.steps["seconds"])
+        wide = Reference(**dict(found.reference) | {"steps": steps})
+        sentences = found.model_copy(update={"reference": wide}).verdict()
+        assert len(said(sentences, "Equal time", "20% at depth 1")) == told

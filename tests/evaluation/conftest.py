@@ -60,7 +60,8 @@ def make_model(factbook_corpus, tmp_path_factory):
                 each.add_(torch.randn(each.shape, generator=generator), alpha=0.2)
         folder: Path = tmp_path_factory.mktemp("models") / name
         folder.mkdir()
-        tokenizer = factbook_corpus.tokenizer_folder
+        files = factbook_corpus.tokenizer_folder.iterdir()
+        tokenizer = {path.name: path.read_bytes() for path in files}
         saved = model if head else model.base_model
         save_model(saved, folder, tokenizer=tokenizer, sequence_length=64)
         return folder

@@ -1,12 +1,13 @@
 """Measuring the reference table: seconds of every kind of step, all kinds in turn, repeatedly.
 
-Each reading is taken in a process of its own with the threads that the runs will have, by as many
-processes at a time as runs will train, so that what they take from each other is in the table.
+Each reading is taken in a process of its own with a run's threads, by as many processes at a time
+as runs will train, so that what they take from each other is in the table.
 """
 
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from stackbert.batches.batches import training_plan
-from stackbert.comparison.processes import environment
-from stackbert.comparison.reference import Reference, StepKind, step_kinds
+from stackbert.comparison.processes import end_with_parent, environment, lifeline
+from stackbert.comparison.reference import Reference, StepKind, joined, step_kinds
 from stackbert.comparison.variants import growths_of
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, StackBertError, UserError
+from stackbert.growth.grow import find_layers
 from stackbert.machine import describe, keep_memory, pick_device, synchronise
+from stackbert.model import parameter_count
 from stackbert.pretraining.autotune import autotune, measure
 from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, stage_flops
 from stackbert.recipe import GrowthSpec, Recipe, ScheduleSpec, StageSpec
@@ -30,8 +34,7 @@ from stackbert.recipes import parse_recipe
 ROUNDS = 3
 """Measuring processes one after the other, in each of the places that run side by side."""
 PATIENCE = 8.0
-"""Keep timing steps for up to 8 s in each process, so that a short burst of load does not move the
-median."""
+"""Seconds that each may time steps, so that a short burst of load does not move the median."""
 
 
 def calibrate(
@@ -44,40 +47,34 @@ def calibrate(
     seconds: float | None,
     say: Callable[[str], None],
 ) -> Reference:
-    """A reference table that covers every step and growth of some recipes.
+    """A reference table that covers every step and growth of some recipes, scratch's first.
 
-    Args:
-        known: measured earlier; its rows stay, and new ones are brought to their speed.
-        recipes: of all variants, scratch's first; its length decides whether measuring
-            micro-batches and compilation pays, unless `seconds` (of each run) does.
-        corpus: folder; steps are timed on its batches.
-        jobs: runs side by side.
-        threads: of a run.
-        seconds: the budget, if it is a time.
-        say: hears what is measured.
+    A process that meets a busy minute is slow with all kinds, so each one's readings are taken as
+    shares of its own step of the last kind of scratch; the median of these shares counts. Rows of
+    `known` stay, and new ones are brought to its speed. `seconds` of a run, where they are known,
+    decide whether measuring micro-batches and compilation pays.
 
     Raises:
         UserError: a model that transformers cannot build.
         RunError: a measuring process failed.
     """
-    have = known.by_kind if known else {}
     kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
     pairs = list(dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe)))
+    have = known.by_kind if known else {}
     if known and have.keys() >= set(kinds) and known.growth_seconds.keys() >= set(pairs):
         return known
     say("measuring seconds per step …")
 
+    # `autotune` estimates a run's length by scratch's stages.
     scratch = recipes[0]
-    steps = {k: s.steps for k, s in zip(step_kinds(scratch), scratch.stages, strict=True)}
+    lengths = {k: s.steps for k, s in zip(step_kinds(scratch), scratch.stages, strict=True)}
+    sizes = {kind: row.micro_batch for kind, row in have.items()}
+    stages = [
+        StageSpec(steps=lengths.get(kind, 1), micro_batch=sizes.get(kind), **kind._asdict())
+        for kind in kinds
+    ]
     changes: dict[str, Any] = {
-        "stages": tuple(
-            StageSpec(
-                steps=steps.get(kind, 1),
-                micro_batch=have[kind].micro_batch if kind in have else None,
-                **kind._asdict(),
-            )
-            for kind in kinds
-        ),
+        "stages": tuple(stages),
         # Fresh layers reach any depth, in about the time of copies; a constant rate has no warm-up
         # that could be too long.
         "growth": GrowthSpec(operator="random"),
@@ -89,67 +86,76 @@ def calibrate(
     request = {"recipe": recipe, "corpus": str(corpus), "seconds": seconds, "pairs": pairs}
     (tuned,) = _ask("autotune", request, threads, 1)
     request["recipe"] = tuned["recipe"]
-    answers = [answer for _ in range(ROUNDS) for answer in _ask("measure", request, threads, jobs)]
-
-    readings = pd.DataFrame([answer["steps"] for answer in answers])
-    growing = pd.DataFrame([answer["growths"] for answer in answers])
-    reference = Reference(
+    # A row for each process: seconds of every kind of step, then of every growth.
+    rounds = [_ask("measure", request, threads, jobs) for _ in range(ROUNDS)]
+    readings = pd.DataFrame([reading for answers in rounds for reading in answers])
+    last = step_kinds(scratch)[-1]
+    anchor = readings[kinds.index(last)]
+    times = readings.div(anchor, axis="index")
+    times *= have[last].seconds if last in have else anchor.median()
+    middle = times.median()
+    steps = pd.DataFrame(kinds, columns=list(StepKind._fields)).assign(
+        micro_batch=[stage["micro_batch"] for stage in tuned["recipe"]["stages"]],
+        flops=tuned["flops"],
+        parameters=tuned["parameters"],
+        seconds=middle,
+        fastest=times.min(),
+        slowest=times.max(),
+        readings=len(times),
+    )
+    rows = steps.itertuples()
+    say(", ".join(f"{1e3 * row.seconds:.0f} ms a step at depth {row.depth}" for row in rows))
+    growths = pd.DataFrame(pairs, columns=["source_depth", "target_depth"])
+    growths = growths.assign(seconds=middle[len(kinds) :].to_numpy())
+    if known:
+        steps, growths = joined(known.steps, steps), joined(known.growths, growths)
+    return Reference(
         machine=tuned["machine"],
         threads=threads,
         precision=tuned["recipe"]["precision"],
         compile=tuned["recipe"]["compile"],
-        steps=pd.DataFrame(kinds, columns=list(StepKind._fields)).assign(
-            micro_batch=[stage["micro_batch"] for stage in tuned["recipe"]["stages"]],
-            flops=tuned["flops"],
-            seconds=readings.median(),
-            fastest=readings.min(),
-            slowest=readings.max(),
-            readings=len(readings),
-        ),
-        growths=pd.DataFrame(pairs, columns=["source_depth", "target_depth"]).assign(
-            seconds=growing.median()
-        ),
+        steps=steps.drop_duplicates([*StepKind._fields], ignore_index=True),
+        growths=growths.drop_duplicates(["source_depth", "target_depth"], ignore_index=True),
     )
-    rows = reference.steps.itertuples()
-    pace = ", ".join(f"{1000 * row.seconds:.0f} ms at depth {row.depth}" for row in rows)
-    say(f"a step takes {pace}")
-    return known.extended(reference, step_kinds(scratch)[-1]) if known else reference
 
 
-def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[dict[str, Any]]:
+def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[Any]:
     """The answers of measuring processes that run at the same time."""
     command = [sys.executable, "-m", __name__, what, json.dumps(request)]
 
-    def ask(_: int) -> dict[str, Any]:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
+    def ask(_: int) -> Any:  # noqa: ANN401 (JSON)
+        options: dict[str, Any] = {"stdin": lifeline(), "env": environment(threads)}
+        done = subprocess.run(command, capture_output=True, text=True, **options)
         last = (done.stderr if done.returncode else done.stdout).strip().rpartition("\n")[2]
         if done.returncode == UserError.exit_code:
             raise UserError(last)
         if done.returncode:
             raise RunError(f"Measuring seconds per step failed: {last}")
-        answer: dict[str, Any] = json.loads(last)
-        return answer
+        return json.loads(last)
 
     with ThreadPoolExecutor(processes) as pool:
         return list(pool.map(ask, range(processes)))
 
 
-def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(what: str, request: dict[str, Any]) -> Any:  # noqa: ANN401 (JSON)
     """What a measuring process finds out."""
     recipe = parse_recipe(request["recipe"], "the measured recipe")
     keep_memory()
     corpus, device = open_corpus(request["corpus"]), pick_device()
     if what == "autotune":
         tuned, _ = autotune(recipe, corpus, device=device, seconds=request["seconds"])
-        flops, stages = stage_flops(tuned, corpus), []
+        flops, stages, parameters = stage_flops(tuned, corpus), [], []
         for index, spec in enumerate(tuned.stages):
             stage = tuned.stage(index)
             length = stage.sequence_length
             at_once = rows_at_once(stage.micro_batch, stage.sequences, length, device)
             stages.append(spec.model_copy(update={"micro_batch": at_once}))
+            with torch.device("meta"):
+                model = recipe_model(tuned, corpus.vocabulary, stage.depth)
+            parameters.append(parameter_count(find_layers(model)[1]))
         tuned = tuned.model_copy(update={"stages": tuple(stages)})
-        found = {"recipe": tuned.model_dump(mode="json"), "flops": flops}
-        return {**found, "machine": describe(device)}
+        counts = {"flops": flops, "parameters": parameters}
+        return {"recipe": tuned.model_dump(mode="json"), "machine": describe(device), **counts}
 
     timing = measure(recipe, corpus, device=device, patience=PATIENCE)
     plan, growths = training_plan(recipe, corpus), []
@@ -158,18 +164,18 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
         index = depths.index(source)
         trainer = Trainer(recipe_model(recipe, corpus.vocabulary, source), recipe, device=device)
         trainer.micro_batch = recipe.stage(index).micro_batch
-        trainer.step(
-            0, plan.batch(recipe.boundaries[index]), 1.0
-        )  # so that the optimizer has a state
+        first = plan.batch(recipe.boundaries[index])
+        trainer.step(0, first, 1.0)  # so that the optimizer has a state
         synchronise(device)
         start = time.perf_counter()
         trainer.grow(target, 1)
         synchronise(device)
         growths.append(time.perf_counter() - start)
-    return {"steps": timing.step, "growths": growths}
+    return [*timing.step, *growths]
 
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         sys.stdout.write(json.dumps(_answer(sys.argv[1], json.loads(sys.argv[2]))))
     except StackBertError as error:

@@ -1,6 +1,5 @@
 """`compare`: the claim put to a fair test on the user's own text and machine."""
 
-import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -8,9 +7,15 @@ from pathlib import Path
 
 from stackbert.comparison.calibration import calibrate
 from stackbert.comparison.processes import threads_each, train_all
-from stackbert.comparison.reference import Budget, parse_budget
+from stackbert.comparison.reference import Budget, parse_budgets
 from stackbert.comparison.results import COMPARISON, RUNS, Comparison, Request, read_comparison
-from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants, validated
+from stackbert.comparison.variants import (
+    SCRATCH,
+    Variant,
+    growths_of,
+    load_variants,
+    refuse_twins,
+)
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
 from stackbert.files import locked, write_text, writing
@@ -38,35 +43,32 @@ def compare(
 ) -> Comparison:
     """Train every variant of a recipe on the same budget; docs/comparison.md has the rules.
 
+    Every depth that a variant passes through is trained for the whole budget, too: a control.
+
     Called again with the same `out`, it resumes: finished runs are kept, and more variants, seeds
     and fractions may be asked for.
 
     Args:
-        recipe: stages of rising depth; `scratch` is made from them.
+        recipe: stages of rising depth.
         corpus: a folder that `build_corpus` made, or an opened corpus.
         out: folder of the comparison.
-        variants: "scratch" (always included), growth operators, or YAML files.
+        variants: growth operators or YAML files; "scratch" and the other depths are always there.
+            "stack@0.5" lets `stack` try half of the recipe's learning rates.
         seeds: runs of each variant; below 2 there is no interval, 3 are few.
-        budget: of each run: "30m" of training, "2000steps", "4e15flops". By default the time that
-            scratch takes for the recipe's steps.
+        budget: of each run: "30m" of training, "2000steps", "4e15flops", or several: "4m,12m,36m".
+            By default the time that scratch takes for the recipe's steps.
         steps: first scale the recipe to this many steps.
-        fractions: shares of the budget that each variant but scratch is run at.
-        learning_rates: factors of the recipe's rates; of several, scratch tries each with one seed
-            and all variants take its best.
+        fractions: shares of the budget that variants but the controls are run at.
+        learning_rates: factors of the recipe's rates; of several, each variant tries all with one
+            seed at the smallest budget, and its best counts.
         jobs: runs side by side; the cores are divided.
-        keep_checkpoints: leave a finished run its checkpoints, one at the end of each stage.
+        keep_checkpoints: of finished runs, those at the end of each stage among them.
         progress: hears of every run that ends.
 
     Raises:
         UserError: wrong input; nothing was trained.
         RunError: no run could be trained. One that fails alone is named in the verdict.
-        Interrupted: Ctrl-C or SIGTERM; the same call resumes.
-
-    Example:
-        >>> import stackbert as sb
-        >>> recipe = sb.load_recipe("small-cpu")
-        >>> comparison = sb.compare(recipe, corpus="corpus", out="out")  # doctest: +SKIP
-        >>> print(*comparison.verdict(), sep="\\n")  # doctest: +SKIP
+        Interrupted: Ctrl-C or SIGTERM.
     """
     if not growths_of(recipe):
         raise UserError(
@@ -77,53 +79,44 @@ def compare(
     # Micro-batches are chosen for all variants alike.
     stages = tuple(stage.model_copy(update={"micro_batch": None}) for stage in recipe.stages)
     recipe = recipe.model_copy(update={"stages": stages})
-    asked = load_variants(variants, recipe, seeds=seeds, fractions=fractions)
+    _, shares = parse_budgets(budget)
+    options = {"fractions": fractions, "learning_rates": learning_rates, "shares": shares}
+    asked = load_variants(variants, recipe, seeds=seeds, **options)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    request = validated(
-        Request,
-        "A comparison",
-        recipe=recipe,
-        corpus=opened.fingerprint,
-        budget=budget,
-        learning_rates=tuple(sorted(set(learning_rates))),
-        jobs=jobs,
-    )
+    request = Request(recipe=recipe, corpus=opened.fingerprint, budget=budget, jobs=jobs)
     folder, tell = Path(out), progress or Progress()
     with writing(f"comparing in {folder}"), locked(folder, f"{folder} is in use"):
-        comparison = _started(folder, request, asked, opened, tell)
-        train = functools.partial(_train, folder, opened, keep_checkpoints, tell)
-        if len(request.learning_rates) > 1:
-            once = asked[0].model_copy(update={"seeds": 1, "fractions": (1.0,)})
-            comparison = train(*comparison.planned([once], request.learning_rates))
-            tell.say(
-                f"scratch does best at {comparison.learning_rate:g} times the recipe's learning "
-                "rates; all variants take that"
-            )
-        return train(*comparison.planned(asked, [comparison.learning_rate]))
+        comparison = _opened(folder, request, asked, opened, tell)
+        for trials in (True, False):
+            planned = comparison.planned(asked, trials=trials)
+            comparison = _train(folder, *planned, keep_checkpoints, tell)
+        return comparison
 
 
-def _started(
+def _opened(
     folder: Path, request: Request, asked: Sequence[Variant], corpus: Corpus, progress: Progress
 ) -> Comparison:
     """The comparison in the folder, or a new one, with a reference table that covers `asked`."""
     before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
-    if before:
-        differing = differing_fields(before.request, request)
-        for variant in asked:
-            there = before.variants.get(variant.name, variant.recipe)
-            changed = differing_fields(there, variant.recipe)
-            differing += [f"variant '{variant.name}': {field}" for field in changed]
-        if differing:
-            raise UserError(
-                f"{folder} holds another comparison. It differs in: {'; '.join(differing)}. "
-                "Variants, seeds and fractions can be added; for anything else choose a new folder."
-            )
-    elif foreign := [path.name for path in folder.glob("[!.]*") if path.name != RUNS]:
+    foreign = [path.name for path in folder.glob("[!.]*") if path.name != RUNS]
+    if foreign and not before:
         raise UserError(
             f"{folder} is not empty and not a comparison (it holds {', '.join(foreign[:3])}). "
             "Choose a new folder for --out."
         )
-    budget = None if request.budget is None else parse_budget(request.budget)
+    recipes = dict(before.variants) if before else {}
+    differing = differing_fields(before.request, request) if before else []
+    for variant in asked:
+        known = recipes.setdefault(variant.name, variant.recipe)
+        changed = differing_fields(known, variant.recipe)
+        differing += [f"variant '{variant.name}': {field}" for field in changed]
+    if differing:
+        raise UserError(
+            f"{folder} holds another comparison. It differs in: {'; '.join(differing)}. "
+            "Variants, seeds and fractions can be added; for anything else choose a new folder."
+        )
+    refuse_twins(recipes)
+    budget, shares = parse_budgets(request.budget)
     reference = calibrate(
         before.reference if before else None,
         [variant.recipe for variant in asked],
@@ -133,61 +126,59 @@ def _started(
         seconds=budget.amount if budget and budget.unit == "seconds" else None,
         say=progress.say,
     )
-    by_default = reference.cost(asked[0].recipe, "seconds")
-    comparison = before or Comparison(
+    by_default = Budget(amount=reference.cost(recipes[SCRATCH], "seconds"), unit="seconds")
+    comparison = Comparison(
         request=request,
         corpus_folder=str(corpus.folder),
         entropy=corpus.manifest.validation.unigram_entropy,
         reference=reference,
-        budget=budget or Budget(amount=by_default, unit="seconds"),
-        variants={},
+        budget=budget or by_default,
+        shares=shares,
+        variants=recipes,
     )
-    recipes = {variant.name: variant.recipe for variant in asked}
-    changes = {"reference": reference, "variants": {**comparison.variants, **recipes}}
-    comparison = comparison.model_copy(update=changes)
-    comparison.planned(asked, [1.0])  # a short budget is refused before anything is written
+    if before:
+        there = {"runs": before.runs, "evaluations": before.evaluations}
+        comparison = comparison.model_copy(update=there)
+    comparison.planned(asked)  # a short budget is refused before anything is written
     return comparison
 
 
 def _train(
     folder: Path,
-    corpus: Corpus,
-    keep_checkpoints: bool,
-    progress: Progress,
     comparison: Comparison,
     recipes: Mapping[str, Recipe],
+    keep_checkpoints: bool,
+    progress: Progress,
 ) -> Comparison:
     """Train those of `recipes` (by folder) that have not finished; write results as they end."""
 
-    def collect() -> tuple[Comparison, list[str]]:
-        """All that the runs gave so far, and those of `recipes` that have not finished."""
+    def collect() -> Comparison:
         collected = comparison.collected(folder)
         collected.write(folder / COMPARISON)
         finished = set(collected.runs.loc[collected.runs["missing"] == "", "folder"])
         for name in () if keep_checkpoints else finished & recipes.keys():
             # They were there to resume from.
             shutil.rmtree(folder / RUNS / name / CHECKPOINTS, ignore_errors=True)
-        return collected, [name for name in recipes if name not in finished]
+        return collected
 
-    comparison, names = collect()
-    todo = [folder / RUNS / name for name in names]
+    comparison = collect()
+    unfinished = set(comparison.runs.loc[comparison.runs["missing"] != "", "folder"])
+    todo = [folder / RUNS / name for name in recipes if name in unfinished]
     for run in todo:
         run.parent.mkdir(exist_ok=True)
-        write_text(run.with_name(run.name + ".yaml"), recipes[run.name].to_yaml())
-    if todo:
-        progress.say(f"{counted(len(todo), 'run')} to train")
+        write_text(Path(f"{run}.yaml"), recipes[run.name].to_yaml())
+    if not todo:
+        return comparison
+    progress.say(f"{counted(len(todo), 'run')} to train")
+    corpus, failures = Path(comparison.corpus_folder), []
     jobs, threads = comparison.request.jobs, comparison.reference.threads
-    failures = []
-    try:
-        with closing(train_all(todo, corpus.folder, jobs=jobs, threads=threads)) as ending:
-            for done, (run, seconds, failure) in enumerate(ending, start=1):
-                comparison, _ = collect()
-                failures += [failure] if failure else []
-                text = failure or f"{run.name}: finished in {format_duration(seconds)}"
-                progress.say(f"{text}; {counted(len(todo) - done, 'run')} left")
-                progress.step(done, len(todo), "runs")
-    finally:
-        comparison, _ = collect()
+    with closing(train_all(todo, corpus, jobs=jobs, threads=threads)) as ending:
+        for done, (run, seconds, failure) in enumerate(ending, start=1):
+            comparison = collect()
+            failures += [failure] if failure else []
+            text = failure or f"{run.name}: finished in {format_duration(seconds)}"
+            progress.say(f"{text}; {counted(len(todo) - done, 'run')} left")
+            progress.step(done, len(todo), "runs")
     if failures and len(failures) == len(recipes):
         raise RunError(f"No run could be trained. {failures[0]}")
     return comparison

@@ -1,5 +1,6 @@
 """Runs as processes, several side by side; a stop asked of this process is passed on to them."""
 
+import functools
 import os
 import runpy
 import signal
@@ -10,7 +11,10 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from stackbert.errors import Interrupted, RunError, UserError
+from stackbert.files import LOCK
 from stackbert.pretraining.signals import StopRequest
 from stackbert.units import counted
 
@@ -32,10 +36,8 @@ def train_all(
 ) -> Generator[tuple[Path, float, str], None, None]:
     """Train runs, `jobs` at a time, each with `threads`. One that fails does not stop the others.
 
-    The recipe of RUN is RUN.yaml, and what it prints goes to RUN.log.
-
-    Yields:
-        Every run that ended, its seconds, and why it failed ("" if it did not).
+    The recipe of RUN is RUN.yaml, and what it prints goes to RUN.log. Yields every run that ended,
+    its seconds, and why it failed ("" if it did not).
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the runs were told to stop and have saved their state.
@@ -72,26 +74,21 @@ def train_all(
                 process.wait()
 
 
-def log_of(run: Path) -> Path:
-    """What a run prints."""
-    return run.with_name(run.name + ".log")
-
-
 def last_line(run: Path) -> str:
     """The last line that a run printed, which is its error if it failed."""
-    text = log_of(run).read_text(encoding="utf-8", errors="replace").strip()
-    return text.rpartition("\n")[2].removeprefix("stackbert: ") or "it printed nothing"
+    log = Path(f"{run}.log")
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else "not begun"
+    return text.strip().rpartition("\n")[2].removeprefix("stackbert: ") or "it printed nothing"
 
 
 def _start(run: Path, corpus: Path, threads: int) -> "subprocess.Popen[bytes]":
-    recipe = run.with_name(run.name + ".yaml")
-    words = ["pretrain", recipe, "--corpus", corpus, "--out", run]
-    with log_of(run).open("ab") as log:
+    words = ["pretrain", f"{run}.yaml", "--corpus", str(corpus), "--out", str(run)]
+    with Path(f"{run}.log").open("ab") as log:
         # In a session of its own: Ctrl-C on the terminal reaches this process alone, which lets
-        # the runs finish their step and save. The pipe ends with this process, and a run with it.
+        # the runs finish their step and save.
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, *map(str, words)],
-            stdin=subprocess.PIPE,
+            [sys.executable, "-m", __name__, *words],
+            stdin=lifeline(),
             stdout=log,
             stderr=log,
             env=environment(threads),
@@ -99,11 +96,23 @@ def _start(run: Path, corpus: Path, threads: int) -> "subprocess.Popen[bytes]":
         )
 
 
-def _end_with_parent() -> None:
-    os.read(0, 1)  # nothing is ever written: it returns when the other end of the pipe closes
+@functools.cache
+def lifeline() -> int:
+    """Standard input of processes that must not outlive this one: a pipe that ends with it."""
+    return os.pipe()[0]
+
+
+def end_with_parent() -> None:
+    """Wait, on a thread, for the process that holds the lifeline to end; then stop this one."""
+    os.read(0, 1)  # nothing is ever written: it returns when the other end closes
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    run = Path(sys.argv[-1])
+    run.mkdir(exist_ok=True)
+    # A comparison that was killed and called again: its run may be about to save its last step.
+    with FileLock(run / LOCK):
+        pass
     runpy.run_module("stackbert", run_name="__main__", alter_sys=True)

@@ -21,7 +21,6 @@ Unit = Literal["seconds", "flops", "step"]
 """Of a budget; a column of a comparison's results, too."""
 _ROUNDING = 1e-9
 """A sum of floats may be off by this share of itself; a budget of exactly N steps must buy N."""
-_MOST_STEPS = 10**12
 
 
 class StepKind(NamedTuple):
@@ -52,11 +51,11 @@ class Reference(BaseModel):
     precision: Literal["bf16", "fp32"]
     compile: bool
     steps: Frame
-    """A row for each kind of step: the fields of `StepKind`, micro_batch (rows a forward pass),
-    flops, seconds (median of the readings, one of each measuring process), fastest, slowest,
-    readings (their number)."""
+    """The fields of `StepKind`, micro_batch (rows a forward pass), flops, parameters (of all
+    layers), seconds (median of the readings, one a measuring process), fastest, slowest, readings
+    (their number)."""
     growths: Frame
-    """source_depth, target_depth, seconds (of the model and its optimiser's state)."""
+    """source_depth, target_depth, seconds."""
 
     @functools.cached_property
     def by_kind(self) -> dict[StepKind, Any]:
@@ -99,31 +98,10 @@ class Reference(BaseModel):
         settings = {"precision": self.precision, "compile": self.compile, "stages": stages}
         return recipe.model_copy(update=settings)
 
-    def extended(self, new: "Reference", anchor: StepKind) -> "Reference":
-        """This table with the rows of `new` that it lacks, brought to its own speed.
-
-        The machine may have been faster or slower when `new` was measured; `anchor` is in both.
-        """
-        scale = self.by_kind[anchor].seconds / new.by_kind[anchor].seconds
-        steps = new.steps.loc[[kind not in self.by_kind for kind in new.by_kind]].copy()
-        steps[["seconds", "fastest", "slowest"]] *= scale
-        growths = new.growths.loc[[pair not in self.growth_seconds for pair in new.growth_seconds]]
-        growths = growths.assign(seconds=growths["seconds"] * scale)
-        both = {"steps": joined(self.steps, steps), "growths": joined(self.growths, growths)}
-        return Reference(**(dict(self) | both))  # not a copy, which would keep cached properties
-
-
-def joined(*tables: pd.DataFrame) -> pd.DataFrame:
-    """Tables of the same columns, one below the other."""
-    # An empty table has no types, and would spoil those of the others.
-    full = [table for table in tables if len(table)]
-    return pd.concat(full, ignore_index=True) if full else tables[0]
-
 
 class Budget(BaseModel):
     """What each variant may spend."""
 
-    model_config = ConfigDict(frozen=True)
     amount: float
     unit: Unit
 
@@ -132,13 +110,13 @@ class Budget(BaseModel):
             return format_duration(self.amount)
         return f"{self.amount:,.0f} steps" if self.unit == "step" else f"{self.amount:.3g} FLOPs"
 
+    def part(self, share: float) -> "Budget":
+        """A share of it."""
+        return Budget(amount=share * self.amount, unit=self.unit)
+
 
 def parse_budget(text: str) -> Budget:
-    """A budget from "30m", "1.5h", "2000steps" or "4e15flops".
-
-    Raises:
-        UserError: it is none of these, or not above zero.
-    """
+    """A budget from "30m", "1.5h", "2000steps" or "4e15flops"; UserError if it is none."""
     match = re.fullmatch(r"\s*([0-9.e+]+)\s*(step|flops)s?\s*", text.lower())
     try:
         if match is None:
@@ -154,19 +132,29 @@ def parse_budget(text: str) -> Budget:
     return Budget(amount=amount, unit="step" if match[2] == "step" else "flops")
 
 
+def parse_budgets(text: str | None) -> tuple[Budget | None, tuple[float, ...]]:
+    """The largest of some budgets ("4m,12m,36m"), and the shares of it that they are, falling."""
+    if text is None:
+        return None, (1.0,)
+    budgets = sorted(map(parse_budget, text.split(",")), key=lambda each: -each.amount)
+    if len({budget.unit for budget in budgets}) > 1:
+        raise UserError(f"The budgets {text} must all be times, steps or FLOPs.")
+    largest = budgets[0]
+    return largest, tuple(dict.fromkeys(each.amount / largest.amount for each in budgets))
+
+
 def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: float = 1.0) -> Recipe:
     """The recipe over as many steps as a share of the budget buys, each stage keeping its share.
 
-    Raises:
-        UserError: it does not buy one step a stage.
+    UserError if that is not one step a stage.
     """
     most = budget.amount * fraction * (1.0 + _ROUNDING)
     fewest = len(recipe.stages)
-    affordable = bisect.bisect_right(
-        range(fewest, _MOST_STEPS),
-        most,
-        key=lambda steps: reference.cost(recipe.scaled(steps), budget.unit),
-    )
+
+    def cost(steps: int) -> float:
+        return reference.cost(recipe.scaled(steps), budget.unit)
+
+    affordable = bisect.bisect_right(range(fewest, 10**12), most, key=cost)
     if not affordable:
         raise UserError(
             f"A budget of {budget} is too short: {fraction:g} of it does not buy one step of each "
@@ -179,3 +167,10 @@ def step_kinds(recipe: Recipe) -> list[StepKind]:
     """The kind of each stage's steps."""
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
     return [StepKind(s.depth, s.sequences, s.sequence_length, s.mask_rate) for s in stages]
+
+
+def joined(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Tables of the same columns, one below the other."""
+    # An empty table has no types, and would spoil those of the others.
+    full = [table for table in tables if len(table)]
+    return pd.concat(full, ignore_index=True) if full else tables[0]

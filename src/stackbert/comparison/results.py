@@ -1,30 +1,28 @@
 """comparison.json: what was asked, what was measured for it, and what the runs gave."""
 
 import itertools
-import os
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from stackbert.comparison import standings, verdict
-from stackbert.comparison.processes import last_line, log_of
+from stackbert.comparison import statistics, verdict
+from stackbert.comparison.processes import last_line
 from stackbert.comparison.reference import Budget, Reference, Spent, filling, joined
-from stackbert.comparison.variants import SCRATCH, Variant
+from stackbert.comparison.variants import SCRATCH, Variant, is_fixed
 from stackbert.files import Record
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.record import MODEL, read_run
 from stackbert.recipe import Recipe
-from stackbert.recipes import differing_fields
 from stackbert.tables import Frame
 
 COMPARISON = "comparison.json"
 RUNS = "runs"
-_RUN = ["variant", "fraction", "seed", "learning_rate"]
-_RUN_COLUMNS = [*_RUN, "stages", "folder", "missing"]
-_EVALUATION_COLUMNS = [*_RUN, "depth", *Spent._fields, "loss", "masked_lm"]
+_RUN = ["variant", "fraction", "seed"]
+_RATE = ["variant", "learning_rate"]
 
 
 class Request(BaseModel):
@@ -36,10 +34,6 @@ class Request(BaseModel):
     """Fingerprint."""
     budget: str | None
     """As the user wrote it; None is what scratch takes for the recipe's steps."""
-    learning_rates: Annotated[
-        tuple[Annotated[float, Field(gt=0.0, lt=1000.0)], ...], Field(min_length=1)
-    ]
-    """Factors of the learning rates that scratch tries."""
     jobs: PositiveInt
 
 
@@ -47,163 +41,189 @@ class Comparison(Record):
     """A comparison and all that its runs gave so far."""
 
     what: ClassVar[str] = "a comparison"
+    version: ClassVar[int] = 3
     request: Request
     corpus_folder: str
     entropy: float
     """Unigram entropy of the validation text, in nats."""
     reference: Reference
     budget: Budget
-    """Of each run at a share of 1."""
+    """Of each run at a share of 1; the largest of several."""
+    shares: tuple[float, ...]
+    """What the budgets are of the largest, falling: 1 first."""
     variants: dict[str, Recipe]
     """Each variant's recipe before it was scaled to the budget."""
-    runs: Frame = pd.DataFrame(columns=_RUN_COLUMNS)
+    runs: Frame = pd.DataFrame(columns=[*_RUN, "learning_rate", "stages", "folder", "missing"])
     """A row for each planned run: variant, fraction, seed, learning_rate (a factor), stages
     ("2:100, 4:300"), folder (below `RUNS`), missing (why it has not finished, or "")."""
-    evaluations: Frame = pd.DataFrame(columns=_EVALUATION_COLUMNS)
-    """A row for each validation loss of each finished run: variant, fraction, seed, learning_rate,
-    depth, step, seconds and flops (by the reference table), tokens, loss, masked_lm. At a growth
-    there are two at the same step, before and after."""
+    evaluations: Frame = pd.DataFrame(
+        columns=["folder", "depth", *Spent._fields, "loss", "masked_lm"]
+    )
+    """A row for each validation loss of each finished run: its folder, depth, step, seconds and
+    flops (by the reference table), tokens, loss, masked_lm. At a growth there are two at the same
+    step, before and after."""
 
     @property
     def tried(self) -> pd.DataFrame:
-        """Of scratch, if it tried several: learning_rate, loss (NaN if it did not finish)."""
-        rows = self.evaluations[self.evaluations["variant"] == SCRATCH]
-        rows = rows[(rows["fraction"] == 1.0) & (rows["seed"] == self.request.recipe.seed)]
-        last = rows.groupby("learning_rate")["loss"].last().astype(float)
-        rates = self.request.learning_rates
-        tried = last.reindex(rates if len(rates) > 1 else [])
-        return tried.rename_axis("learning_rate").reset_index()
+        """Of variants that tried several learning rates: variant, learning_rate (a factor), loss
+        at the smallest budget with the first seed (NaN if it did not finish)."""
+        seed, share = self.request.recipe.seed, self.shares[-1]
+        runs = self.runs[(self.runs["seed"] == seed) & (self.runs["fraction"] == share)]
+        runs = runs[runs.duplicated("variant", keep=False)]
+        last = self.evaluations.groupby("folder")["loss"].last()
+        tried = runs.assign(loss=runs["folder"].map(last).astype(float))[[*_RATE, "loss"]]
+        return tried.sort_values(_RATE)
 
     @property
-    def learning_rate(self) -> float:
-        """The factor of the learning rates that all variants take: scratch's best."""
-        tried = self.tried.dropna()
-        if tried.empty:
-            return self.request.learning_rates[0]
-        return float(tried.loc[tried["loss"].idxmin(), "learning_rate"])
+    def rates(self) -> dict[str, float]:
+        """The factor of the learning rates that counts, of each variant: its best."""
+        best = self.tried.dropna().sort_values("loss")
+        known = joined(best, self.runs[_RATE]).drop_duplicates("variant")
+        return dict(zip(known["variant"], known["learning_rate"], strict=True))
 
     @property
     def results(self) -> pd.DataFrame:
-        """`evaluations` at the chosen learning rate."""
-        rows = self.evaluations
-        return rows[rows["learning_rate"] == self.learning_rate].drop(columns="learning_rate")
+        """`evaluations` at each variant's own learning rate, with variant, fraction and seed."""
+        own = self.runs["learning_rate"] == self.runs["variant"].map(self.rates)
+        runs = self.runs.loc[own, [*_RUN, "folder"]]
+        return runs.merge(self.evaluations, on="folder").drop(columns="folder")
 
-    def standings(self) -> pd.DataFrame:
-        """As `standings.standings`."""
-        return standings.standings(self.results)
+    def standings(self, yardstick: str = SCRATCH, share: float = 1.0) -> pd.DataFrame:
+        """As `statistics.standings`, and what a run spent by the reference table: step, seconds,
+        flops, tokens, tokens_a_parameter (of the final layers)."""
+        rows = self.results
+        table = statistics.standings(rows, yardstick, share)
+        if self.gap(yardstick, share) < statistics.PLATEAU:
+            table["outcome"] = "plateau"
+        spent = rows.groupby(_RUN[:2])[["depth", *Spent._fields]].last().reset_index()
+        parameters = self.reference.steps.set_index("depth")["parameters"].to_dict()
+        spent["tokens_a_parameter"] = spent["tokens"] / spent.pop("depth").map(parameters)
+        return table.merge(spent, on=_RUN[:2])
 
-    def speeds(self) -> pd.DataFrame:
-        """As `standings.speeds`."""
-        return standings.speeds(self.results, self.budget.unit)
+    def best_fixed(self, share: float = 1.0) -> str:
+        """As `statistics.best_fixed`: the control that is hardest to beat."""
+        return statistics.best_fixed(self.results, share)
+
+    def speeds(self, yardstick: str = SCRATCH) -> pd.DataFrame:
+        """As `statistics.speeds`; none if the yardstick ended on the plateau."""
+        past = self.gap(yardstick) >= statistics.PLATEAU
+        return statistics.speeds(self.results, yardstick)[: None if past else 0]
+
+    def gap(self, variant: str, share: float = 1.0) -> float:
+        """As `statistics.plateau_gap`; NaN if no run has finished."""
+        return statistics.plateau_gap(self.results, self.entropy, variant, share)
 
     def curves(self) -> pd.DataFrame:
-        """Learning curves to draw: group (variant), run, detail (seed and share), main (whether the
-        run stands for its variant), depth, seconds, flops, tokens, steps, loss."""
-        rows = self.results
-        runs = rows[_RUN[:3]].drop_duplicates().itertuples(index=False, name=None)
-        main: dict[str, tuple[object, ...]] = {}
-        # The first seed at the whole budget, or else at the largest share.
-        for run in sorted(runs, key=lambda run: (run[1] != 1.0, -run[1], run[2])):
-            main.setdefault(run[0], run)
+        """Learning curves to draw: group (variant), run, detail (seed and share), main (a variant's
+        first seed at its largest share), depth, seconds, flops, tokens, steps, loss."""
+        rows = self.results.rename(columns={"variant": "group", "step": "steps"})
         detail = "seed " + rows["seed"].astype(str) + ", "
         detail += rows["fraction"].map("{:.3g}".format) + " of the budget"
-        return rows.assign(
-            detail=detail,
-            run=rows["variant"] + ", " + detail,
-            main=[run in main.values() for run in rows[_RUN[:3]].itertuples(index=False)],
-        ).rename(columns={"variant": "group", "step": "steps"})
-
-    def growths(self) -> pd.DataFrame:
-        """What growing did to the validation loss: variant, fraction, seed, step, source_depth,
-        target_depth, before, after, recovered (steps until an evaluation was at or below `before`;
-        NaN if none was)."""
-        rows = []
-        for run, own in self.results.groupby(_RUN[:3], sort=False):
-            for old, new in itertools.pairwise(own.itertuples()):
-                if new.step == old.step and new.depth > old.depth:
-                    later = own[(own["step"] > new.step) & (own["loss"] <= old.loss)]["step"]
-                    recovered = later.min() - new.step
-                    growth = (new.step, old.depth, new.depth, old.loss, new.loss, recovered)
-                    rows.append((*run, *growth))
-        columns = [*_RUN[:3], "step", "source_depth", "target_depth", "before", "after"]
-        return pd.DataFrame(rows, columns=[*columns, "recovered"])
-
-    def differences(self) -> pd.DataFrame:
-        """What each variant changes of the recipe: variant, stages, other (other fields)."""
-        rows = []
-        for name, own in self.variants.items():
-            alike = self.request.recipe.model_copy(update={"stages": own.stages})
-            rows.append((name, _stages(own), "; ".join(differing_fields(alike, own))))
-        return pd.DataFrame(rows, columns=["variant", "stages", "other"])
+        rows = rows.assign(detail=detail, run=rows["group"] + ", " + detail)
+        runs = rows.sort_values(["fraction", "seed"], ascending=[False, True], kind="stable")
+        return rows.assign(main=rows["run"].isin(runs.drop_duplicates("group")["run"]))
 
     def missing(self) -> list[str]:
-        """A sentence for each run at the chosen learning rate that has not finished."""
-        runs = self.runs[self.runs["learning_rate"] == self.learning_rate]
+        """A sentence for each run that has not finished, but for rates that did not win."""
+        own = self.runs["learning_rate"] == self.runs["variant"].map(self.rates)
         return [
             f"{run.variant}, {run.fraction:.4g}, seed {run.seed}: {run.missing}"
-            for run in runs[runs["missing"] != ""].itertuples()
+            for run in self.runs[own & (self.runs["missing"] != "")].itertuples()
         ]
 
     def verdict(self) -> list[str]:
-        """What the finished runs show, in sentences."""
-        return verdict.verdict(
-            self.results,
-            budget=self.budget,
-            entropy=self.entropy,
-            tried=self.tried,
-            missing=self.missing(),
-            recipe=self.request.recipe,
-            variants={name: self.variants[name] for name in self.runs["variant"].unique()},
-        )
+        """What the finished runs show, in sentences; the first variant that grows comes first.
+
+        It is held against the control that ends lowest, then against scratch.
+        """
+        best = self.best_fixed()
+        variants = {name: self.variants[name] for name in self.runs["variant"].unique()}
+        gaps = {name: self.gap(name) for name in (best, SCRATCH)}
+        if math.isnan(gaps[SCRATCH]):
+            return ["Scratch has no finished run yet, so there is nothing to say."]
+        heads, times = [], []
+        # Nothing is claimed against a control on the plateau, and nothing at all if all are.
+        for name in [name for name, gap in gaps.items() if gap >= statistics.PLATEAU]:
+            first = next((name for name in variants if not is_fixed(name)), "")
+            text = f"{name}, the best fixed depth," if name == best else name
+            heads += verdict.headline(self.standings(name), first, text, self.budget)
+            times += verdict.shares(self.speeds(name), name, self.budget)
+        found = [verdict.plateau(name, gap) for name, gap in gaps.items()]
+        if gaps[best] >= statistics.PLATEAU:
+            table, deepest = self.standings(best), variants[SCRATCH].stages[-1].depth
+            if variants[best].stages[-1].depth < deepest:
+                heads.append(verdict.too_deep(table, deepest))
+            found = [*heads, *times, *verdict.order(table), *self._over_budgets(), *found]
+        return [
+            *found,
+            *verdict.peculiar(self.request.recipe, variants),
+            *verdict.rates(self.tried),
+            *(verdict.spread(self.reference) if self.budget.unit == "seconds" else []),
+            *verdict.unfinished(self.missing()),
+        ]
+
+    def _over_budgets(self) -> list[str]:
+        """The envelope at each of several budgets, and where losses cross."""
+        if len(self.shares) < 2:
+            return []
+        found, past = [], []
+        for share in [share for share in reversed(self.shares) if self.best_fixed(share)]:
+            table = self.standings(self.best_fixed(share), share)
+            table = table[table["fraction"] == share]
+            found.append(verdict.envelope(table, self.budget.part(share)))
+            past += [share] if "plateau" not in set(table["outcome"]) else []
+        rows = self.results[self.results["fraction"].isin(past if len(past) > 1 else [])]
+        return found + verdict.crossings(statistics.crossings(rows), self.budget)
 
     def planned(
-        self, variants: Sequence[Variant], rates: Sequence[float]
+        self, variants: Sequence[Variant], *, trials: bool = False
     ) -> tuple[Self, dict[str, Recipe]]:
         """The comparison with the runs of some variants added, and their recipes by folder.
 
-        Those that answer the first question come first. `rates` are factors.
+        Those that answer the first question come first. With `trials` only those that choose
+        between several learning rates: one seed each at the smallest budget.
 
         Raises:
             UserError: the budget does not buy one step of each stage.
         """
         rows, recipes = [], {}
-        for variant, rate in itertools.product(variants, rates):
-            optimizer = variant.recipe.optimizer
-            factors = {"lr": rate * optimizer.lr, "muon_lr": rate * optimizer.muon_lr}
-            for fraction in variant.fractions:
+        for variant in variants:
+            rates, shares, seeds = sorted(variant.learning_rates), variant.fractions, variant.seeds
+            if trials:
+                rates = rates if len(rates) > 1 else []
+                shares, seeds = frozenset(self.shares[-1:]), 1
+            else:
+                rates = [self.rates.get(variant.name, rates[0])]
+            for rate, fraction in itertools.product(rates, shares):
                 filled = filling(variant.recipe, self.reference, self.budget, fraction)
                 complete = self.reference.complete(filled)
-                for seed in range(complete.seed, complete.seed + variant.seeds):
-                    changes = {
-                        "seed": seed,
-                        "optimizer": optimizer.model_copy(update=factors),
-                        # They are for resuming: what is compared is in the ledger and the model.
-                        "checkpoint": complete.checkpoint.model_copy(update={"keep": 1}),
-                    }
+                optimizer = complete.optimizer
+                factors = {"lr": rate * optimizer.lr, "muon_lr": rate * optimizer.muon_lr}
+                for seed in range(complete.seed, complete.seed + seeds):
+                    changes = {"seed": seed, "optimizer": optimizer.model_copy(update=factors)}
                     name = f"{variant.name}-{100 * fraction:g}-seed{seed}"
                     name += "" if rate == 1.0 else f"-rate{rate:g}"
                     recipes[name] = complete.model_copy(update=changes)
-                    rows.append((variant.name, fraction, seed, rate, _stages(complete), name, ""))
-        new = pd.DataFrame(rows, columns=_RUN_COLUMNS)
+                    stages = stages_text(complete)
+                    rows.append((variant.name, fraction, seed, rate, stages, name, ""))
+        new = pd.DataFrame(rows, columns=self.runs.columns)
         new = new.sort_values(["seed", "fraction"], ascending=[True, False], kind="stable")
-        runs = joined(self.runs, new).drop_duplicates(_RUN, ignore_index=True)
+        runs = joined(self.runs, new).drop_duplicates("folder", ignore_index=True)
         return self.model_copy(update={"runs": runs}), {name: recipes[name] for name in new.folder}
 
     def collected(self, folder: Path) -> Self:
         """With the losses of every run that has finished by now, and those known already."""
-        known = dict(list(self.evaluations.groupby(_RUN, sort=False)))
-        found, missing = [], []
-        for run in self.runs.itertuples():
-            identity = (run.variant, run.fraction, run.seed, run.learning_rate)
-            own, place = known.get(identity), folder / RUNS / run.folder
-            if own is None and (place / MODEL).is_dir():
-                own = evaluations_of(place, self.reference)
-                own = own.assign(**dict(zip(_RUN, identity, strict=True)))
-            missing.append(_why_missing(place) if own is None else "")
-            found += [] if own is None else [own[_EVALUATION_COLUMNS]]
-        evaluations = joined(self.evaluations[:0], *found)
-        runs = self.runs.assign(missing=missing)
-        return self.model_copy(update={"runs": runs, "evaluations": evaluations})
+        known, found, missing = set(self.evaluations["folder"]), [self.evaluations], []
+        for name in self.runs["folder"]:
+            run = folder / RUNS / name
+            if name not in known and (run / MODEL).is_dir():
+                found.append(evaluations_of(run, self.reference).assign(folder=name))
+                known.add(name)
+            # Without the advice, and without the comparison's place: reports are shown to others.
+            reason = last_line(run).partition(". ")[0].replace(f"{run.parent}/", "")
+            missing.append("" if name in known else f"not finished ({reason.removesuffix('.')})")
+        changes = {"runs": self.runs.assign(missing=missing), "evaluations": joined(*found)}
+        return self.model_copy(update=changes)
 
 
 def read_comparison(folder: str | Path) -> Comparison:
@@ -216,11 +236,7 @@ def read_comparison(folder: str | Path) -> Comparison:
 
 
 def evaluations_of(run: Path, reference: Reference) -> pd.DataFrame:
-    """The validation losses of a run, placed on the reference table's axes.
-
-    Raises:
-        UserError: not a run directory, or a damaged one.
-    """
+    """The validation losses of a run, placed on the reference table's axes."""
     recipe, ledger = read_run(run).recipe, read_ledger(run)
     rows = []
     for row in ledger[ledger["kind"].isin(["evaluation", "growth"])].to_dict("records"):
@@ -231,15 +247,6 @@ def evaluations_of(run: Path, reference: Reference) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["depth", *Spent._fields, "loss", "masked_lm"])
 
 
-def _stages(recipe: Recipe) -> str:
+def stages_text(recipe: Recipe) -> str:
+    """The stages as "depth:steps"."""
     return ", ".join(f"{stage.depth}:{stage.steps:,}" for stage in recipe.stages)
-
-
-def _why_missing(run: Path) -> str:
-    if not log_of(run).is_file():
-        return "not begun"
-    # Without the advice, and without the comparison's place: reports are shown to others.
-    reason = last_line(run).partition(". ")[0].removesuffix(".")
-    for place in (run.resolve().parent, run.parent):
-        reason = reason.replace(f"{place}{os.sep}", "")
-    return f"not finished ({reason})"

@@ -1,38 +1,53 @@
-"""What a few seeds can show: means with intervals, and the budget at which two models are equal."""
+"""What a few seeds can show: differences with intervals, and the budget to an equal loss."""
 
 import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
+import numpy as np
+import pandas as pd
 from scipy.stats import t
+
+from stackbert.comparison.variants import SCRATCH, is_fixed
+from stackbert.intervals import interval as mean_interval
+
+PLATEAU = 0.5
+"""Nats below the unigram entropy that a model must end, or its comparison shows nothing: before
+attention forms, a model knows only word frequencies, and depth does not matter."""
+SIGNIFICANT = 0.05
+ENVELOPE = "the envelope"
+_BOUNDS = ["loss_low", "loss_high", "low", "high"]
+_COLUMNS = ["variant", "fraction", "seeds", "loss", *_BOUNDS[:2]]
+_COLUMNS += ["pairs", "own", "reference", "difference", *_BOUNDS[2:], "p"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval (Student's t)."""
+    """A mean and its 95 % interval (Student's t); a single value has none."""
 
     mean: float
     low: float | None
-    """None for a single value, which says nothing about the noise."""
     high: float | None
     number: int
 
     @property
-    def outcome(self) -> str:
-        """Of differences in loss: "better", "worse", "no difference" or "one seed"."""
-        if self.low is None or self.high is None:
-            return "one seed"
-        if self.low <= 0.0 <= self.high:
-            return "no difference"
-        return "better" if self.mean < 0.0 else "worse"
+    def p(self) -> float:
+        """Of a mean of zero, two-sided; NaN for a single value."""
+        if self.low is None:
+            return math.nan
+        half = self.mean - self.low
+        if half == 0.0:
+            return float(self.mean == 0.0)
+        freedom = self.number - 1
+        return float(2.0 * t.sf(abs(self.mean) / half * t.ppf(0.975, freedom), freedom))
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of scratch's budget, exact or a bound."""
+    """A share of the budget, exact or a bound."""
 
     value: float
     bound: Literal["=", "<=", ">"] = "="
@@ -44,11 +59,10 @@ class Share:
 
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval of independent values; for paired runs give their differences."""
-    mean, number = statistics.fmean(values), len(values)
-    if number < 2:
-        return Interval(mean, None, None, number)
-    half = float(t.ppf(0.975, number - 1)) * statistics.stdev(values) / math.sqrt(number)
-    return Interval(mean, mean - half, mean + half, number)
+    mean, low, high = mean_interval(values)
+    if math.isnan(low):
+        return Interval(mean, None, None, len(values))
+    return Interval(mean, low, high, len(values))
 
 
 def share_for(losses: Mapping[float, float], target: float) -> Share:
@@ -70,16 +84,107 @@ def share_for(losses: Mapping[float, float], target: float) -> Share:
     return Share(shares[-1], "<=")
 
 
-def crossing(curve: Sequence[tuple[float, float]], target: float, budget: float) -> Share:
-    """Where a learning curve first reaches `target`, as a share of scratch's budget.
+def losses(results: pd.DataFrame, variant: str, fraction: float = 1.0) -> dict[int, float]:
+    """Seed → final validation loss."""
+    own = results[(results["variant"] == variant) & (results["fraction"] == fraction)]
+    last: dict[int, float] = own.groupby("seed")["loss"].last().to_dict()
+    return last
 
-    `curve` is (spent, loss) of the run at the whole budget, in order. The cheap figure, but not a
-    fair one: it compares a model in the middle of its schedule with one at the end of its own.
+
+def standings(results: pd.DataFrame, yardstick: str = SCRATCH, share: float = 1.0) -> pd.DataFrame:
+    """Final losses: a row for each variant and share of the budget, the yardstick first.
+
+    Differences are paired by seed and taken to the yardstick at one share of the budget: runs of
+    one seed share their first weights (as far as the depths allow), the order of the rows and the
+    masks, so much of their noise cancels. The p values of variants that are no controls are
+    corrected for their number at that share.
+
+    Columns: variant, fraction, seeds, loss, loss_low, loss_high (mean and 95 % interval over all
+    its seeds); pairs, own, reference (means over the seeds that the yardstick has, too);
+    difference, low, high, p; outcome (better, worse, no difference, one seed; "" the yardstick's).
     """
-    if curve[0][1] <= target:
-        return Share(curve[0][0] / budget)
-    for (before, above), (spent, loss) in itertools.pairwise(curve):
-        if loss <= target:
-            part = (above - target) / (above - loss)
-            return Share((before + part * (spent - before)) / budget)
-    return Share(curve[-1][0] / budget, ">")
+    yard, rows = losses(results, yardstick, share), []
+    for name, fraction in (
+        results[["variant", "fraction"]].drop_duplicates().itertuples(index=False)
+    ):
+        own = losses(results, name, fraction)
+        common = sorted(own.keys() & yard.keys())
+        if not common or (name == yardstick and fraction != share):
+            continue
+        loss, gap = interval(list(own.values())), interval([own[s] - yard[s] for s in common])
+        means = fmean(own[seed] for seed in common), fmean(yard[seed] for seed in common)
+        spread = loss.number, loss.mean, loss.low, loss.high
+        pairs = gap.number, *means, gap.mean, gap.low, gap.high, gap.p
+        rows.append((name, fraction, *spread, *pairs))
+    rows.sort(key=lambda row: (row[0] != yardstick, -row[1], row[9]))
+    table = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_BOUNDS, float))
+    looked_at = table[(table["fraction"] == share) & ~table["variant"].map(is_fixed).astype(bool)]
+    table["p"] = holm(looked_at["p"].dropna()).combine_first(table["p"])
+    better = np.where(table["difference"] < 0.0, "better", "worse")
+    certain = np.where(table["p"] < SIGNIFICANT, better, "no difference")
+    outcome = np.where(table["p"].isna(), "one seed", certain)
+    return table.assign(outcome=np.where(table["variant"] == yardstick, "", outcome))
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """p values corrected for their number (Holm, 1979, sequentially rejective)."""
+    ordered = p.sort_values()
+    return (ordered * range(len(p), 0, -1)).cummax().clip(upper=1.0)
+
+
+def speeds(results: pd.DataFrame, yardstick: str = SCRATCH) -> pd.DataFrame:
+    """The share of the budget after which a variant has the yardstick's loss.
+
+    Columns: variant, seed, share (a `Share`). Of variants, but no controls, that ran at several
+    budgets: in mid-schedule a loss is higher than at the end, so a learning curve does not tell.
+    """
+    rows, target = [], losses(results, yardstick)
+    grown = results[~results["variant"].map(is_fixed).astype(bool)]
+    for (name, seed), own in grown.groupby(["variant", "seed"], sort=False):
+        final = own.groupby("fraction")["loss"].last().to_dict()
+        if len(final) > 1 and seed in target:
+            rows.append((name, seed, share_for(final, target[seed])))
+    return pd.DataFrame(rows, columns=["variant", "seed", "share"])
+
+
+def best_fixed(results: pd.DataFrame, share: float = 1.0) -> str:
+    """The control with the lowest mean loss at a share of the budget; "" if none has finished.
+
+    The mean is over the seeds that all controls have, if there are any.
+    """
+    rows = results[results["variant"].map(is_fixed).astype(bool) & (results["fraction"] == share)]
+    final = rows.groupby(["seed", "variant"])["loss"].last().unstack()
+    complete = final.dropna()
+    means = (complete if len(complete) else final).mean()
+    return str(means.idxmin()) if len(means) else ""
+
+
+def plateau_gap(
+    results: pd.DataFrame, entropy: float, variant: str = SCRATCH, share: float = 1.0
+) -> float:
+    """Nats that a variant's masked-LM loss ends below the unigram entropy, mean over its seeds."""
+    own = results[(results["variant"] == variant) & (results["fraction"] == share)]
+    return float(entropy - own.groupby("seed")["masked_lm"].last().mean())
+
+
+def crossings(results: pd.DataFrame) -> pd.DataFrame:
+    """Where mean losses over the budget cross: two controls', a variant's and the envelope's.
+
+    The envelope is the lowest loss of any control; between budgets a loss is taken to be straight
+    over the logarithm. Columns: share (of the largest budget), below (lower from there on), above.
+    """
+    final = results.groupby(["variant", "fraction", "seed"])["loss"].last()
+    means = final.groupby(["fraction", "variant"]).mean().unstack()
+    fixed = [name for name in means if is_fixed(name)]
+    pairs = [*itertools.combinations(fixed, 2)]
+    pairs += [(name, ENVELOPE) for name in means if not is_fixed(name)]
+    means[ENVELOPE] = means[fixed].min(axis="columns")
+    rows = []
+    for first, second in pairs:
+        gaps = (means[first] - means[second]).dropna()
+        for (low, before), (high, after) in itertools.pairwise(gaps.items()):
+            if before * after < 0.0:
+                part = before / (before - after)
+                share = math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
+                rows.append((share, *((first, second) if after < 0.0 else (second, first))))
+    return pd.DataFrame(sorted(rows), columns=["share", "below", "above"])

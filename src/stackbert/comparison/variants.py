@@ -1,45 +1,59 @@
 """What is compared: one recipe, transformed in several ways; all else is the same for all."""
 
 import itertools
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from stackbert.errors import UserError
-from stackbert.files import explain
+from stackbert.files import explain, reading
 from stackbert.growth.operators import OPERATORS
 from stackbert.recipe import PositiveInt, Recipe, StageSpec
 from stackbert.recipes import parse_recipe, read_yaml
 
 SCRATCH = "scratch"
+_DEPTH = "depth-"
 _FREE = ("stages", "growth", "schedule", "optimizer")
 """The parts of a recipe that a variant may change."""
-T = TypeVar("T", bound=BaseModel)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Variant(BaseModel):
     """One way to spend the budget."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    name: str
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     recipe: Recipe
     """Of any length; it is scaled to the budget."""
     seeds: PositiveInt
-    fractions: Annotated[tuple[Annotated[float, Field(gt=0.0, le=4.0)], ...], Field(min_length=1)]
+    fractions: Annotated[frozenset[Annotated[float, Field(gt=0.0, le=1.0)]], Field(min_length=1)]
     """Shares of the budget, each a run of its own with its own full decay."""
+    learning_rates: Annotated[frozenset[PositiveFloat], Field(min_length=1)]
+    """Factors of the recipe's; of several, the best one counts."""
+
+
+def is_fixed(variant: str) -> bool:
+    """Whether a variant is a control: one depth from the first step to the last."""
+    return variant == SCRATCH or variant.startswith(_DEPTH)
 
 
 def load_variants(
-    words: Sequence[str], recipe: Recipe, *, seeds: int, fractions: Sequence[float]
+    words: Sequence[str],
+    recipe: Recipe,
+    *,
+    seeds: int,
+    fractions: Iterable[float],
+    learning_rates: Iterable[float] = (1.0,),
+    shares: Sequence[float] = (1.0,),
 ) -> list[Variant]:
-    """The variants that `words` name; scratch always comes first, because it is the yardstick.
+    """The variants that `words` name, after the controls: every depth that one passes through.
 
-    Words are "scratch", growth operators ("stack"), or paths of YAML files that map names to what
-    differs from the recipe. `fractions` are not scratch's; a file may give its own, and seeds.
+    Words are "scratch", "depth-4", growth operators ("stack"), or paths of YAML files that map
+    names to what differs from the recipe. "stack@0.5" adds a learning rate that `stack` tries.
+    A file may set seeds, fractions (shares of the budget; not the controls') and learning rates
+    (factors of the recipe's) of its own. At `shares` all variants run: at 1, and at what smaller
+    budgets are of the largest.
 
     Raises:
         UserError: a name that is neither a variant nor a file, a field that must not differ.
@@ -47,52 +61,63 @@ def load_variants(
     found: dict[str, dict[str, Any]] = {SCRATCH: {}}
     for word in words:
         for name, fields in _named(word).items():
-            if found.get(name):
+            there = found.setdefault(name, {})
+            if there.keys() == fields.keys() == {"learning_rates"}:
+                fields = {"learning_rates": there["learning_rates"] + fields["learning_rates"]}
+            elif there and fields:
                 raise UserError(f"The variant '{name}' is given twice.")
-            found[name] = fields
-    variants = []
-    for name, fields in found.items():
-        where, known = f"Variant '{name}'", ("seeds", "fractions", *_FREE)
-        if unknown := [field for field in fields if field not in known]:
+            there.update(fields)
+
+    def variant(name: str, given: dict[str, Any]) -> Variant:
+        changes = {part: given[part] for part in _FREE if given.get(part) is not None}
+        fields = {field: value for field, value in given.items() if field not in _FREE}
+        usual = {"seeds": seeds, "fractions": fractions, "learning_rates": learning_rates}
+        if is_fixed(name):
+            usual["fractions"] = shares
+        try:
+            own = Variant.model_validate(usual | fields | {"name": name, "recipe": recipe})
+        except ValidationError as error:
+            raise UserError(f"Variant '{name}': {explain(error, Variant)}.") from error
+        # All others are compared with the controls at the whole budget.
+        everywhere = shares if is_fixed(name) or len(shares) > 1 else ()
+        made = {"fractions": own.fractions | {*everywhere}}
+        return own.model_copy(update=made | {"recipe": _varied(name, changes, recipe)})
+
+    variants = {name: variant(name, given) for name, given in found.items()}
+    depths = {stage.depth for each in variants.values() for stage in each.recipe.stages}
+    for depth in sorted(depths - {recipe.stages[-1].depth}):
+        variants.setdefault(f"{_DEPTH}{depth}", variant(f"{_DEPTH}{depth}", {}))
+    return sorted(variants.values(), key=lambda variant: not is_fixed(variant.name))
+
+
+def refuse_twins(recipes: Mapping[str, Recipe]) -> None:
+    """UserError if two variants' recipes differ in nothing but learning rates."""
+    names: dict[Any, str] = {}
+    for name, own in recipes.items():
+        growth = own.growth if growths_of(own) else None
+        optimizer = own.optimizer.model_copy(update={"lr": 1.0, "muon_lr": 1.0})
+        other = names.setdefault((_merged(own.stages), growth, own.schedule, optimizer), name)
+        if other != name:
             raise UserError(
-                f"{where}: there is no field '{unknown[0]}'. The fields are {', '.join(known)}."
+                f"Variants '{other}' and '{name}' are one recipe, at most with other learning "
+                f"rates. Leave one out; '{other}@0.5,{other}@1' lets one variant try two rates."
             )
-        variant = validated(
-            Variant,
-            where,
-            name=name,
-            recipe=_varied(name, fields, recipe),
-            seeds=fields.get("seeds", seeds),
-            fractions=fields.get("fractions", [1.0] if name == SCRATCH else fractions),
-        )
-        # All others are compared with scratch at the whole budget.
-        shares = {*variant.fractions, *([1.0] if name == SCRATCH else [])}
-        descending = tuple(sorted(shares, reverse=True))
-        variants.append(variant.model_copy(update={"fractions": descending}))
-    return variants
-
-
-def validated(model: type[T], where: str, **fields: object) -> T:
-    """A pydantic model of some fields.
-
-    Raises:
-        UserError: `where`, and what is wrong with which field.
-    """
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise UserError(f"{where}: {explain(error, model)}.") from error
 
 
 def at_depth(recipe: Recipe, depth: int) -> Recipe:
     """The recipe at one depth from the first step; whatever else its stages set stays."""
+    stages = _merged([stage.model_copy(update={"depth": depth}) for stage in recipe.stages])
+    return recipe.model_copy(update={"stages": stages})
+
+
+def _merged(stages: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
+    """Stages with those that follow their like added to it."""
     merged: list[StageSpec] = []
-    for stage in recipe.stages:
-        own = stage.model_copy(update={"depth": depth})
+    for own in stages:
         if merged and own.model_copy(update={"steps": merged[-1].steps}) == merged[-1]:
             own = own.model_copy(update={"steps": own.steps + merged.pop().steps})
         merged.append(own)
-    return recipe.model_copy(update={"stages": tuple(merged)})
+    return tuple(merged)
 
 
 def growths_of(recipe: Recipe) -> list[tuple[int, int]]:
@@ -104,35 +129,29 @@ def growths_of(recipe: Recipe) -> list[tuple[int, int]]:
 def _named(word: str) -> dict[str, dict[str, Any]]:
     """What the variants of one word change: those of a file, or the one of that name."""
     if not word.endswith((".yaml", ".yml")):
-        return {word: {}}
-    raw = read_yaml(Path(word))
-    if not isinstance(raw, dict) or not raw:
-        raise UserError(f"{word} holds no variants: it must map names to what differs.")
-    for name, fields in raw.items():
-        if not _NAME.fullmatch(str(name)) or not isinstance(fields, dict | None):
-            raise UserError(
-                f"{word}: '{name}' is not a variant: a name is made of letters, digits, '-', '.' "
-                "and '_'; below it stand the fields that differ."
-            )
-    return {str(name): fields or {} for name, fields in raw.items()}
+        name, at, rate = word.partition("@")
+        return {name: {"learning_rates": [rate]} if at else {}}
+    with reading(word, "It must map names of variants to the fields that differ."):
+        return {str(name): dict(fields or {}) for name, fields in read_yaml(Path(word)).items()}
 
 
-def _varied(name: str, fields: dict[str, Any], recipe: Recipe) -> Recipe:
+def _varied(name: str, changes: dict[str, Any], recipe: Recipe) -> Recipe:
     """The recipe with a variant's changes, over as many steps: those of its stages are shares."""
-    changes = {part: fields[part] for part in _FREE if fields.get(part) is not None}
-    if name == SCRATCH:
+    where, raw = f"Variant '{name}'", recipe.model_dump(mode="json")
+    depth = name.removeprefix(_DEPTH)
+    if name == SCRATCH or (name != depth and depth.isdecimal() and int(depth)):
         if changes:
             raise UserError(
-                "Variant 'scratch' is the recipe at full depth from the first step; it cannot "
-                f"change {', '.join(changes)}. Give the variant another name."
+                f"{where} is the recipe at one depth from the first step; it cannot change "
+                f"{', '.join(changes)}. Give the variant another name."
             )
-        return at_depth(recipe, recipe.stages[-1].depth)
+        return at_depth(recipe, recipe.stages[-1].depth if name == SCRATCH else int(depth))
     if not changes and name not in OPERATORS:
         raise UserError(
-            f"There is no variant '{name}'. Use one of {', '.join([SCRATCH, *OPERATORS])}, or "
-            f"say in a YAML file what differs from the recipe ({', '.join(_FREE)})."
+            f"There is no variant '{name}'. Use one of {', '.join([SCRATCH, *OPERATORS])}, "
+            f"{_DEPTH}N (N layers throughout), or say in a YAML file what differs from the recipe "
+            f"({', '.join(_FREE)})."
         )
-    where, raw = f"Variant '{name}'", recipe.model_dump(mode="json")
     if name in OPERATORS:
         raw["growth"]["operator"] = name
     for part, value in changes.items():

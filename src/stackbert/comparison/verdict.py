@@ -1,168 +1,173 @@
-"""What a comparison shows, in sentences, and what it does not."""
+"""What a comparison shows and what it does not: tables of results in sentences."""
 
-from collections.abc import Mapping
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from stackbert.comparison.reference import Budget
-from stackbert.comparison.standings import losses, speeds, standings
-from stackbert.comparison.statistics import interval
-from stackbert.comparison.variants import SCRATCH
+from stackbert.comparison.reference import Budget, Reference, step_kinds
+from stackbert.comparison.statistics import PLATEAU, interval
+from stackbert.comparison.variants import SCRATCH, growths_of, is_fixed
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.recipe import Recipe
 from stackbert.units import counted
 
-PLATEAU = 0.5
-"""Nats below the unigram entropy that scratch must end, or the comparison shows nothing: before
-attention forms, a model knows only word frequencies, and depth does not matter."""
+SPREAD = 0.1
+"""Share of the median over which readings may spread before that is said."""
 
 
-def verdict(
-    results: pd.DataFrame,
-    *,
-    budget: Budget,
-    entropy: float,
-    tried: pd.DataFrame,
-    missing: list[str],
-    recipe: Recipe,
-    variants: Mapping[str, Recipe],
-) -> list[str]:
-    """What the finished runs of a comparison show; the arguments are fields of `Comparison`.
-
-    The first variant after scratch makes the headline.
-    """
-    if not losses(results, SCRATCH):
-        return ["Scratch has no finished run yet, so there is nothing to say."]
-    table, fast = standings(results)[1:], speeds(results, budget.unit)
-    of = "scratch's " + {"seconds": "time", "step": "steps", "flops": "FLOPs"}[budget.unit]
-    first = next((name for name in variants if name != SCRATCH), "")
-    several = fast["variant"].isin(fast.dropna(subset="share")["variant"])
-    gap = plateau_gap(results, entropy)
-    ended = f"{abs(gap):.2f} nats {'below' if gap >= 0 else 'above'} the unigram entropy"
-    found = [
-        *_headline(table[table["variant"] == first], budget),
-        *_full_schedules(fast[several].dropna(subset="share"), of),
-        *_crossings(fast[~several], of),
-        *_order(table[table["fraction"] == 1.0]),
-    ]
-    if gap < PLATEAU:
-        plateau = (
-            f"This comparison shows nothing: scratch ended {ended}, which is on the plateau (less "
-            f"than {PLATEAU} below it), where models know only word frequencies and depth does not "
-            "matter. Give it a longer budget."
-        )
-        found.insert(0, plateau)
-    else:
-        end = f"of the validation text ({entropy:.3f}), past the plateau."
-        found.append(f"Scratch ended {ended} {end}")
-    if not tried["loss"].isna().all():
-        best = tried["loss"].idxmin()
-        if best in (tried.index[0], tried.index[-1]):
-            found.append(
-                f"Scratch's best learning rate, {tried.loc[best, 'learning_rate']:g} times the "
-                "recipe's, is at the edge of those tried; one beyond it may be better."
-            )
-    if missing:
-        found.append(
-            f"{counted(len(missing), 'planned run')} did not finish, and the verdict leaves out: "
-            f"{'; '.join(missing[:4])}{'; …' if len(missing) > 4 else ''}."
-        )
-    return found + _schedules(recipe, variants)
+def plateau(variant: str, gap: float) -> str:
+    """Whether a control learned more than word frequencies; `gap` as of `plateau_gap`."""
+    ended = f"ended {abs(gap):.2f} nats {'below' if gap >= 0 else 'above'} the unigram entropy"
+    if gap >= PLATEAU:
+        return f"{variant.capitalize()} {ended} of the validation text, past the plateau."
+    return (
+        f"A comparison with {variant} shows nothing: it {ended}, which is on the plateau (less "
+        f"than {PLATEAU} below it), where models know only word frequencies and depth does not "
+        "matter. Give it a longer budget."
+    )
 
 
-def plateau_gap(results: pd.DataFrame, entropy: float) -> float:
-    """Nats that scratch's masked-LM loss ends below the unigram entropy, mean over its seeds."""
-    scratch = results[(results["variant"] == SCRATCH) & (results["fraction"] == 1.0)]
-    last = scratch.groupby("seed")["masked_lm"].last()
-    return float(entropy - sum(last) / len(last))
-
-
-def _headline(own: pd.DataFrame, budget: Budget) -> list[str]:
-    """A variant at the whole budget, or at the largest share it was run at."""
+def headline(table: pd.DataFrame, variant: str, yardstick: str, budget: Budget) -> list[str]:
+    """A variant's row of the standings at the largest share of the budget that it ran at."""
+    own = table[table["variant"] == variant].nlargest(1, "fraction")
     if own.empty:
         return []
-    row = max(own.itertuples(), key=lambda row: (row.fraction == 1.0, row.fraction))
-    share = "the same" if row.fraction == 1.0 else f"{row.fraction:.3g} of scratch's"
-    ends = (
-        f"{row.variant} ends at a validation loss of {row.own:.3f} nats and scratch at "
-        f"{row.scratch:.3f}, on {share} budget ({budget})"
-    )
-    gap = f"{_signed(row.difference)} nats"
-    within = f"95 % interval {_signed(row.low)} to {_signed(row.high)}, {row.pairs} seeds"
-    if row.outcome == "one seed":
-        return [f"{ends}: {gap} with one seed, so the noise is unknown."]
-    if row.outcome == "no difference":
-        return [f"{ends}: no difference beyond noise ({gap}, {within})."]
-    return [f"{ends}: {row.outcome} by {abs(row.difference):.3f} nats ({within})."]
+    row = next(own.itertuples())
+    share = "the same" if row.fraction == 1.0 else f"{row.fraction:.3g} of the"
+    return [
+        f"{variant} ends at a validation loss of {row.own:.3f} nats and {yardstick} at "
+        f"{row.reference:.3f}, on {share} budget ({budget}): {_outcome(row)}."
+    ]
 
 
-def _full_schedules(fast: pd.DataFrame, of: str) -> list[str]:
+def too_deep(table: pd.DataFrame, depth: int) -> str:
+    """That the first of the standings, a shallower control, ends below scratch of `depth`."""
+    row = next(table[table["variant"] == SCRATCH].itertuples())
+    best, small = table["variant"].iloc[0], f"this budget is too small for {depth} layers"
+    if row.outcome == "worse":
+        return f"{small.capitalize()}: against {best}, scratch is {_outcome(row)}."
+    return f"Perhaps {small}: {best} ends lower than scratch, but not beyond noise."
+
+
+def shares(speeds: pd.DataFrame, yardstick: str, budget: Budget) -> list[str]:
+    """How much of the budget each variant needs for the yardstick's final loss."""
+    unit = {"seconds": "time", "step": "steps", "flops": "FLOPs"}[budget.unit]
     found = []
-    for name, own in fast.groupby("variant", sort=False):
-        reaches = f"With its full schedule, {name} reaches scratch's final loss in"
+    for name, own in speeds.groupby("variant", sort=False):
         mean = interval([share.value for share in own["share"]])
+        value = f"{mean.mean:.3g} of {yardstick}'s {unit}"
         if mean.low is not None and all(share.bound == "=" for share in own["share"]):
-            found.append(
-                f"{reaches} {mean.mean:.3g} of {of} (95 % interval {mean.low:.3g} to "
-                f"{mean.high:.3g}, {mean.number} seeds)."
-            )
+            value += f" (95 % interval {mean.low:.3g} to {mean.high:.3g}, {mean.number} seeds)"
         else:
-            each = ", ".join(
+            value = f"these shares of {yardstick}'s {unit}: " + ", ".join(
                 f"{str(share).replace('more than', 'not within')} (seed {seed})"
                 for seed, share in zip(own["seed"], own["share"], strict=True)
             )
-            found.append(f"{reaches} these shares of {of}: {each}.")
+        found.append(f"With its full schedule, {name} reaches {yardstick}'s final loss in {value}.")
     return found
 
 
-def _crossings(fast: pd.DataFrame, of: str) -> list[str]:
-    """Of variants that were run on the whole budget only, and so have no fairer figure."""
-    crossed = []
-    for name, own in fast.groupby("variant", sort=False):
-        if all(share.bound == "=" for share in own["crossing"]):
-            mean = fmean(share.value for share in own["crossing"])
-            crossed.append(f"{mean:.3g} ({name})")
-    if not crossed:
-        return []
-    return [
-        "In the middle of their schedules, learning curves cross scratch's final loss at "
-        f"{', '.join(crossed)} of {of}. This is not a fair figure, because scratch's schedule "
-        "has ended there; runs at several fractions give a fair one."
-    ]
-
-
-def _order(whole: pd.DataFrame) -> list[str]:
-    if len(whole) < 2:
-        return []
+def order(table: pd.DataFrame) -> list[str]:
+    """All variants at the whole budget, and that several were looked at."""
     # By the differences, which are paired: variants may have been run with different seeds.
+    whole = table[table["fraction"] == 1.0].sort_values("difference")
     notes = {"no difference": ", within noise", "one seed": ", one seed"}
-    placed = [(0.0, SCRATCH)]
-    for row in whole.itertuples():
-        note = notes.get(row.outcome, "")
-        placed.append((row.difference, f"{row.variant} ({_signed(row.difference)}{note})"))
-    names = ", ".join(name for _, name in sorted(placed))
-    return [f"On the same budget, from the lowest loss to the highest: {names}."]
-
-
-def _schedules(recipe: Recipe, variants: Mapping[str, Recipe]) -> list[str]:
-    undecayed = [
-        n for n, own in variants.items() if learning_rate_factor(own, own.total_steps) > 0.01
+    names = [
+        f"{row.variant} ({_signed(row.difference)}{notes.get(row.outcome, '')})"
+        if row.outcome
+        else row.variant
+        for row in whole.itertuples()
     ]
-    fixed = recipe.schedule, recipe.optimizer
-    other = [name for name, own in variants.items() if (own.schedule, own.optimizer) != fixed]
+    looked_at = sum(not is_fixed(name) for name in whole["variant"])
+    found = [
+        f"On the same budget, from the lowest loss to the highest: {', '.join(names)}.",
+        f"{looked_at} variants were looked at; what is called better or worse is so after Holm's "
+        "correction for their number.",
+    ]
+    return found[: (len(whole) > 2) + (looked_at > 1)]
+
+
+def envelope(table: pd.DataFrame, budget: Budget) -> str:
+    """The best control, which leads the standings of one of several budgets, and who is near it."""
+    if "plateau" in set(table["outcome"]):
+        return f"At {budget} all that is shown is the plateau."
+    best = next(table.itertuples())
+    text = f"At {budget} the envelope is {best.variant} with {best.loss:.3f} nats"
+    own = table[~table["variant"].map(is_fixed).astype(bool)].nsmallest(1, "difference")
+    for row in own.itertuples():
+        text += f"; the best variant is {row.variant}: {_outcome(row)}"
+    return f"{text}."
+
+
+def crossings(places: pd.DataFrame, budget: Budget) -> list[str]:
+    """Where mean losses over several budgets cross."""
+    texts = [
+        f"{p.below} goes below {p.above} at {budget.part(p.share)}" for p in places.itertuples()
+    ]
+    return _listed("Mean losses cross", texts, "; ")
+
+
+def peculiar(recipe: Recipe, variants: Mapping[str, Recipe]) -> list[str]:
+    """Variants in which more than growth differs, or that do not grow."""
+    shapes = {name: {kind[1:] for kind in step_kinds(own)} for name, own in variants.items()}
     found = []
-    if undecayed:
-        found.append(
-            f"The learning rate does not decay to zero in {', '.join(undecayed)}, so the loss is "
-            "higher than the budget allows."
-        )
-    if other:
-        found.append(
-            f"Schedule or optimiser differ in {', '.join(other)}, so more than growth is compared "
-            "there."
-        )
-    return found
+    for name, own in variants.items():
+        notes = {
+            "has a schedule of its own": own.schedule != recipe.schedule,
+            "has an optimiser of its own": own.optimizer != recipe.optimizer,
+            "changes rows, their length or the mask rate": shapes[name] != shapes[SCRATCH],
+            "does not grow": not is_fixed(name) and not growths_of(own),
+            "does not decay its learning rate to zero, so its loss is higher than it could be": (
+                learning_rate_factor(own, own.total_steps) > 0.01
+            ),
+        }
+        if any(notes.values()):
+            found.append(f"{name} {' and '.join(note for note, holds in notes.items() if holds)}")
+    return [f"More than growth is compared: {'; '.join(found)}."] if found else []
+
+
+def rates(tried: pd.DataFrame) -> list[str]:
+    """Variants whose best learning rate is at the edge of those that they tried."""
+    edges = []
+    for name, own in tried.dropna().groupby("variant", sort=False):
+        best = own["loss"].argmin()
+        if best in (0, len(own) - 1):
+            edges.append(f"{name} ({own['learning_rate'].iloc[best]:g})")
+    return _listed(
+        "The best learning rate tried is at the edge, and one beyond may be better", edges
+    )
+
+
+def spread(reference: Reference) -> list[str]:
+    """Kinds of step whose readings lie far apart."""
+    widths = [
+        f"{(row.slowest - row.fastest) / row.seconds:.0%} at depth {row.depth}"
+        for row in reference.steps.itertuples()
+        if row.slowest - row.fastest > SPREAD * row.seconds
+    ]
+    return _listed("Equal time holds no better than readings of a step's time spread", widths)
+
+
+def unfinished(missing: Sequence[str]) -> list[str]:
+    """The runs that the verdict leaves out."""
+    runs = counted(len(missing), "planned run")
+    return _listed(f"{runs} did not finish, and the verdict leaves out", missing, "; ")
+
+
+def _listed(text: str, items: Sequence[str], comma: str = ", ") -> list[str]:
+    shown = [*items[:4], *(["…"] if len(items) > 4 else [])]
+    return [f"{text}: {comma.join(shown)}."] if items else []
+
+
+def _outcome(row: Any) -> str:  # noqa: ANN401 (a row of the standings)
+    gap = f"{_signed(row.difference)} nats"
+    if row.outcome == "one seed":
+        return f"{gap} with one seed, so the noise is unknown"
+    within = f"95 % interval {_signed(row.low)} to {_signed(row.high)}, {row.pairs} seeds"
+    if row.outcome == "no difference":
+        return f"no difference beyond noise ({gap}, {within})"
+    return f"{row.outcome} by {abs(row.difference):.3f} nats ({within})"
 
 
 def _signed(value: float) -> str:

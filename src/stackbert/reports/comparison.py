@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from stackbert.comparison.results import Comparison, read_comparison
-from stackbert.recipes import flat_fields
-from stackbert.reports.charts import clipping_note, intervals, loss_curves
+from stackbert.comparison.results import Comparison, read_comparison, stages_text
+from stackbert.comparison.variants import SCRATCH, is_fixed
+from stackbert.recipes import differing_fields, flat_fields
+from stackbert.reports.charts import AXES, clipping_note, intervals, loss_curves
 from stackbert.reports.page import Chart, Page, Table
 from stackbert.reports.runs import stage_bands
+from stackbert.units import format_duration
 
 
 def comparison_page(folder: Path) -> Page:
@@ -19,15 +21,12 @@ def comparison_page(folder: Path) -> Page:
     """
     found = read_comparison(folder)
     parts: list[Chart | Table] = []
-    if len(found.results):
-        parts.append(_curves(found))
-    if len(found.standings()):
-        parts += _standings(found)
-    parts += [_speeds(found), _growths(found), _reference(found)]
-    changes = "Text, order of the rows, masks, seeds and evaluation are the same for all."
+    if found.best_fixed():
+        parts += [_curves(found), *_budgets(found), *_standings(found), *_speeds(found)]
+    parts.append(_reference(found))
     parts += [
-        Table("What the variants change", found.differences(), changes),
-        Table("Learning rates that scratch tried", found.tried, formats={"loss": "{:.3f}"}),
+        _differences(found),
+        Table("Learning rates that were tried", found.tried, formats={"loss": "{:.3f}"}),
         Table("Runs", found.runs.drop(columns="folder"), folded=True),
         Table(
             "Recipe",
@@ -46,65 +45,84 @@ def comparison_page(folder: Path) -> Page:
 def _curves(found: Comparison) -> Chart:
     curves = found.curves()
     note = "Validation loss. Time is the reference table's: steps times the seconds of their kind."
-    grown = curves[curves["main"] & (curves["group"] != "scratch")]
+    grown = curves[curves["main"] & ~curves["group"].map(is_fixed)]
     bands = None
     if len(grown):
         name = grown["group"].iloc[0]
         own = grown[grown["group"] == name]
-        run = found.runs[(found.runs["variant"] == name) & (found.runs["missing"] == "")]
-        recipe = found.variants[name]
-        if len(run):
-            # The recipe before it was scaled to the budget; the curve knows its real length.
-            bands = stage_bands(recipe.scaled(int(own["steps"].max())), own)
-            note += f" The bands are the stages of {name}."
+        # The recipe before it was scaled to the budget; the curve knows its real length.
+        bands = stage_bands(found.variants[name].scaled(int(own["steps"].max())), own)
+        note += f" The bands are the stages of {name}."
     return Chart("Loss", loss_curves(curves, bands), f"{note} {clipping_note(curves)}".strip())
 
 
+def _budgets(found: Comparison) -> list[Chart]:
+    """Where there are several: final losses over them, a line a variant."""
+    if len(found.shares) < 2:
+        return []
+    ends = found.curves().groupby("run", sort=False).last().query("fraction in @found.shares")
+    points = ends.groupby(["group", "fraction"], sort=False)[[*AXES, "loss"]].mean()
+    points = points.reset_index().sort_values("fraction", kind="stable")
+    # What is drawn last lies on top: the variants that grow.
+    points = points.sort_values("group", key=lambda names: ~names.map(is_fixed), kind="stable")
+    points = points.assign(run=points["group"], detail="", main=True)
+    note = "Each point ends a schedule of its own; means over the seeds. The controls' lowest is "
+    return [Chart("Final loss over the budget", loss_curves(points), note + "the envelope.")]
+
+
 def _standings(found: Comparison) -> list[Chart | Table]:
-    rows = found.standings()
+    best = found.best_fixed()
+    rows, scratch = found.standings(best), found.standings()
     shares = rows["fraction"].map("{:.3g}".format)
-    drawn = pd.DataFrame(
-        {
-            "variant": rows["variant"] + ", " + shares + " of the budget",
-            "mean": rows["loss"],
-            "low": rows["loss_low"],
-            "high": rows["loss_high"],
-        }
-    )
+    drawn = rows.assign(
+        variant=rows["variant"] + ", " + shares + " of the budget", mean=rows["loss"]
+    )[["variant", "mean", "loss_low", "loss_high"]]
+    drawn = drawn.rename(columns={"loss_low": "low", "loss_high": "high"})
     chart = intervals(drawn, y="variant", title="final validation loss, nats")
-    frame = rows.rename(columns={"fraction": "budget", "difference": "vs. scratch"})
-    columns = ["variant", "budget", "seeds", "loss", "vs. scratch", "low", "high", "outcome"]
-    formats = {"budget": "{:.3g}", "loss": "{:.3f}", "vs. scratch": "{:+.3f}"}
-    formats |= {"low": "{:+.3f}", "high": "{:+.3f}"}
+    against, own = f"vs. {best}", ["variant", "fraction", "difference"]
+    frame = rows.rename(columns={"difference": against}).merge(scratch[own], how="left")
+    frame = frame.rename(columns={"difference": "vs. scratch", "fraction": "budget"})
+    signed = dict.fromkeys([against, "low", "high", "vs. scratch"], "{:+.3f}")
+    losses = ["variant", "budget", "seeds", "loss", against, "low", "high", "outcome"]
     note = (
-        "Differences are paired by seed, against scratch at its whole budget; low and high are "
-        "their 95 % interval."
+        "Differences are paired by seed, against a control at the whole budget; low and high are "
+        f"the 95 % interval of those to {best}, the best fixed depth. Outcomes are corrected for "
+        "the number of variants (Holm)."
     )
+    formats = {"budget": "{:.3g}", "loss": "{:.3f}", **signed}
+    spent = frame[["variant", "budget", "step", "seconds", "flops", "tokens", "tokens_a_parameter"]]
+    spent = spent.assign(seconds=spent["seconds"].map(format_duration))
+    spent.columns = ["variant", "budget", "steps", "time", "FLOPs", "tokens", "tokens a parameter"]
+    counts = {"steps": "{:,.0f}", "FLOPs": "{:.3g}", "tokens": "{:,.0f}"}
+    counts |= {"budget": "{:.3g}", "tokens a parameter": "{:.1f}"}
+    by_table = "By the reference table; parameters are those of the final layers."
+    columns = [*losses, *([] if best == SCRATCH else ["vs. scratch"])]
     return [
         Chart("Final loss", chart, "Means over the seeds with 95 % intervals."),
         Table("Final validation loss", frame[columns], note, formats),
+        Table("What a run spent", spent, by_table, counts),
     ]
 
 
-def _speeds(found: Comparison) -> Table:
-    rows = found.speeds().rename(columns={"share": "to the same loss", "crossing": "curves cross"})
-    for name in ("to the same loss", "curves cross"):
-        rows[name] = [None if share is None else str(share) for share in rows[name]]
-    note = (
-        "Shares of scratch's budget. The first comes from runs at several budgets, each with its "
-        "whole schedule; the second is cheaper: where the curve of the run at the whole budget, "
-        "not yet decayed, goes below scratch's final loss."
-    )
-    return Table(f"{found.budget.unit.capitalize()} to scratch's loss", rows, note)
+def _speeds(found: Comparison) -> list[Table]:
+    tables = []
+    for name in dict.fromkeys([found.best_fixed(), SCRATCH]):
+        rows = found.speeds(name)
+        rows["share"] = rows["share"].map(str)
+        title = f"{found.budget.unit.capitalize()} to the loss of {name}"
+        note = "Shares of the budget, from runs at several budgets, each with its whole schedule."
+        tables.append(Table(title, rows, note))
+    return tables
 
 
-def _growths(found: Comparison) -> Table:
-    rows = found.growths()
-    rows.insert(len(rows.columns) - 1, "jump", rows["after"] - rows["before"])
-    formats = {"fraction": "{:.3g}", "before": "{:.3f}", "after": "{:.3f}", "jump": "{:+.3f}"}
-    formats |= {"step": "{:,.0f}", "recovered": "{:,.0f}"}
-    note = "Recovered: steps until an evaluation was back below; it may have been earlier."
-    return Table("Growth", rows, note, formats, folded=len(rows) > 8)
+def _differences(found: Comparison) -> Table:
+    rows = []
+    for name, own in found.variants.items():
+        alike = found.request.recipe.model_copy(update={"stages": own.stages})
+        rows.append((name, stages_text(own), "; ".join(differing_fields(alike, own))))
+    note = "Text, order of the rows, masks, seeds and evaluation are the same for all."
+    frame = pd.DataFrame(rows, columns=["variant", "stages", "other"])
+    return Table("What the variants change", frame, note)
 
 
 def _reference(found: Comparison) -> Table:
