@@ -38,6 +38,13 @@ class Resume(StrEnum):
     never = "never"
 
 
+class VocabularyKind(StrEnum):
+    """What `corpus` learns."""
+
+    wordpiece = "wordpiece"
+    bytes = "bytes"
+
+
 class LabelKind(StrEnum):
     """What the labels of one's own data are."""
 
@@ -85,6 +92,9 @@ def corpus(
         list[str] | None,
         typer.Option(help="A file, folder or pattern: .txt, .jsonl, .parquet, also compressed."),
     ] = None,
+    suffix: Annotated[
+        str, typer.Option(help="Read these files, too, each as one document: py,md,tex.")
+    ] = "",
     dataset: Annotated[
         str | None, typer.Option(help="A data set for the library datasets: a folder or a name.")
     ] = None,
@@ -92,10 +102,29 @@ def corpus(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Use this Hugging Face tokenizer instead of learning one.")
     ] = None,
+    vocabulary: Annotated[
+        VocabularyKind,
+        typer.Option(
+            help="wordpiece: BERT's, lower-cased, rare characters become [UNK]. bytes: byte-level "
+            "BPE; keeps case, newlines and indentation, knows every text."
+        ),
+    ] = VocabularyKind.wordpiece,
     vocab_size: Annotated[
-        int | None, typer.Option(help="Word pieces; by default up to 32,768, as the text gives.")
+        int | None, typer.Option(help="Its entries; by default up to 32,768, as the text gives.")
     ] = None,
-    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents.")] = False,
+    cased: Annotated[bool, typer.Option("--cased", help="Word pieces keep upper case.")] = False,
+    strip_accents: Annotated[
+        bool,
+        typer.Option(
+            "--strip-accents",
+            help="Word pieces lose accents (é is e): fine for English. It deletes Hindi's vowels "
+            "and Japanese voicing marks, and German ä becomes a.",
+        ),
+    ] = False,
+    allow_unknown: Annotated[
+        bool,
+        typer.Option("--allow-unknown", help="Build even if the tokenizer loses a fifth of it."),
+    ] = False,
     validation: Annotated[
         float, typer.Option(help="Share of the documents held out (the paper: 199 to 1).")
     ] = 0.005,
@@ -107,29 +136,29 @@ def corpus(
 
     Example: stackbert corpus corpus/ --text articles/ --vocab-size 32768
     """
+    from stackbert.batches.batches import data_sentences
     from stackbert.corpus.build import build_corpus
     from stackbert.progress import console_progress
+    from stackbert.recipes import load_recipe
 
     with console_progress() as progress:
         built = build_corpus(
             out,
             text=[*(text or []), *(paths or [])],
+            suffixes=_words(suffix) if suffix else (),
             dataset=dataset,
             field=field,
             tokenizer=tokenizer,
+            vocabulary=vocabulary.value,
             vocab_size=vocab_size,
             lowercase=not cased,
+            strip_accents=strip_accents,
+            allow_unknown=allow_unknown,
             validation=validation,
             progress=progress,
         )
-    manifest = built.manifest
-    typer.echo(
-        f"{out}: {manifest.train.documents:,} documents and {manifest.train.tokens:,} tokens for "
-        f"training, {manifest.validation.documents:,} and {manifest.validation.tokens:,} held out; "
-        f"dropped {manifest.duplicate_documents:,} duplicates and {manifest.empty_documents:,} "
-        f"empty ones; vocabulary {built.vocabulary.tokenizer_size:,}; unigram entropy of the "
-        f"held-out text {manifest.validation.unigram_entropy:.3f} nats."
-    )
+    typer.echo(f"{out}: {built.manifest.summary()}")
+    typer.echo("small-cpu as shipped: " + data_sentences(load_recipe("small-cpu"), built)[0])
     typer.echo(f"Next: stackbert pretrain small-cpu --corpus {out} --out run --budget 30m")
 
 

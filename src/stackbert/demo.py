@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from stackbert.batches.batches import validation_entropy
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import MANIFEST, open_corpus
 from stackbert.errors import UserError
@@ -48,7 +49,8 @@ def run_demo(
             documents = write_factbook(text)
         say(f"Text: {documents} country articles of the World Factbook (public domain).")
         build_corpus(corpus, text=[text], vocab_size=VOCABULARY, validation=HELD_OUT)
-    manifest = open_corpus(corpus).manifest
+    built = open_corpus(corpus)
+    manifest = built.manifest
     say(
         f"Corpus: {manifest.train.tokens:,} tokens to train on, {manifest.validation.tokens:,} "
         f"held out, {manifest.vocabulary.tokenizer_size:,} word pieces."
@@ -58,7 +60,7 @@ def run_demo(
     say(f"Training: {depths} layers, {recipe.total_steps:,} steps.")
     result = pretrain(recipe, corpus=corpus, out=out / "run", progress=progress)
     say(result.table())
-    entropy = manifest.validation.unigram_entropy
+    entropy = validation_entropy(recipe, built)
     say(
         f"Validation loss {result.loss:.3f} nats, {entropy - result.loss:.3f} below that of a "
         f"model that knows word frequencies alone ({entropy:.3f}, the unigram entropy)."

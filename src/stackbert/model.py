@@ -81,6 +81,12 @@ def build_config(
             hint = did_you_mean(name, sorted(known))
             raise UserError(f"model.{name}: {family.config} has no such field{hint}.")
     positions = sequence_length + (vocabulary.pad + 1 if family.first_position else 0)
+    if positions > 2 * sequence_length + 1:
+        raise UserError(
+            f"model.type: {spec.type} counts positions from behind the padding token, and this "
+            f"tokenizer's has the id {vocabulary.pad}: that many rows of the table would never be "
+            "used. Save the tokenizer with the padding token in front, or take another type."
+        )
     defaults: dict[str, Any] = {name: 0.0 for name in _DROPOUTS if name in known}
     given = extra.get("max_position_embeddings", positions)
     if not isinstance(given, int) or given < positions:

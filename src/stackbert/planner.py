@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stackbert.batches.batches import Batch, training_plan, validation_batch
+from stackbert.batches.batches import Batch, data_sentences, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
@@ -183,6 +183,8 @@ def plan(
         "growth, checkpoints."
     )
     sentences = _sentences(table, rate, precision, mfu, price)
+    if not isinstance(opened, SyntheticCorpus):
+        notes += data_sentences(recipe, opened)
     return Plan(title, recipe, table, (*sentences, vocabulary, *notes))
 
 

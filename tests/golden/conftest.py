@@ -28,6 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def corpora(place: Path) -> dict[str, Corpus]:
     wanted = inputs.corpora(place / "text")
+    wanted["main"]["strip_accents"] = True  # as it did before it was asked
     return {name: sb.build_corpus(place / name, **wanted[name]) for name in wanted}
 
 

@@ -35,7 +35,7 @@ def sample_sentences(
         raise UserError(f"{count} sentences are too few to measure anything; ask for 1 or more.")
     sentences = (
         " ".join(sentence.split())
-        for file in open_files([text])
+        for file in open_files(text)[0]
         for document in file.documents()
         for sentence in split_sentences(document.strip())
     )

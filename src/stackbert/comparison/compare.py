@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from stackbert.batches.batches import validation_entropy
 from stackbert.comparison.calibration import calibrate
 from stackbert.comparison.processes import threads_each, train_all
 from stackbert.comparison.reference import Budget, parse_budget
@@ -137,7 +138,7 @@ def _started(
     comparison = before or Comparison(
         request=request,
         corpus_folder=str(corpus.folder),
-        entropy=corpus.manifest.validation.unigram_entropy,
+        entropy=validation_entropy(asked[0].recipe, corpus),
         reference=reference,
         budget=budget or Budget(amount=by_default, unit="seconds"),
         variants={},

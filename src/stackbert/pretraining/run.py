@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from stackbert.batches.batches import Batch, training_plan, validation_batch
+from stackbert.batches.batches import (
+    Batch,
+    data_sentences,
+    training_plan,
+    validation_batch,
+    validation_entropy,
+)
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
@@ -173,6 +179,8 @@ def pretrain(
                     record = _tune(asked, corpus, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
+            for sentence in data_sentences(record.recipe, corpus):
+                progress.say(sentence)
         with progress, StopRequest() as stop:
             with watch.measuring("start-up"):
                 run = _open(folder, record, corpus, device, track, progress, watch, world)
@@ -380,7 +388,9 @@ def _export(run: Run, weights: dict[str, Tensor], record: RunRecord, corpus: Cor
             sequence_length=run.recipe.longest_sequence,
             weights=weights,
         )
-        card = model_card(run.recipe, corpus.manifest, stages, record.machine)
+        entropy = validation_entropy(run.recipe, corpus)
+        data = data_sentences(run.recipe, corpus)
+        card = model_card(run.recipe, corpus.manifest, entropy, data, stages, record.machine)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stackbert.corpus.store import Manifest, open_corpus
+from stackbert.batches.batches import validation_entropy
+from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.pretraining.autotune import evaluation_interval
 from stackbert.pretraining.ledger import read_ledger, stage_table
@@ -73,13 +74,13 @@ class RunData:
         *earlier, last = dict.fromkeys(stage.depth for stage in self.recipe.stages)
         return " → ".join([*map(str, earlier), counted(last, "layer")])
 
-    def manifest(self) -> Manifest | None:
-        """The corpus' manifest, if the corpus still lies where it lay and is the same."""
+    def corpus(self) -> Corpus | None:
+        """The corpus, if it still lies where it lay and is the same."""
         try:
             corpus = open_corpus(self.record.corpus_folder)
         except UserError:
             return None
-        return corpus.manifest if corpus.fingerprint == self.record.request.corpus else None
+        return corpus if corpus.fingerprint == self.record.request.corpus else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunData]:
@@ -232,9 +233,9 @@ def _verdict(run: RunData) -> list[str]:
             "run's speed. Whether they would have ended at the same loss, one run cannot say; "
             "stackbert compare measures it."
         )
-    manifest = run.manifest()
-    if manifest is not None:
-        entropy = manifest.validation.unigram_entropy
+    opened = run.corpus()
+    if opened is not None:
+        entropy = validation_entropy(run.recipe, opened)
         side = "below" if loss.masked_lm <= entropy else "above"
         sentences.append(
             f"A model that knows word frequencies alone has {entropy:.3f} nats on the held-out "
@@ -337,10 +338,10 @@ def _facts(runs: list[RunData]) -> dict[str, str]:
     """The foot. Where runs differ, each value is named once."""
     columns: dict[str, list[str]] = {}
     for run in runs:
-        request, recipe, manifest = run.record.request, run.recipe, run.manifest()
+        request, recipe, opened = run.record.request, run.recipe, run.corpus()
         corpus = f"{Path(run.record.corpus_folder).name}, fingerprint {request.corpus}"
-        if manifest is not None:
-            corpus += f": {manifest.train.tokens:,} training tokens"
+        if opened is not None:
+            corpus += f": {opened.manifest.train.tokens:,} training tokens"
         facts = {
             "Run": run.name,
             "Budget asked": request.budget or (f"{request.steps:,} steps" if request.steps else ""),
