@@ -13,7 +13,7 @@ those whose own implementation multiplies it out; in bf16 on a CPU it is the oth
 One function is every layer, with the layer as its argument. Compiled, it is one graph for all
 layers and all depths, so growing compiles nothing again.
 
-Types whose layers are built otherwise (modernbert) go through their own forward pass.
+Types whose layers are built otherwise go through their own forward pass.
 
 Shape letters: B rows, S positions of a row, K looked at in each row, H hidden size, M = B·K.
 """
@@ -34,31 +34,35 @@ MULTIPLIED_OUT = 1024
 """Positions up to which attention in bf16 on a CPU is multiplied out: there the backward pass of
 torch's fused kernel takes six times as long. In fp32, and beyond, the fused one is faster."""
 Head = Callable[[Tensor], Tensor]
-MASKED_FORWARD_TYPES = frozenset({"bert", "roberta", "megatron-bert", "roberta-prelayernorm"})
-"""config.model_type of those whose layers are built as BERT's, norms before or after."""
+MASKED_FORWARD_TYPES = frozenset(
+    {"bert", "roberta", "megatron-bert", "roberta-prelayernorm", "modernbert"}
+)
+"""config.model_type of those whose layers `layer` knows."""
 
 
-def layer(module: nn.Module, x_BSH: Tensor) -> Tensor:
-    """A whole BERT-like layer, post-norm or pre-norm: (B, S, H) to (B, S, H)."""
-    parts: Any = module
-    context = _attend(parts.attention, x_BSH, None)
-    attended = parts.attention.output(context, x_BSH)
-    result: Tensor = parts.feed_forward_chunk(attended)
-    return result
-
-
-def last_layer(module: nn.Module, x_BSH: Tensor, positions_M: Tensor) -> Tensor:
-    """A layer at some positions only, which see all: (B, S, H) to (B, K, H).
+def layer(
+    module: nn.Module,
+    x_BSH: Tensor,
+    positions_M: Tensor | None = None,
+    rotation: "Rotation | None" = None,
+) -> Tensor:
+    """A whole layer, post-norm or pre-norm: (B, S, H) to (B, S, H), or (B, K, H) at some positions.
 
     Args:
-        module: the layer.
+        module: a BERT-like layer, or ModernBERT's.
         x_BSH: its input at all positions.
-        positions_M: indices into the flattened (B·S) rows, K of each row, row by row.
+        positions_M: indices into the flattened (B·S) rows, K of each row, row by row; they see all.
+        rotation: of ModernBERT's queries and keys.
     """
     parts: Any = module
-    context = _attend(parts.attention, x_BSH, positions_M)
-    attended = parts.attention.output(context, _at(x_BSH, positions_M))
-    result: Tensor = parts.feed_forward_chunk(attended)
+    at_BKH = x_BSH if positions_M is None else _at(x_BSH, positions_M)
+    if rotation is not None:
+        context = _attend_rotated(parts, x_BSH, positions_M, rotation)
+        attended = at_BKH + parts.attn.out_drop(parts.attn.Wo(context))
+        result: Tensor = attended + parts.mlp(parts.mlp_norm(attended))
+    else:
+        context = _attend(parts.attention, x_BSH, positions_M)
+        result = parts.feed_forward_chunk(parts.attention.output(context, at_BKH))
     return result
 
 
@@ -68,25 +72,82 @@ def _attend(attention: Any, x_BSH: Tensor, positions_M: Tensor | None) -> Tensor
     norm = getattr(attention, "ln", None) or getattr(attention, "LayerNorm", None)
     normed_BSH = x_BSH if norm is None else norm(x_BSH)
     asking = normed_BSH if positions_M is None else _at(normed_BSH, positions_M)
-
-    def heads(projected: Tensor) -> Tensor:
-        rows, positions, _ = projected.shape
-        return projected.view(rows, positions, own.num_attention_heads, -1).transpose(1, 2)
-
-    query = heads(own.query(asking))
-    in_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    multiply_out = in_bf16 and x_BSH.size(1) <= MULTIPLIED_OUT
-    context = (_products if multiply_out else F.scaled_dot_product_attention)(
-        query,
-        heads(own.key(normed_BSH)),
-        heads(own.value(normed_BSH)),
-        dropout_p=own.dropout.p if own.training else 0.0,
+    heads = own.num_attention_heads
+    return _mix(
+        own.query(asking).unflatten(-1, (heads, -1)),
+        own.key(normed_BSH).unflatten(-1, (heads, -1)),
+        own.value(normed_BSH).unflatten(-1, (heads, -1)),
+        dropout=own.dropout.p if own.training else 0.0,
     )
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What turns queries and keys by their positions in ModernBERT (RoPE), and who sees whom."""
+
+    cos_SD: Tensor
+    sin_SD: Tensor
+    """Halves of a head's width D are pairs; the second half of sin and cos repeats the first."""
+    sees_SS: Tensor | None
+    """A window's mask; None where every position sees all."""
+
+
+def _attend_rotated(
+    parts: Any,  # noqa: ANN401
+    x_BSH: Tensor,
+    positions_M: Tensor | None,
+    rotation: Rotation,
+) -> Tensor:
+    own = parts.attn
+    normed_BSH = parts.attn_norm(x_BSH)
+    dropout = own.attention_dropout if own.training else 0.0
+    if positions_M is None:
+        qkv = own.Wqkv(normed_BSH).unflatten(-1, (3, -1, own.head_dim))
+        query, key = _rotate(qkv[:, :, :2], rotation.cos_SD, rotation.sin_SD).unbind(2)
+        return _mix(query, key, qkv[:, :, 2], dropout=dropout, sees=rotation.sees_SS)
+    width = x_BSH.size(-1)
+    weights = own.Wqkv.weight.split([width, 2 * width])
+    biases = (None, None) if own.Wqkv.bias is None else own.Wqkv.bias.split([width, 2 * width])
+    query = F.linear(_at(normed_BSH, positions_M), weights[0], biases[0])
+    key_value = F.linear(normed_BSH, weights[1], biases[1])
+    columns_BK = positions_M.view(len(x_BSH), -1) % x_BSH.size(1)
+    query = query.unflatten(-1, (-1, own.head_dim))[:, :, None]
+    key, value = key_value.unflatten(-1, (2, -1, own.head_dim)).unbind(2)
+    sees = rotation.sees_SS
+    return _mix(
+        _rotate(query, rotation.cos_SD[columns_BK], rotation.sin_SD[columns_BK])[:, :, 0],
+        _rotate(key[:, :, None], rotation.cos_SD, rotation.sin_SD)[:, :, 0],
+        value,
+        dropout=dropout,
+        sees=None if sees is None else sees[columns_BK][:, None],
+    )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (B, S, n, heads, D) by cos and sin of (…, S, D)."""
+    # The angles were made in fp32; in bf16 their cos and sin may be rounded as the products are.
+    cos, sin = (each[..., None, None, :].to(x.dtype) for each in (cos, sin))
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+def _mix(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout: float, sees: Tensor | None = None
+) -> Tensor:
+    """Attention of (B, S, heads, D) each, to (B, S, H): torch's fused one but for bf16 on a CPU."""
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    in_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if in_bf16 and key.size(2) <= MULTIPLIED_OUT and sees is None:
+        context = _products(query, key, value, dropout)
+    else:
+        context = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=sees, dropout_p=dropout
+        )
     return context.transpose(1, 2).flatten(2)
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """Attention without a mask, multiplied out: (B, heads, S, H / heads) each."""
+    """Attention without a mask, multiplied out: (B, heads, S, D) each."""
     weights = torch.softmax((query * query.size(-1) ** -0.5) @ key.mT, -1)
     return F.dropout(weights, dropout_p) @ value
 
@@ -105,12 +166,12 @@ def masked_loss(head: Head, hidden_MH: Tensor, labels_M: Tensor) -> Tensor:
 class Kernels:
     """The functions that a pass is made of, eager or compiled."""
 
-    layer: Callable[[nn.Module, Tensor], Tensor]
-    last_layer: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    layer: Callable[..., Tensor]
+    last_layer: Callable[..., Tensor]
     masked_loss: Callable[[Head, Tensor, Tensor], Tensor]
 
 
-EAGER = Kernels(layer, last_layer, masked_loss)
+EAGER = Kernels(layer, layer, masked_loss)
 
 
 @functools.cache
@@ -172,17 +233,37 @@ def encode(
         return hidden.flatten(0, 1), output.pooler_output if pooler is not None else None
     if pooler is not None:  # it looks at the first position
         columns_BK = F.pad(columns_BK, (1, 0))
-    hidden = base.embeddings(input_ids=ids_BS, token_type_ids=types_BS)
-    *lower, last = base.encoder.layer
-    for module in lower:
-        hidden = kernels.layer(module, hidden)
-    hidden = kernels.last_layer(last, hidden, _flat(columns_BK, length))
-    final_norm = getattr(base.encoder, "ln", None) or getattr(base, "LayerNorm", None)
+    rotations: list[Rotation | None]
+    if model.config.model_type == "modernbert":
+        hidden = base.embeddings(ids_BS)
+        layers, final_norm = base.layers, base.final_norm
+        rotations = _rotations(base, hidden)
+    else:
+        hidden = base.embeddings(input_ids=ids_BS, token_type_ids=types_BS)
+        layers = base.encoder.layer
+        final_norm = getattr(base.encoder, "ln", None) or getattr(base, "LayerNorm", None)
+        rotations = [None] * len(layers)
+    for module, rotation in zip(layers[:-1], rotations[:-1], strict=True):
+        hidden = kernels.layer(module, hidden, None, rotation)
+    hidden = kernels.last_layer(layers[-1], hidden, _flat(columns_BK, length), rotations[-1])
     if final_norm is not None:
         hidden = final_norm(hidden)
     if pooler is None:
         return hidden.flatten(0, 1), None
     return hidden[:, 1:].flatten(0, 1), pooler(hidden)
+
+
+def _rotations(base: Any, hidden_BSH: Tensor) -> list["Rotation | None"]:  # noqa: ANN401
+    """Of each of ModernBERT's layers; those of one kind share theirs."""
+    positions_S = torch.arange(hidden_BSH.size(1), device=hidden_BSH.device)
+    window = base.config.sliding_window
+    of_kind: dict[str, Rotation] = {}
+    for kind in set(base.config.layer_types):
+        cos_1SD, sin_1SD = base.rotary_emb(hidden_BSH, positions_S[None], kind)
+        cut = kind == "sliding_attention" and len(positions_S) > window + 1
+        sees_SS = (positions_S[:, None] - positions_S).abs() <= window if cut else None
+        of_kind[kind] = Rotation(cos_1SD[0], sin_1SD[0], sees_SS)
+    return [of_kind[kind] for kind in base.config.layer_types]
 
 
 def _flat(columns_BK: Tensor, length: int) -> Tensor:

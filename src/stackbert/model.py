@@ -243,15 +243,18 @@ def forward_flops(model: "PreTrainedModel", *, rows: int, sequence_length: int, 
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
+        size = module.in_features * module.out_features
         if "pooler" in name or "seq_relationship" in name:
             times = rows
         elif not name.startswith(f"{model.base_model_prefix}."):
             times = masked
+        elif last in name and name.endswith(".Wqkv"):
+            times, total = every, total - 2 * (every - asking) * size // 3
         elif last in name and not name.endswith((".key", ".value")):
             times = asking
         else:
             times = every
-        total += 2 * times * module.in_features * module.out_features
+        total += 2 * times * size
     # Two products of (positions that ask) × S × H a layer; the width of a head drops out.
     queries = every * (config.num_hidden_layers - 1) + asking
     return int(total + 2 * 2 * queries * sequence_length * config.hidden_size)

@@ -20,7 +20,7 @@ from stackbert.machine import (
     keep_memory,
     pick_device,
 )
-from stackbert.model import forward_flops, parameter_count, training_flops
+from stackbert.model import forward_flops, parameter_count
 from stackbert.pretraining.autotune import (
     Timing,
     autotune,
@@ -29,6 +29,7 @@ from stackbert.pretraining.autotune import (
     scaled_to,
 )
 from stackbert.pretraining.memory import footprint
+from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import recipe_model, rows_at_once
 from stackbert.recipe import Recipe
@@ -218,7 +219,9 @@ def _works(
             "rows": rows,
             "sequence_length": length,
             "parameters": parameter_count(model),
-            "step_flops": training_flops(model, rows=rows, sequence_length=length, masked=masked),
+            "step_flops": step_flops(
+                model, recipe.optimizer, rows=rows, sequence_length=length, masked=masked
+            ),
             "evaluation_flops": forward_flops(
                 model,
                 rows=len(validation),

@@ -13,8 +13,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from stackbert.batches.batches import validation_batch
 from stackbert.errors import UserError
-from stackbert.model import training_flops
 from stackbert.pretraining.ledger import LEDGER, WORK, Stopwatch, read_ledger, stage_table
+from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.record import read_run
 from stackbert.pretraining.run import pretrain
 from stackbert.pretraining.schedule import learning_rate_factor
@@ -50,7 +50,8 @@ def test_a_line_of_each_step_has_the_steps_numbers(run, tiny_corpus) -> None:
     assert (steps.gradient_norm > 0).all()
     # Two of a row's 14 tokens are masked; test_model.py holds the formula to torch's own counter.
     models = [recipe_model(RECIPE, tiny_corpus.vocabulary, depth) for depth in (1, 2)]
-    flops = [training_flops(m, rows=4, sequence_length=16, masked=8) for m in models]
+    shape = {"rows": 4, "sequence_length": 16, "masked": 8}
+    flops = [step_flops(each, RECIPE.optimizer, **shape) for each in models]
     assert steps.flops.diff()[1:].tolist() == [flops[0]] * 3 + [flops[1]] * 4
     assert steps.flops[0] == flops[0]
     past = steps[["tokens", "flops", "seconds"]].diff()[1:]

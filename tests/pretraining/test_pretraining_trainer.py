@@ -85,9 +85,8 @@ def test_steps_and_a_growth_have_the_losses_of_transformers_and_torch(kind, tiny
     assert plain[-1] < plain[0] - 0.02
     # Nothing in the library's model was patched: its forward pass still gives every position.
     assert fast.model(input_ids=rows[0].input_ids_BS).logits.shape[:2] == (8, 24)
-    narrow = supports_masked_forward(fast.model)
-    assert narrow == (kind != "modernbert")
-    assert make(tiny_corpus, recipe, compile=True).will_compile(rows[0]) == narrow
+    assert supports_masked_forward(fast.model)
+    assert make(tiny_corpus, recipe, compile=True).will_compile(rows[0])
 
 
 def step_gradients(trainer: Trainer, batch: Batch, monkeypatch) -> dict[str, torch.Tensor]:

@@ -23,8 +23,8 @@ from stackbert.comparison.variants import growths_of
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, StackBertError, UserError
 from stackbert.machine import describe, keep_memory, pick_device, synchronise, working_precision
-from stackbert.model import training_flops
 from stackbert.pretraining.autotune import autotune, measure
+from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once
 from stackbert.recipe import GrowthSpec, Recipe, ScheduleSpec, StageSpec
 from stackbert.recipes import parse_recipe
@@ -153,7 +153,8 @@ def _answer(what: str, request: dict[str, Any]) -> dict[str, Any]:
             rows, masked = plan.masked_rows(tuned.boundaries[index])
             with torch.device("meta"):
                 model = recipe_model(tuned, vocabulary, stage.depth)
-            flops.append(training_flops(model, rows=rows, sequence_length=length, masked=masked))
+            shape = {"rows": rows, "sequence_length": length, "masked": masked}
+            flops.append(step_flops(model, tuned.optimizer, **shape))
         tuned = tuned.model_copy(update={"stages": tuple(stages)})
         found = {"recipe": tuned.model_dump(mode="json"), "flops": flops}
         return {**found, "machine": describe(device)}

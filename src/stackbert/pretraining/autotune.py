@@ -24,8 +24,8 @@ from stackbert.machine import (
     synchronise,
     working_precision,
 )
-from stackbert.model import training_flops
 from stackbert.pretraining.distributed import SINGLE, World
+from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.recipe import Recipe
 
@@ -119,8 +119,8 @@ def _estimated_seconds(
         with torch.device("meta"):
             model = recipe_model(recipe, vocabulary, stage.depth)
         length = stage.sequence_length
-        total += stage.steps * training_flops(
-            model, rows=rows, sequence_length=length, masked=masked
+        total += stage.steps * step_flops(
+            model, recipe.optimizer, rows=rows, sequence_length=length, masked=masked
         )
     return total / (rate * 0.5)
 

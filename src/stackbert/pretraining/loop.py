@@ -127,7 +127,7 @@ def train(run: Run, stop: StopRequest) -> None:
             if trainer.device.type == "cpu" or recipe.skip_bad_steps:
                 _read_losses(run, batch)  # on a CPU the step has ended, so this costs nothing
             tokens, flops = batch.input_ids_BS.numel() * world.size, trainer.flops(batch)
-            at.count(tokens, flops * world.size, timed=not compiles)
+            at.count(tokens, flops, timed=not compiles)
 
             ends_stage = at.step in recipe.boundaries
             if ends_stage or at.step % recipe.log_every == 0:

@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stackbert.growth.grow import find_layers
+from stackbert.model import training_flops
 from stackbert.pretraining.distributed import distribute_tensor, full_tensor
 from stackbert.recipe import OptimizerSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+NEWTON_SCHULZ_STEPS = 5
+"""Of Muon's iteration, as in Jordan et al. (2024)."""
 NamedState = dict[str, dict[str, Tensor]]
 """Optimizer tensors by parameter name, then by their own name ("exp_avg", "step", …)."""
 
@@ -83,11 +86,64 @@ def orthogonalise(
     if tall:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for _ in range(steps):
+    for together in _taken_together(*x.shape[-2:], steps):
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        if together == 1:
+            x = torch.baddbmm(x, polynomial, x, beta=a)
+            continue
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        factor = polynomial
+        for _ in range(together - 1):
+            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+            factor = torch.bmm(polynomial, factor)
+        x = torch.bmm(factor, x)
     return (x.mT if tall else x).to(x_NRC.dtype)
+
+
+def _taken_together(short: int, long: int, steps: int) -> list[int]:
+    """How many steps of the iteration are taken on the small Gram matrix before it is made anew.
+
+    A long matrix saves products that way. Not all five steps: what rounding leaves of the smallest
+    eigenvalues would grow.
+    """
+    if long < 2 * short:
+        return [1] * steps
+    pairs, odd = divmod(steps, 2)
+    return [2] * (pairs - 1) + [2 + odd] if pairs else [1] * odd
+
+
+def step_flops(
+    model: "PreTrainedModel",
+    spec: OptimizerSpec,
+    *,
+    rows: int,
+    sequence_length: int,
+    masked: int,
+) -> int:
+    """FLOPs of a whole training step: forward, backward, and Muon's Newton-Schulz iterations.
+
+    Args: as `stackbert.model.training_flops`; works on the meta device too.
+    """
+    total = training_flops(model, rows=rows, sequence_length=sequence_length, masked=masked)
+    for name in _muon_names(model, spec):
+        short, long = sorted(model.get_parameter(name).shape)
+        for together in _taken_together(short, long, NEWTON_SCHULZ_STEPS):
+            # The Gram matrix and its product with x are long, the others as small as it is.
+            small = 4 * (together - 1) + 1
+            total += 2 * short * short * (2 * long + small * short)
+    return total
+
+
+def _muon_names(model: nn.Module, spec: OptimizerSpec) -> set[str]:
+    """The parameters that Muon updates: the matrices of the encoder's layers."""
+    if spec.name != "muon":
+        return set()
+    layers = find_layers(model)[0] + "."
+    named = model.named_parameters()
+    return {name for name, each in named if each.ndim == 2 and name.startswith(layers)}
 
 
 class Optimizers:
@@ -104,14 +160,14 @@ class Optimizers:
         newton_schulz: torch.dtype = torch.bfloat16,
     ) -> None:
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-        layers = find_layers(model)[0] + "."
+        muon_names = _muon_names(model, spec)
         muon: list[Tensor] = []
         decayed: list[Tensor] = []
         plain: list[Tensor] = []
         for parameter, name in self._names.items():
             if parameter.ndim < 2:
                 plain.append(parameter)
-            elif spec.name == "muon" and parameter.ndim == 2 and name.startswith(layers):
+            elif name in muon_names:
                 muon.append(parameter)
             else:
                 decayed.append(parameter)
@@ -130,6 +186,7 @@ class Optimizers:
                 lr=spec.muon_lr,
                 momentum=spec.muon_momentum,
                 weight_decay=spec.weight_decay,
+                ns_steps=NEWTON_SCHULZ_STEPS,
             )
             self._all.append((optimizer, spec.muon_lr))
 

@@ -17,9 +17,9 @@ from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.encoder import EAGER, compiled, supports_masked_forward
 from stackbert.growth.grow import grow_optimizer_state, grow_with_origins
 from stackbert.machine import DTYPES, Precision
-from stackbert.model import create_model, training_flops
+from stackbert.model import create_model
 from stackbert.pretraining.distributed import SINGLE, ParallelModel, World, full_tensor
-from stackbert.pretraining.optimizers import NamedState, Optimizers
+from stackbert.pretraining.optimizers import NamedState, Optimizers, step_flops
 from stackbert.recipe import Engine, GrowthSpec, OptimizerSpec, Recipe
 
 if TYPE_CHECKING:
@@ -294,12 +294,16 @@ class Trainer:
         self._take(growth.model, state)
 
     def flops(self, batch: Batch) -> int:
-        """FLOPs of this process in a step on `batch`, its share of the rows."""
+        """FLOPs of a whole step, of whose rows `batch` is this process's equal share."""
         rows, length = batch.input_ids_BS.shape
         shape = rows, length, batch.columns_BK.numel()
         if shape not in self._flops:  # counting takes a millisecond, a small step ten
-            self._flops[shape] = training_flops(
-                self.model, rows=rows, sequence_length=length, masked=shape[2]
+            self._flops[shape] = step_flops(
+                self.model,
+                self._spec,
+                rows=rows * self._world.size,
+                sequence_length=length,
+                masked=shape[2] * self._world.size,
             )
         return self._flops[shape]
 
