@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MULTIPLIED_OUT = 1024
 """Positions up to which attention in bf16 on a CPU is multiplied out: there the backward pass of
 torch's fused kernel takes six times as long. In fp32, and beyond, the fused one is faster."""
+IN_CACHE = 1 << 18
+"""Logits that the loss takes at a time on a CPU: a megabyte in fp32."""
 Head = Callable[[Tensor], Tensor]
 MASKED_FORWARD_TYPES = frozenset(
     {"bert", "roberta", "megatron-bert", "roberta-prelayernorm", "modernbert"}
@@ -55,18 +57,19 @@ def layer(
         rotation: of ModernBERT's queries and keys.
     """
     parts: Any = module
+    attend = _attend if rotation is None else functools.partial(_attend_rotated, rotation=rotation)
+    context = attend(parts, x_BSH, positions_M)
     at_BKH = x_BSH if positions_M is None else _at(x_BSH, positions_M)
-    if rotation is not None:
-        context = _attend_rotated(parts, x_BSH, positions_M, rotation)
-        attended = at_BKH + parts.attn.out_drop(parts.attn.Wo(context))
-        result: Tensor = attended + parts.mlp(parts.mlp_norm(attended))
+    if rotation is None:
+        result: Tensor = parts.feed_forward_chunk(parts.attention.output(context, at_BKH))
     else:
-        context = _attend(parts.attention, x_BSH, positions_M)
-        result = parts.feed_forward_chunk(parts.attention.output(context, at_BKH))
+        attended = at_BKH + parts.attn.out_drop(parts.attn.Wo(context))
+        result = attended + parts.mlp(parts.mlp_norm(attended))
     return result
 
 
-def _attend(attention: Any, x_BSH: Tensor, positions_M: Tensor | None) -> Tensor:  # noqa: ANN401
+def _attend(parts: Any, x_BSH: Tensor, positions_M: Tensor | None) -> Tensor:  # noqa: ANN401
+    attention = parts.attention
     own = attention.self
     # What the pre-norm types call their norm; post-norm BERT's belongs to attention.output.
     norm = getattr(attention, "ln", None) or getattr(attention, "LayerNorm", None)
@@ -159,7 +162,40 @@ def _at(x_BSH: Tensor, positions_M: Tensor) -> Tensor:
 
 def masked_loss(head: Head, hidden_MH: Tensor, labels_M: Tensor) -> Tensor:
     """Cross-entropy in nats of the head's predictions, summed; labels of -100 do not count."""
-    return F.cross_entropy(head(hidden_MH).float(), labels_M, reduction="sum")
+    logits_MV = head(hidden_MH)
+    if logits_MV.device.type == "cpu" and logits_MV.requires_grad:
+        loss: Tensor = _CrossEntropy.apply(logits_MV, labels_M)
+        return loss
+    return F.cross_entropy(logits_MV.float(), labels_M, reduction="sum")
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The loss and its gradient in one pass, a few rows at a time.
+
+    By the usual way four fp32 tensors of rows × vocabulary go through a CPU's memory. Here a few
+    rows stay in its cache, and the gradient takes the place of the logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_MV: Tensor, labels_M: Tensor) -> Tensor:  # noqa: ANN401
+        gradient_MV = logits_MV.detach()
+        ctx.save_for_backward(gradient_MV)
+        loss = torch.zeros(())
+        rows = max(1, IN_CACHE // logits_MV.size(1))
+        for part_RV, labels_R in zip(gradient_MV.split(rows), labels_M.split(rows), strict=True):
+            counts_R1 = (labels_R >= 0)[:, None]
+            place_R1 = labels_R.clamp(min=0)[:, None]
+            log_RV = part_RV.float().log_softmax(1)
+            loss -= (log_RV.gather(1, place_R1) * counts_R1).sum()
+            share_RV = log_RV.exp_()
+            share_RV.scatter_add_(1, place_R1, -torch.ones_like(place_R1, dtype=torch.float32))
+            part_RV.copy_(share_RV if counts_R1.all() else share_RV.mul_(counts_R1))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (gradient_MV,) = ctx.saved_tensors
+        return gradient_MV.mul_(gradients[0]), None
 
 
 @dataclass(frozen=True)
