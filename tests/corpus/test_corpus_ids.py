@@ -99,13 +99,6 @@ def test_a_full_table_forgets_and_still_gives_the_same_ids(tokenizer, documents,
     assert [split(encode([text]))[0] for text in some] == expected(tokenizer, some)
 
 
-def test_special_tokens_written_in_the_text_are_text(tokenizer):
-    ids, _ = encoder_for(plain_tokenizer(tokenizer, range(5)))(
-        ["a [MASK] and [SEP] and [CLS]", "[PAD]"]
-    )
-    assert not set(ids.tolist()) & {0, 2, 3, 4}
-
-
 def test_other_tokenizers_encode_whole_pieces_and_neither_cut_nor_pad(tokenizer):
     pieces = ["kalo mi ter", "mi"]
     plain = expected(tokenizer, pieces)

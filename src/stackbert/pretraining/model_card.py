@@ -63,7 +63,8 @@ Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
 
 {" ".join(data)}
 
-{manifest.train.words:,} words. {manifest.summary()} Corpus fingerprint: `{manifest.fingerprint}`.
+{manifest.train.words:,} words. {html.escape(manifest.summary(), quote=False)}
+Corpus fingerprint: `{manifest.fingerprint}`.
 
 {sources}
 
