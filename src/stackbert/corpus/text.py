@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stackbert.errors import UserError
 from stackbert.files import reading
@@ -82,7 +82,7 @@ class Text:
                     self.position = raw.tell()
                     yield text
 
-    def _paragraphs(self, stream: io.BufferedReader) -> Iterator[str]:
+    def _paragraphs(self, stream: IO[bytes]) -> Iterator[str]:
         """Documents of lines, with blank lines between them; of another suffix, the whole file."""
         hint = "Convert it ('iconv -f UTF-16 -t UTF-8'), or leave it out if it is not text."
         decoder = codecs.getincrementaldecoder("utf-8")()  # a cut may go through a character
@@ -102,7 +102,7 @@ class Text:
                 is_part = True
             is_part = is_part and not ends
 
-    def _objects(self, stream: io.BufferedReader) -> Iterator[str]:
+    def _objects(self, stream: IO[bytes]) -> Iterator[str]:
         """Documents of JSON objects, one a line."""
         for number, line in _lines(stream, MAX_LINE_BYTES + 1):
             if _BLANK.fullmatch(line):
@@ -146,7 +146,7 @@ class Text:
         return text
 
 
-def _lines(stream: io.BufferedReader, limit: int) -> Iterator[tuple[int, bytes]]:
+def _lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers; all but a last one, or a piece of `limit` bytes, end in \\n."""
     number = 0
     while data := stream.readline(limit):
