@@ -116,7 +116,7 @@ def read(name: str, folder: Path, file: Path, out: Path) -> None:
         case "set":
             sb.load_recipe("demo", [file.read_bytes().decode("utf-8", "surrogateescape")])
         case "text":
-            list(open_files(file)[0].documents())
+            list(open_files(file)[0][0].documents())
         case "tokenizer":
             load_tokenizer(folder)
         case "corpus":

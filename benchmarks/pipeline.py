@@ -110,7 +110,7 @@ def encode(text: list[str], tokenizer: Path) -> dict[str, Any]:
 def document_batches(text: list[str]) -> Iterator[list[str]]:
     """Documents that are neither blank nor duplicates, some megabytes at a time."""
     seen, batch, characters = {hash("")}, [], 0
-    for source in open_files(text):
+    for source in open_files(text)[0]:
         for raw in source.documents():
             document = raw.replace("\r\n", "\n").strip()
             if hash(document) not in seen:

@@ -64,11 +64,30 @@ def demo(
 def corpus(
     out: NewFolder,
     text: Annotated[list[str] | None, Option(help="A file, folder or pattern, repeatable.")] = None,
+    suffix: Annotated[str, Option(help="Read these, too, each as one document: py,md,tex.")] = "",
     dataset: Annotated[str | None, Option(help="A data set of datasets: folder or name.")] = None,
     field: Annotated[str, Option(help="The field that holds the text.")] = "text",
     tokenizer: Annotated[Path | None, Option(help="Of Hugging Face, instead of a new one.")] = None,
-    vocab_size: Annotated[int | None, Option(help="Word pieces; by default up to 32,768.")] = None,
-    cased: Annotated[bool, Option("--cased", help="Keep upper case and accents.")] = False,
+    vocabulary: Annotated[
+        Literal["wordpiece", "bytes"],
+        Option(
+            help="wordpiece: BERT's, lower-cased, rare characters become [UNK]. bytes: byte-level "
+            "BPE; keeps case, newlines and indentation, knows every text."
+        ),
+    ] = "wordpiece",
+    vocab_size: Annotated[int | None, Option(help="Entries; by default up to 32,768.")] = None,
+    cased: Annotated[bool, Option("--cased", help="Word pieces keep upper case.")] = False,
+    strip_accents: Annotated[
+        bool,
+        Option(
+            "--strip-accents",
+            help="Word pieces lose accents (é is e): fine for English. It deletes Hindi's vowels "
+            "and Japanese voicing marks, and German ä becomes a.",
+        ),
+    ] = False,
+    allow_unknown: Annotated[
+        bool, Option("--allow-unknown", help="Build even if the tokenizer loses a fifth of it.")
+    ] = False,
     validation: Annotated[float, Option(help="Share of the documents held out.")] = 0.005,
     paths: Annotated[list[str] | None, Argument(help="More paths, of the shell.")] = None,
 ) -> None:
@@ -76,29 +95,28 @@ def corpus(
 
     Example: stackbert corpus corpus/ --text articles/ --vocab-size 32768
     """
+    from stackbert.batches.batches import data_sentences
     from stackbert.corpus.build import build_corpus
+    from stackbert.recipes import load_recipe
 
     with console_progress() as progress:
         built = build_corpus(
             out,
             text=[*(text or []), *(paths or [])],
+            suffixes=_words(suffix) if suffix else (),
             dataset=dataset,
             field=field,
             tokenizer=tokenizer,
+            vocabulary=vocabulary,
             vocab_size=vocab_size,
             lowercase=not cased,
+            strip_accents=strip_accents,
+            allow_unknown=allow_unknown,
             validation=validation,
             progress=progress,
         )
-    manifest = built.manifest
-    train, held_out = manifest.train, manifest.validation
-    echo(
-        f"{out}: {train.documents:,} documents and {train.tokens:,} tokens for training, "
-        f"{held_out.documents:,} and {held_out.tokens:,} held out; dropped "
-        f"{manifest.duplicate_documents:,} duplicates and {manifest.empty_documents:,} empty ones; "
-        f"vocabulary {built.vocabulary.tokenizer_size:,}; unigram entropy of the held-out text "
-        f"{held_out.unigram_entropy:.3f} nats."
-    )
+    echo(f"{out}: {built.manifest.summary()}")
+    echo("small-cpu as shipped: " + data_sentences(load_recipe("small-cpu"), built)[0])
     echo(f"Next: stackbert pretrain small-cpu --corpus {out} --out run --budget 30m")
 
 

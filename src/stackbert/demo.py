@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import pipeline
 
+from stackbert.batches.batches import validation_entropy
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import MANIFEST, open_corpus
 from stackbert.errors import UserError
@@ -45,7 +46,8 @@ def run_demo(
             documents = write_factbook(text)
         say(f"Text: {documents} country articles of the World Factbook (public domain).")
         build_corpus(corpus, text=[text], vocab_size=VOCABULARY, validation=HELD_OUT)
-    manifest, recipe = open_corpus(corpus).manifest, load_recipe("demo")
+    built, recipe = open_corpus(corpus), load_recipe("demo")
+    manifest = built.manifest
     depths = " → ".join(str(stage.depth) for stage in recipe.stages)
     say(
         f"Corpus: {manifest.train.tokens:,} tokens to train on, {manifest.validation.tokens:,} "
@@ -53,7 +55,7 @@ def run_demo(
     )
     result = pretrain(recipe, corpus=corpus, out=out / "run", progress=progress)
     say(result.table())
-    entropy = manifest.validation.unigram_entropy
+    entropy = validation_entropy(recipe, built)
     say(
         f"Validation loss {result.loss:.3f} nats, {entropy - result.loss:.3f} below that of a "
         f"model that knows word frequencies alone ({entropy:.3f}, the unigram entropy)."

@@ -59,6 +59,12 @@ def build_config(
             raise UserError(f"model.{field}: {name} has no such field{hint}.")
     # RoBERTa's positions are counted from behind the padding id.
     positions = sequence_length + (vocabulary.pad + 1 if spec.type.startswith("roberta") else 0)
+    if positions > 2 * sequence_length + 1:
+        raise UserError(
+            f"model.type: {spec.type} counts positions from behind the padding token, and this "
+            f"tokenizer's has the id {vocabulary.pad}: that many rows of the table would never be "
+            "used. Save the tokenizer with the padding token in front, or take another type."
+        )
     given = extra.setdefault("max_position_embeddings", positions)
     if not isinstance(given, int) or given < positions:
         raise UserError(

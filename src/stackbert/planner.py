@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stackbert.batches.batches import training_plan, validation_batch
+from stackbert.batches.batches import data_sentences, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
@@ -167,6 +167,8 @@ def plan(
     notes += _sentences(table, rate, precision, mfu, price)
     words = opened.vocabulary.size
     notes.append(f"Vocabulary {words:,}. Start-up, tuning, growth and checkpoints come on top.")
+    if not isinstance(opened, SyntheticCorpus):
+        notes += data_sentences(recipe, opened)
     return Plan(title, recipe, table, tuple(notes))
 
 

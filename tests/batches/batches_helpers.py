@@ -4,12 +4,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
 from stackbert.batches.batches import IGNORED, Batch, BatchPlan
+from stackbert.batches.order import EvenOrder
 from stackbert.corpus.store import SENTENCES, TOKENS, TokenStream
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.recipe import Stage
@@ -38,8 +40,14 @@ def shape(steps: int, rows: int, length: int, mask_rate: float = 0.15) -> Stage:
     return Stage(2, steps, rows, length, mask_rate, "auto")
 
 
-def plan(stream: TokenStream, *stages: Stage, seed: int = 0, **options: bool) -> BatchPlan:
+def plan(
+    stream: TokenStream, *stages: Stage, seed: int = 0, evenly: bool = False, **options: Any
+) -> BatchPlan:
+    """With `evenly`, of the first stage's rows (without pairs) alone."""
     size = FIRST + len(stream)
+    if evenly:
+        length = stages[0].sequence_length - (3 if options.get("next_sentence") else 2)
+        options["order"] = EvenOrder(len(stream), length, stages[0].sequences)
     vocabulary = Vocabulary(size, size, 0, CLS, SEP, MASK, SPECIAL)
     return BatchPlan(stream, vocabulary, stages, seed=seed, **options)
 

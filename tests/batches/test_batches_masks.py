@@ -115,7 +115,7 @@ def test_other_shares_are_kept_and_replaced_if_asked(kept, random):
 @given(stage=shapes, seed=seeds)
 def test_labels_are_the_tokens_that_stood_there_and_the_others_stay(stage, seed):
     tokens = stage.sequences * (stage.sequence_length - 2)
-    batch = plan(numbered(tokens), stage, seed=seed, shuffle=False).batch(0)
+    batch = plan(numbered(tokens), stage, seed=seed, evenly=True).batch(0)
     truth = torch.full(batch.input_ids_BS.shape, SEP)
     truth[:, 0] = CLS
     truth[:, 1:-1] = torch.arange(FIRST, FIRST + tokens).view(stage.sequences, -1)

@@ -25,12 +25,11 @@ from stackbert.errors import UserError
     tokens=st.integers(1, 300),
     stages=st.lists(shapes, min_size=1, max_size=3),
     seed=seeds,
-    shuffle=st.booleans(),
 )
-@example(tokens=1, stages=[shape(1, 1, 40)], seed=0, shuffle=True)
-@example(tokens=300, stages=[shape(2, 3, 10), shape(2, 3, 40)], seed=0, shuffle=True)
-def test_each_token_of_an_epoch_is_seen_once_whatever_the_stages(tokens, stages, seed, shuffle):
-    batches = plan(numbered(tokens), *stages, seed=seed, shuffle=shuffle)
+@example(tokens=1, stages=[shape(1, 1, 40)], seed=0)
+@example(tokens=300, stages=[shape(2, 3, 10), shape(2, 3, 40)], seed=0)
+def test_each_token_of_an_epoch_is_seen_once_whatever_the_stages(tokens, stages, seed):
+    batches = plan(numbered(tokens), *stages, seed=seed)
     seen: list[int] = []
     step = 0
     while len(seen) < 3 * tokens or step <= sum(stage.steps for stage in stages):
@@ -49,14 +48,12 @@ def test_with_one_sequence_length_a_row_is_one_piece_of_the_text(tokens, stage, 
         assert (torch.diff(places(batches.batch(step))) % tokens == 1 % tokens).all()
 
 
-def test_the_order_differs_by_epoch_and_seed_but_not_without_shuffling():
+def test_the_order_differs_by_epoch_and_seed():
     stream, stage = numbered(1000), shape(1, 100, 12)
     orders = [places(plan(stream, stage).batch(epoch)).flatten().tolist() for epoch in range(4)]
     orders += [places(plan(stream, stage, seed=s).batch(0)).flatten().tolist() for s in range(1, 5)]
     assert len({tuple(order) for order in orders}) == 8
     assert all(sorted(order) == list(range(1000)) for order in orders)
-    plain = plan(stream, stage, shuffle=False).batch(0)
-    assert places(plain).flatten().tolist() == list(range(1000))
 
 
 @given(

@@ -83,7 +83,7 @@ def cuts_of(stream: TokenStream, rows: int, length: int, steps: int, **options: 
 def test_a_pair_is_cut_at_any_of_its_sentences_or_in_the_middle_half_of_one():
     # One row of 50 with sentences at four places, seen again and again.
     stream = numbered(100, sentences=[10, 20, 30, 40, 60, 70, 80, 90], separators=[49, 99])
-    cuts = Counter(cuts_of(stream, 2, 53, 300, shuffle=False))
+    cuts = Counter(cuts_of(stream, 2, 53, 300, evenly=True))
     assert set(cuts) == {10, 20, 30, 40}
     assert min(cuts.values()) > 150 - 5 * np.sqrt(600 * 0.25 * 0.75)
     assert set(cuts_of(numbered(4000), 10, 43, 20)) == set(range(10, 30))

@@ -64,6 +64,8 @@ def test_parquet_gives_the_same_documents(tmp_path, kind):
         (b"\xef\xbb\xbfstart", ["start"]),
         (b"one\r\nline\r\n\r\ntwo\r\n", ["one\nline", "two"]),
         (b"one\n \t\n\n\ntwo\n\n\n", ["one", "two"]),
+        ("1\n\u00a0\n2\n\u3000\u200b\n3\n\u2003\r\n4".encode(), ["1", "2", "3", "4"]),
+        (b"one\rline\r\rtwo\r", ["one\nline", "two"]),
         (b"nul \x00 and \x1b control", ["nul \x00 and \x1b control"]),
         (b"word " * 2_000_000 + b"end", ["word " * 2_000_000 + "end"]),
         (b"\n\n", []),
@@ -138,24 +140,19 @@ def test_a_wrong_line_is_named_with_file_and_number(tmp_path, name, data, messag
         read(write(tmp_path, name, data))
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "where"),
-    [
-        ("a.txt", b"fine\n\nstarts here\n" + b"x" * 300 + b"\n\nnext", "line 4"),
-        ("a.txt", b"fine\n\nstarts here\n" + b"x y z w\n" * 20, "line 3"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "' + b"x" * 100 + b'"}', "line 2"),
-    ],
-)
-def test_a_document_that_is_too_long_is_named_where_it_starts(
-    tmp_path, name, data, where, monkeypatch
-):
-    path = write(tmp_path, name, data)
-    assert read(path)
-    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 100)
-    with pytest.raises(UserError, match=rf"{name}, {where}: .*longer than 100 bytes"):
+@pytest.mark.parametrize("line", ["ünïcödé 字 \n", "🙂"])
+def test_a_document_that_is_too_long_is_cut_and_a_line_of_json_refused(tmp_path, line, monkeypatch):
+    monkeypatch.setattr(text, "PART", 100)
+    source = Text(write(tmp_path, "a.txt", ("one\n\n" + line * 100).encode()))
+    first, *parts = source.documents()
+    assert (first, max(map(len, parts)) <= 100, len(parts) > 3) == ("one", True, True)
+    assert "".join(parts).replace("\n", "") == (line * 100).replace("\n", "")
+    assert (source.found, source.cut) == (1 + len(parts), len(parts) - 1)
+    path = write(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": "' + b"x" * 250 + b'"}')
+    assert [len(each) for each in read(path)] == [1, 100, 100, 50]
+    monkeypatch.setattr(text, "MAX_LINE_BYTES", 200)
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2 is longer than 200 bytes"):
         read(path)
-    longest = b"x" * 49 + b"\n" + b"y" * 50 + b"\r\n"
-    assert len(read(write(tmp_path, "b.txt", longest))) == 1
 
 
 def test_folders_and_patterns_are_searched_in_order_for_known_files(tmp_path):
@@ -166,7 +163,7 @@ def test_folders_and_patterns_are_searched_in_order_for_known_files(tmp_path):
     write(tmp_path, "a[1].txt", b"x")
 
     def names(*given: object) -> list[str]:
-        found = open_files([str(tmp_path / str(one)) for one in given])
+        found, _ = open_files([str(tmp_path / str(one)) for one in given])
         return [str(Path(one.name).relative_to(tmp_path)) for one in found]
 
     assert names("b", "**/*.txt") == ["b/a.jsonl.gz", "b/z.txt", "a[1].txt", "link.txt"]
@@ -178,6 +175,22 @@ def test_folders_and_patterns_are_searched_in_order_for_known_files(tmp_path):
         "b/z.txt",
     ]
     assert names("a[1].txt") == ["a[1].txt"]
+
+
+def test_json_lines_of_any_suffix_are_read_and_what_is_not_is_counted(tmp_path):
+    for name in ("a.ndjson", "b.jl.gz", "c.json", "d.json.xz"):
+        pack = COMPRESS[Path(name).suffix if name.endswith(("gz", "xz")) else ""]
+        write(tmp_path, name, pack(json.dumps({"text": name}).encode()))
+    write(tmp_path, "config.json", b'{"text": 1,\n "id": 2}')
+    for name in ("e.csv", "f.csv.gz", "g.csv", "README", "h.tex"):
+        write(tmp_path, name, b"x")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "sub")
+    found, left_out = open_files(tmp_path, suffixes=["tex"])
+    texts = [next(each.documents()) for each in found]
+    assert texts == ["a.ndjson", "b.jl.gz", "c.json", "d.json.xz", "x"]
+    kinds = {".json": 1, ".csv": 2, ".csv.gz": 1, "no suffix": 1, "linked folder": 1}
+    assert left_out == kinds
 
 
 @pytest.mark.parametrize("given", ["none.txt", "*.md", "r.md", "a.parquet.gz", "empty", "fifo.txt"])

@@ -119,7 +119,7 @@ def corpora(folder: Path) -> dict[str, dict[str, Any]]:
     text = folder / "text.txt"
     text.write_text("\n\n".join(documents()), encoding="utf-8")
     return {
-        "main": {"text": [text], "vocab_size": 700, "validation": 0.1},
+        "main": {"text": [text], "vocab_size": 700, "validation": 0.1, "strip_accents": True},
         "cased": {"text": [text], "vocab_size": 750, "validation": 0.05, "lowercase": False},
     }
 

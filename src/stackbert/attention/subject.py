@@ -95,7 +95,7 @@ def sample_sentences(
     """
     sentences = (
         " ".join(sentence.split())
-        for file in open_files([text])
+        for file in open_files(text)[0]
         for document in file.documents()
         for sentence in split_sentences(document.strip())
     )

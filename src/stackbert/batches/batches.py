@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stackbert.batches.order import DataOrder
+from stackbert.batches.order import DataOrder, EvenOrder, cyclic
 from stackbert.batches.randomness import I64, U64, derive_key, mix, random_bits
-from stackbert.corpus.store import Corpus, TokenIds, TokenStream
+from stackbert.corpus.store import Corpus, TokenIds, TokenStream, entropy
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.errors import UserError
 from stackbert.recipe import Recipe, Stage
+from stackbert.units import counted
 
 IGNORED = -100
 """The label that no loss counts, as in transformers."""
+MANY_PASSES = 20
+"""Over the same text, beyond which a user is warned: repeating pays up to a few times only."""
 MAX_KEY = np.uint64(2**64 - 1)
 """The random key of a token that must not be masked: the lowest keys of a row are."""
 _CACHED_TOKENS, _CACHED_STEPS = 1 << 15, 16
@@ -108,7 +111,7 @@ class BatchPlan:
         next_sentence: make sentence pairs (Devlin et al., 2019, section 3.1).
         kept_rate: share of the predicted tokens that stay.
         random_rate: share of them that become any token; the rest are masked.
-        shuffle: False reads the corpus in its own order, for evaluation.
+        order: of the stream's pieces; by default shuffled epochs of it.
 
     Raises:
         UserError: rows too short, or too few rows for pairs.
@@ -124,7 +127,7 @@ class BatchPlan:
         next_sentence: bool = False,
         kept_rate: float = 0.1,
         random_rate: float = 0.1,
-        shuffle: bool = True,
+        order: DataOrder | EvenOrder | None = None,
     ) -> None:
         if next_sentence and min(stage.sequences for stage in stages) < 2:
             raise UserError(
@@ -144,7 +147,7 @@ class BatchPlan:
         consumed = [s.steps * s.sequences * n for s, n in zip(stages, lengths, strict=True)]
         self._first_steps = [0, *accumulate(stage.steps for stage in stages[:-1])]
         self._cursors = [0, *accumulate(consumed[:-1])]
-        self._order = DataOrder(len(stream), max(lengths), seed, shuffle=shuffle)
+        self._order = order or DataOrder(len(stream), max(lengths), seed)
         self._keys = {purpose: derive_key(seed, purpose) for purpose in ("mask", "pair", "cut")}
         self._special = np.zeros(vocabulary.size, dtype=bool)
         self._special[list(vocabulary.special)] = True
@@ -240,7 +243,8 @@ class BatchPlan:
         text, cuts, donors = text[mine], cuts[mine], donors[mine]
         second = np.arange(length) >= cuts[:, None]
         is_random = donors >= 0
-        taken = self._read_cyclic(places[donors[is_random]], length - cuts[is_random])
+        wanted = places[donors[is_random]], length - cuts[is_random]
+        taken = self._stream.read_many(*cyclic(*wanted, len(self._stream)))
         text[second & is_random[:, None]] = taken
 
         ids = np.empty((len(text), length + 3), dtype=np.int64)
@@ -274,17 +278,6 @@ class BatchPlan:
         flat = np.arange(rows) * length + cuts
         segment = np.searchsorted(offsets, flat, side="right") - 1
         return text.reshape(rows, length), cuts, flat + (starts - offsets)[segment]
-
-    def _read_cyclic(self, starts: I64, lengths: I64) -> TokenIds:
-        """Pieces of the corpus, joined; one that reaches beyond the end goes on in front."""
-        total = len(self._stream)
-        while (beyond := np.flatnonzero(starts + lengths > total)).size:
-            rest = starts[beyond] + lengths[beyond] - total
-            lengths = lengths.copy()
-            lengths[beyond] -= rest
-            starts = np.insert(starts, beyond + 1, 0)
-            lengths = np.insert(lengths, beyond + 1, rest)
-        return self._stream.read_many(starts, lengths)
 
     def _mask(self, ids: I64, positions: I64, masked: int) -> tuple[I64, I64]:
         """Mask `masked` tokens a row in place, but for those that become any token or are kept.
@@ -346,27 +339,59 @@ def training_plan(recipe: Recipe, corpus: Corpus) -> BatchPlan:
     )
 
 
-def validation_batch(recipe: Recipe, corpus: Corpus) -> Batch:
-    """The fixed validation rows of a recipe, masks included, as one batch.
-
-    The first rows of the validation side in its own order (documents lie there in the order of the
-    sources), at the longest sequence length of any stage. The seed is not the recipe's: runs with
-    different seeds are judged on the same masks.
-    """
-    pairs = recipe.objective.next_sentence
+def _validation_rows(recipe: Recipe, corpus: Corpus) -> tuple[Stage, EvenOrder]:
+    """What an evaluation reads, and where: rows spread evenly over the validation side."""
     shape = replace(
         recipe.stage(0),
         sequence_length=recipe.longest_sequence,
         mask_rate=recipe.evaluation.mask_rate,
     )
-    fit = len(corpus.validation) // _text_tokens(shape, next_sentence=pairs)
-    rows = max(2, min(recipe.evaluation.sequences, fit))
+    length = _text_tokens(shape, next_sentence=recipe.objective.next_sentence)
+    tokens = len(corpus.validation)
+    rows = max(2, min(recipe.evaluation.sequences, tokens // length))
+    return replace(shape, sequences=rows, steps=1), EvenOrder(tokens, length, rows)
+
+
+def validation_batch(recipe: Recipe, corpus: Corpus) -> Batch:
+    """The fixed validation rows of a recipe, masks included, as one batch.
+
+    They are spread evenly over the validation side, so that each source counts by its share, at the
+    longest sequence length of any stage. The seed is not the recipe's: runs with different seeds
+    are judged on the same masks.
+    """
+    shape, order = _validation_rows(recipe, corpus)
     plan = BatchPlan(
         corpus.validation,
         corpus.vocabulary,
-        [replace(shape, sequences=rows, steps=1)],
+        [shape],
         seed=derive_key(0, "evaluation"),
-        next_sentence=pairs,
-        shuffle=False,
+        next_sentence=recipe.objective.next_sentence,
+        order=order,
     )
     return plan.batch(0)
+
+
+def validation_entropy(recipe: Recipe, corpus: Corpus) -> float:
+    """Entropy in nats of the validation rows' tokens: the loss of who knows their frequencies."""
+    shape, order = _validation_rows(recipe, corpus)
+    ids = corpus.validation.read_many(*order.segments(0, shape.sequences * order.chunk))
+    counts = np.bincount(ids, minlength=corpus.vocabulary.size)
+    counts[corpus.vocabulary.sep] = 0
+    return entropy(counts)
+
+
+def data_sentences(recipe: Recipe, corpus: Corpus) -> list[str]:
+    """How often a run passes over the text and what it is judged on, with warnings."""
+    train, held_out = corpus.manifest.train, corpus.manifest.validation
+    passes = training_plan(recipe, corpus).locate(recipe.total_steps)[1] / train.tokens
+    shape, _ = _validation_rows(recipe, corpus)
+    found = [
+        f"{recipe.total_steps:,} steps pass {passes:,.3g} times over {train.tokens:,} tokens; "
+        f"validation reads {shape.sequences:,} rows of {shape.sequence_length} from "
+        f"{counted(held_out.documents, 'document')} with {held_out.tokens:,} tokens."
+    ]
+    if passes > MANY_PASSES:
+        found.append(
+            f"Warning: {passes:,.0f} passes teach a text by heart. Take fewer steps or more text."
+        )
+    return found + corpus.manifest.warnings()

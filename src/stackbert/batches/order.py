@@ -27,14 +27,12 @@ class DataOrder:
         tokens: of the corpus.
         chunk: tokens of a chunk.
         seed: of the order.
-        shuffle: False strings the chunks together as they stand in the corpus.
     """
 
-    def __init__(self, tokens: int, chunk: int, seed: int, *, shuffle: bool = True) -> None:
+    def __init__(self, tokens: int, chunk: int, seed: int) -> None:
         self._tokens = tokens
         self._chunk = chunk
         self._seed = seed
-        self._shuffle = shuffle
         # (epoch, number of the first, where they go): kept because steps follow one another. One
         # attribute, so that a thread sees the three of one draw.
         self._drawn: tuple[int, int, I64] = (-1, 0, np.empty(0, dtype=np.int64))
@@ -78,8 +76,6 @@ class DataOrder:
 
     def _shuffled(self, epoch: int, chunks: int, first: int, stop: int) -> I64:
         """The numbers of the chunks that come first-th to (stop - 1)-th in an epoch of `chunks`."""
-        if not self._shuffle:
-            return np.arange(first, stop, dtype=np.int64)
         drawn, start, places = self._drawn
         if epoch != drawn or first < start or stop > start + len(places):
             end = max(stop, min(chunks, first + _AHEAD))
@@ -88,3 +84,32 @@ class DataOrder:
             start, places = first, permutation(numbers)
             self._drawn = epoch, start, places
         return places[first - start : stop - start]
+
+
+class EvenOrder:
+    """A few rows, each one piece of the corpus, spread evenly over it, again and again.
+
+    Args:
+        tokens: of the corpus.
+        rows: of `chunk` tokens each; they overlap only where the corpus has fewer tokens.
+    """
+
+    def __init__(self, tokens: int, chunk: int, rows: int) -> None:
+        self._tokens, self.chunk, self._rows = tokens, chunk, rows
+
+    def segments(self, position: int, length: int) -> Segments:
+        """The pieces of whole rows: `position` and `length` are multiples of the chunk."""
+        rows = np.arange(position, position + length, self.chunk) // self.chunk % self._rows
+        starts = rows * self._tokens // self._rows
+        return cyclic(starts, np.full(len(rows), self.chunk), self._tokens)
+
+
+def cyclic(starts: I64, lengths: I64, tokens: int) -> Segments:
+    """Pieces that may reach beyond the corpus' end, where they are continued at its beginning."""
+    while (beyond := np.flatnonzero(starts + lengths > tokens)).size:
+        rest = starts[beyond] + lengths[beyond] - tokens
+        lengths = lengths.copy()
+        lengths[beyond] -= rest
+        starts = np.insert(starts, beyond + 1, 0)
+        lengths = np.insert(lengths, beyond + 1, rest)
+    return starts, lengths

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from stackbert.batches.batches import validation_entropy
 from stackbert.comparison.calibration import calibrate
 from stackbert.comparison.processes import threads_each, train_all
 from stackbert.comparison.reference import Budget, parse_budgets
@@ -130,7 +131,7 @@ def _opened(
     comparison = Comparison(
         request=request,
         corpus_folder=str(corpus.folder),
-        entropy=corpus.manifest.validation.unigram_entropy,
+        entropy=validation_entropy(asked[0].recipe, corpus),
         reference=reference,
         budget=budget or by_default,
         shares=shares,

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from stackbert.corpus.encoder import Encode, encoder_for
+from stackbert.corpus.coverage import Coverage
+from stackbert.corpus.encoder import Encode, encoder_for, plain_tokenizer
+from stackbert.corpus.learning import Sample, learn_bytes, learn_wordpiece
 from stackbert.corpus.sentences import split_sentences
 from stackbert.corpus.store import (
     MANIFEST,
@@ -25,25 +28,27 @@ from stackbert.corpus.store import (
     Manifest,
     Side,
     Source,
+    entropy,
+    file_digests,
     fingerprint,
     open_corpus,
 )
 from stackbert.corpus.text import DataSet, Text, open_files
-from stackbert.corpus.tokenizer import (
-    CorpusTokenizer,
-    Sample,
-    Vocabulary,
-    learn_tokenizer,
-    load_tokenizer,
-)
+from stackbert.corpus.tokenizer import CorpusTokenizer, Vocabulary, load_tokenizer
 from stackbert.errors import UserError
-from stackbert.files import new_folder, writing
+from stackbert.files import new_folder, reading, writing
 from stackbert.progress import Progress
 
+REFUSED_SHARE = 0.2
+"""Of a side's text that no id stands for: a model of it would learn little else."""
 _BATCH_CHARACTERS = 1 << 20
 _PIECE_COST = 32
 """Characters that a sentence counts for besides its own: many short ones need memory as well."""
+_COMPARED_LINES = 500
 _WORD = re.compile(r"\S+")
+_PUNCTUATION = bytes(range(33)) + b"!\"#%&'()*,-./:;?@[\\]_{}"
+# The punctuation and spaces of Latin-1, General Punctuation and CJK Symbols, in UTF-8.
+_WIDE_PUNCTUATION = re.compile(rb"\xc2[\xa0-\xbf]|\xe2[\x80\x81][\x80-\xbf]|\xe3\x80[\x80-\xbf]")
 
 Read = Callable[[str], Iterator[tuple[bytes, bool, str]]]
 """From the name of a phase to what `_read` gives."""
@@ -53,37 +58,47 @@ def build_corpus(
     out: str | Path,
     *,
     text: str | Path | Sequence[str | Path] = (),
+    suffixes: Sequence[str] = (),
     dataset: str | None = None,
     field: str = "text",
     tokenizer: str | Path | None = None,
+    vocabulary: Literal["wordpiece", "bytes"] = "wordpiece",
     vocab_size: int | None = None,
     lowercase: bool = True,
+    strip_accents: bool = False,
+    allow_unknown: bool = False,
     validation: float = 0.005,
     progress: Progress | None = None,
 ) -> Corpus:
     """Turn text into a corpus: a tokenizer, and memory-mapped token ids with a manifest.
 
-    Exact duplicates (of the text without white space at its ends) are dropped. A document's side,
-    training or validation, depends on its text alone, so it stays when other text is added. The
-    same input always gives the same corpus. Memory stays under 1 GB whatever the size of the text.
+    Duplicates, which differ in white space, punctuation or case at most, are dropped. A document's
+    side, training or validation, depends on its text alone, so it stays when other text is added.
+    The same input always gives the same corpus. Memory stays under 1 GB whatever the text; a
+    document of over 16 MiB is cut.
 
     Args:
         out: the folder to make; it must not exist. It appears only once it is complete.
         text: files, folders or glob patterns of .txt (a blank line between documents, a paragraph
-            a line), .jsonl and .parquet, the first two also as .gz, .xz, .bz2 or .zst. UTF-8. This
-            or `dataset`, not both. A document has at most 64 MiB.
+            a line), JSON lines and .parquet, the first two also as .gz, .xz, .bz2 or .zst. UTF-8.
+            This or `dataset`, not both.
+        suffixes: further suffixes to read, such as "py"; each of these files is one document.
         dataset: a folder or hub name for the `datasets` library (`NAME` or `NAME:CONFIGURATION`);
             its training split is read. Only a hub name uses the network.
         field: the field or column that holds the text, where there are several. A null there
             counts as an empty document.
         tokenizer: an existing fast tokenizer (a folder with tokenizer.json, or that file) to use.
-            None: learn a WordPiece one from a sample of up to 48 MiB of the training documents.
+            None: learn one from a sample of up to 48 MiB of the training documents.
+        vocabulary: what to learn: "wordpiece", BERT's, or "bytes", a byte-level BPE that keeps
+            case, white space and every character (for code, or any mix of scripts).
         vocab_size: entries of a learned tokenizer. None: 32,768 as in the paper, or what the text
             gives.
-        lowercase: whether a learned tokenizer lower-cases, as the paper's does.
+        lowercase: whether word pieces are lower-cased, as the paper's are.
+        strip_accents: whether word pieces lose their accents, as the paper's do.
+        allow_unknown: build even if a fifth of the text, or more, is unknown to the tokenizer.
         validation: fraction of the documents held out; 0.005 is the paper's 199:1 split (Gong et
             al., "Efficient Training of BERT by Progressively Stacking", ICML 2019).
-        progress: hears of the phases, and of the megabytes read.
+        progress: hears of the phases, of the megabytes read, and of what is wrong with the text.
 
     Raises:
         UserError: an argument or the text is wrong; the sentence names the file and the line.
@@ -91,42 +106,74 @@ def build_corpus(
     """
     if bool(text) == (dataset is not None):
         raise UserError("Give either text (files, folders, patterns) or a data set, one of them.")
-    if tokenizer is not None and vocab_size is not None:
-        raise UserError(
-            "A vocabulary size goes with a tokenizer that is learned. Leave out one of the two."
-        )
+    if tokenizer is not None and (vocab_size is not None or vocabulary == "bytes" or strip_accents):
+        raise UserError("Its vocabulary, size and accents are the tokenizer's own. Leave them out.")
+    if strip_accents and vocabulary == "bytes":
+        raise UserError("A byte-level vocabulary keeps accents. Leave out --strip-accents.")
     if vocab_size is not None and vocab_size < 64:
         raise UserError(f"The vocabulary must have at least 64 entries, not {vocab_size}.")
     if not 0 < validation < 1:
         raise UserError(f"The validation fraction must lie between 0 and 1, not {validation}.")
     out = Path(out).expanduser()
+    progress = progress or Progress()
     with writing(f"building the corpus {out}"), new_folder(out) as folder:
-        texts = open_files(text, field) if dataset is None else [DataSet(dataset, field)]
-        progress = progress or Progress()
+        left_out: dict[str, int] = {}
+        texts: list[Text]
+        if dataset is None:
+            texts, left_out = open_files(text, field, suffixes)
+        else:
+            texts = [DataSet(dataset, field)]
         read = partial(_read, texts, validation, progress)
         if tokenizer is None:
             sample = _sample(read)
             progress.say("learning the vocabulary …")
-            chosen = learn_tokenizer(sample, vocab_size, lowercase=lowercase)
+            if vocabulary == "bytes":
+                chosen = learn_bytes(sample, vocab_size)
+            else:
+                chosen = learn_wordpiece(
+                    sample, vocab_size, lowercase=lowercase, strip_accents=strip_accents
+                )
         else:
             chosen = load_tokenizer(tokenizer)
-        vocabulary = chosen.save(folder / TOKENIZER)
-        train, held_out, duplicates = _tokenise(read, chosen, vocabulary, folder)
+        words, note = chosen.save(folder / TOKENIZER, _lines(texts))
+        if note:
+            progress.say(note)
+        train, held_out, duplicates = _tokenise(read, chosen, words, folder)
         found = sum(each.found for each in texts)
-        Manifest(
+        manifest = Manifest(
             stackbert_version=version("stackbert"),
-            sources=tuple(
-                Source(name=each.label, bytes=each.size, documents=each.found) for each in texts
-            ),
+            sources=tuple(Source(each.label, each.size, each.found) for each in texts),
+            left_out=left_out,
             duplicate_documents=duplicates,
             empty_documents=found - duplicates - train.documents - held_out.documents,
+            cuts=sum(each.cut for each in texts),
             validation_fraction=validation,
-            vocabulary=vocabulary,
-            fingerprint=fingerprint(folder, vocabulary),
+            vocabulary=words,
+            fingerprint=fingerprint(folder, words),
+            tokenizer_files=file_digests(folder / TOKENIZER),
             train=train,
             validation=held_out,
-        ).write(folder / MANIFEST)
+        )
+        if manifest.unknown_share >= REFUSED_SHARE and not allow_unknown:
+            raise UserError(
+                f"The tokenizer does not know this text: {manifest.unknown()}. Learn one that "
+                "knows every text (--vocabulary bytes), take another, or build the corpus all the "
+                "same with --allow-unknown."
+            )
+        for warning in manifest.warnings():
+            progress.say(warning)
+        manifest.write(folder / MANIFEST)
     return open_corpus(out)
+
+
+def _lines(texts: Sequence[Text]) -> list[str]:
+    """Lines from the beginnings of the texts."""
+    found: list[str] = []
+    for each in texts[:50]:
+        lines = chain.from_iterable(map(str.splitlines, each.documents()))
+        filled = (line[:1000] for line in lines if line.strip())
+        found += islice(filled, -(-_COMPARED_LINES // min(50, len(texts))))
+    return found
 
 
 def _read(
@@ -165,7 +212,7 @@ def _sample(read: Read) -> Sample:
     for digest, held_out, text in read("reading"):
         sides[held_out] += 1
         if not held_out:
-            sample.add(digest, text.encode())
+            sample.add(digest, text)
     _require(*sides)
     return sample
 
@@ -174,13 +221,16 @@ def _tokenise(
     read: Read, tokenizer: CorpusTokenizer, vocabulary: Vocabulary, folder: Path
 ) -> tuple[Side, Side, int]:
     """Write both sides; the two, and the number of duplicates."""
-    encode = encoder_for(tokenizer.tokenizer)
-    train = SideWriter(folder / "train", encode, vocabulary)
-    validation = SideWriter(folder / "validation", encode, vocabulary)
+    plain = plain_tokenizer(tokenizer.tokenizer, vocabulary.special)
+    encode = encoder_for(plain)
+    train, validation = (
+        SideWriter(folder / side, encode, vocabulary, Coverage(plain))
+        for side in ("train", "validation")
+    )
     duplicates = 0
     with _seen(folder / "seen.sqlite") as is_new:
         for digest, held_out, text in read("tokenising"):
-            if is_new(digest):
+            if is_new(_content_digest(text) or digest):
                 (validation if held_out else train).add(text)
             else:
                 duplicates += 1
@@ -188,6 +238,14 @@ def _tokenise(
     validation.flush()
     _require(train.documents, validation.documents)
     return train.describe(), validation.describe(), duplicates
+
+
+def _content_digest(text: str) -> bytes:
+    """Of the text without white space, punctuation and case; empty if nothing is left."""
+    content = text.lower().encode().translate(None, _PUNCTUATION)
+    if not text.isascii():
+        content = _WIDE_PUNCTUATION.sub(b"", content)
+    return content and blake2b(content, digest_size=16).digest()
 
 
 @contextlib.contextmanager
@@ -210,21 +268,16 @@ def _seen(path: Path) -> Iterator[Callable[[bytes], bool]]:
 
 
 class SideWriter:
-    """Takes documents and writes their token ids; memory does not grow with them.
+    """Takes documents and writes their token ids; memory does not grow with them."""
 
-    Args:
-        folder: of the side, made here.
-        encode: from sentences to ids.
-        vocabulary: of these ids.
-    """
-
-    def __init__(self, folder: Path, encode: Encode, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, folder: Path, encode: Encode, vocabulary: Vocabulary, coverage: Coverage
+    ) -> None:
         folder.mkdir()
         self.documents = 0
         self._tokens = self._sentences = self._words = 0
-        self._folder = folder
-        self._encode = encode
-        self._vocabulary = vocabulary
+        self._folder, self._vocabulary = folder, vocabulary
+        self._encode, self._coverage = encode, coverage
         self._counts = np.zeros(vocabulary.size, np.int64)
         self._open = 0
         """Tokens on the disk of the document that is not at its end yet."""
@@ -249,7 +302,9 @@ class SideWriter:
 
     def flush(self) -> None:
         """Write what was added so far."""
-        ids, lengths = self._encode(self._pieces)
+        with reading("Text that the tokenizer does not know", "Take another tokenizer."):
+            ids, lengths = self._encode(self._pieces)
+        self._coverage.count(self._pieces, ids, lengths)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         ends = bounds[np.array(self._ends, np.int64)]
         # Text of control characters alone gives no token: such a sentence or document is dropped.
@@ -272,11 +327,13 @@ class SideWriter:
 
     def describe(self) -> Side:
         """What the manifest says of the side."""
-        share = self._counts[self._counts > 0] / self._counts.sum()
+        lost = self._coverage
         return Side(
             tokens=self._tokens,
             documents=self.documents,
             sentences=self._sentences,
             words=self._words,
-            unigram_entropy=float(-(share * np.log(share)).sum()),
+            unigram_entropy=entropy(self._counts),
+            lost_characters=lost.lost / max(1, lost.characters),
+            unknown_ids=lost.unknown / max(1, self._tokens),
         )

@@ -29,18 +29,51 @@ _MARKS = {
 }  # fmt: skip
 
 
-def encoder_for(tokenizer: Any) -> Encode:  # noqa: ANN401 (tokenizers is imported lazily)
-    """The fastest way to this `tokenizers.Tokenizer`'s ids.
+def plain_tokenizer(tokenizer: Any, special: Sequence[int]) -> Any:  # noqa: ANN401 (imported lazily)
+    """The same tokenizer, to which all text is ordinary text; it does not truncate or pad.
 
-    The tokenizer is changed: it no longer truncates or pads, and the text "[MASK]" is text to it.
+    A vocabulary that holds "</s>" as a piece gives that piece's id where the text says "</s>" (HTML
+    does), as if a document ended there. Here special tokens have names that no text holds, so such
+    text is cut into ordinary pieces. All other ids are the same.
     """
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
+    from tokenizers import Tokenizer
+
+    names = {tokenizer.id_to_token(number) for number in special}
+
+    def renamed(token: str) -> str:
+        return f"\uffff{token}\uffff" if token in names else token
+
     parts = json.loads(tokenizer.to_str())
-    kinds = [(parts[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")]
+    parts |= {"truncation": None, "padding": None, "post_processor": None}
+    for added in parts["added_tokens"]:
+        added["content"] = renamed(added["content"])
+    model = parts["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed(token): number for token, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[renamed(token), score] for token, score in model["vocab"]]
+    if model.get("unk_token"):
+        model["unk_token"] = renamed(model["unk_token"])
+    if "merges" in model:
+        model["merges"] = [
+            [left, right]
+            for left, right in model["merges"]
+            if not {left, right, left + right} & names
+        ]
+    found = Tokenizer.from_str(json.dumps(parts))
+    found.encode_special_tokens = True
+    return found
+
+
+def encoder_for(tokenizer: Any) -> Encode:  # noqa: ANN401
+    """The fastest way to the ids of a `plain_tokenizer`."""
+    parts = json.loads(tokenizer.to_str())
+    kinds = [(parts[part] or {}).get("type") for part in ("model", "normalizer")]
+    splitter = parts["pre_tokenizer"] or {}
+    splitters = [each["type"] for each in splitter.get("pretokenizers", [splitter]) if each]
     looks_at_words_only = (
-        kinds == ["WordPiece", "BertNormalizer", "BertPreTokenizer"]
+        kinds == ["WordPiece", "BertNormalizer"]
+        and splitters in (["BertPreTokenizer"], ["BertPreTokenizer", "FixedLength"])
         and parts["normalizer"]["clean_text"]
         and all(token["special"] for token in parts["added_tokens"])
     )

@@ -28,15 +28,10 @@ _PATTERN = re.compile(
 def split_sentences(text: str) -> Iterator[str]:
     """Cut a document into sentences that, joined, are the document again.
 
-    A sentence starts at the start of the document, at each new line that is not blank, and after
-    `.`, `!`, `?` or `…` (with any closing quotes and brackets) where a space and anything but a
-    lower-case letter a-z follow, unless the full stop ends a single capital letter or one of a few
-    English abbreviations; also after `。`, `！` and `？`. White space goes to the front of the
-    sentence that follows, as byte-level tokenizers expect. A sentence of more than 65,536
-    characters is cut, at a space if it has one.
-
-    Yields:
-        Pieces that are not blank; none for a blank text.
+    A sentence starts at each new line that is not blank and after a full stop (with its closing
+    quotes) that is not an abbreviation's. White space goes to the front of the sentence that
+    follows, as byte-level tokenizers expect. One of more than 65,536 characters is cut, at a space
+    if it has one. A blank text gives none.
     """
     last = blank = ""
     for piece in _pieces(text):

@@ -10,19 +10,26 @@ The .bin files are little-endian arrays without a header, so they can be written
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.errors import UserError
 from stackbert.files import Record, reading, sha256
+from stackbert.units import counted
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
 TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
+MANY_UNKNOWN = 0.01
+"""Share of a side's text that no id stands for, from which on a user is warned."""
+FEW_DOCUMENTS, FEW_TOKENS = 50, 20_000
+"""Held out: with fewer, the validation loss says more of these texts than of the model."""
 _DAMAGED = "The corpus is damaged: build it again."
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
@@ -35,11 +42,10 @@ class Source:
     """One file or data set that the text came from."""
 
     name: str
-    """The file's name without its folders, or the data set's name."""
     bytes: int
-    """Size of the file as stored (compressed, if it was); of the text, for a data set."""
+    """As stored (compressed, if it was); of a data set, of the text."""
     documents: int
-    """Documents found in it, empty ones and duplicates included."""
+    """Empty ones and duplicates included."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,16 @@ class Side:
     unigram_entropy: float
     """Entropy in nats of this side's token frequencies, separators left out: the loss of a model
     that knows frequencies and nothing else."""
+    lost_characters: float = 0.0
+    """Share of the characters, white space aside, that no id but the unknown one stands for."""
+    unknown_ids: float = 0.0
+    """Share of the tokens."""
+
+
+def entropy(counts: npt.NDArray[np.int64]) -> float:
+    """Of frequencies, in nats."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
 
 
 class Manifest(Record):
@@ -63,25 +79,74 @@ class Manifest(Record):
     what: ClassVar[str] = "a corpus built by 'stackbert corpus'"
     stackbert_version: str
     sources: tuple[Source, ...]
+    left_out: Mapping[str, int] = Field(default_factory=dict)
+    """Files that are not read, by suffix."""
     duplicate_documents: int
     empty_documents: int
+    cuts: int = 0
+    """How many times a document over the limit was cut in two."""
     validation_fraction: float
     vocabulary: Vocabulary
     fingerprint: str
     """SHA-256 over the tokens, the tokenizer and the vocabulary."""
+    tokenizer_files: Mapping[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file of the tokenizer's folder."""
     train: Side
     validation: Side
+
+    def summary(self) -> str:
+        """What the corpus holds, what was left out, and what its ids do not stand for."""
+        train, held_out = self.train, self.validation
+        suffixes = ", ".join(f"{number:,} {suffix}" for suffix, number in self.left_out.items())
+        return (
+            f"{train.documents:,} documents and {train.tokens:,} tokens for training, "
+            f"{held_out.documents:,} and {held_out.tokens:,} held out; dropped "
+            f"{self.duplicate_documents:,} duplicates and {self.empty_documents:,} empty ones; "
+            + (f"{self.cuts:,} cuts in documents over the limit; " if self.cuts else "")
+            + (f"files not read: {suffixes}; " if suffixes else "")
+            + f"vocabulary {self.vocabulary.tokenizer_size:,}; unigram entropy of the held-out "
+            f"text {held_out.unigram_entropy:.3f} nats; {self.unknown()}."
+        )
+
+    def unknown(self) -> str:
+        """How much of either side no id stands for."""
+        return "; ".join(
+            f"of the {name} text {side.lost_characters:.2%} of the characters are lost and "
+            f"{side.unknown_ids:.2%} of the ids unknown"
+            for name, side in (("training", self.train), ("held-out", self.validation))
+        )
+
+    @property
+    def unknown_share(self) -> float:
+        """Of the characters or of the ids, on either side: the largest."""
+        return max(max(s.lost_characters, s.unknown_ids) for s in (self.train, self.validation))
+
+    def warnings(self) -> list[str]:
+        """What makes losses on this corpus mean less than they seem to, a sentence each."""
+        found, (documents, tokens) = [], (self.validation.documents, self.validation.tokens)
+        if self.unknown_share >= MANY_UNKNOWN:
+            found.append(f"Warning: {self.unknown()}; --vocabulary bytes loses nothing.")
+        if documents < FEW_DOCUMENTS or tokens < FEW_TOKENS:
+            found.append(
+                f"Warning: only {counted(documents, 'document')} and {counted(tokens, 'token')} "
+                "are held out, so validation losses are noisy (corpus --validation)."
+            )
+        return found
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, hidden ones left out."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return {path.name: sha256(path) for path in paths}
 
 
 def fingerprint(folder: Path, vocabulary: Vocabulary) -> str:
     """SHA-256 over every file of a corpus but the manifest, and over what the ids mean."""
-    files = [
-        path
+    parts = [
+        f"{part}/{name} {digest}"
         for part in (TOKENIZER, "train", "validation")
-        for path in sorted((folder / part).iterdir())
-        if not path.name.startswith(".")
+        for name, digest in file_digests(folder / part).items()
     ]
-    parts = [f"{path.relative_to(folder)} {sha256(path)}" for path in files]
     return hashlib.sha256("\n".join([*parts, str(vocabulary)]).encode()).hexdigest()
 
 

@@ -4,12 +4,14 @@ Everything is read in bounded memory, and can be read again.
 """
 
 import bz2
+import codecs
 import glob
 import io
 import json
 import lzma
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,32 +20,35 @@ from typing import IO, Any
 from stackbert.errors import UserError
 from stackbert.files import reading
 
-MAX_DOCUMENT_BYTES = 64 << 20
-"""Memory grows with the longest document, and longer is rarely text."""
+MAX_LINE_BYTES = 64 << 20
+"""Of a line of JSON, which is parsed in one piece."""
+PART = 16 << 20
+"""Memory grows with the document, so a longer one (bytes in .txt, else characters) is cut."""
 _READ = 1 << 20
 _BITE = 1 << 12
 """Bytes that are decompressed at once: zstd makes up to 32,768 times as many of them."""
+_JSON_LINES = (".jsonl", ".ndjson", ".jl", ".jsonlines", ".ldjson")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_INVISIBLE = [*filter(str.isspace, map(chr, range(0x3001))), *"\u200b\u200c\u200d\u2060\ufeff"]
+_BLANK = re.compile(b"(?:%s)*" % b"|".join(re.escape(each.encode()) for each in _INVISIBLE))
 
 
 class Text:
-    """A .txt, .jsonl or .parquet file, the first two compressed or not.
+    """A text file, a file of JSON lines or a parquet file, the first two compressed or not.
 
     Attributes:
-        name: the path as the user gave it.
-        label: the name without the folders that lead to it.
-        size: bytes as stored.
-        position: how many of these bytes were read so far.
-        found: how many documents were read so far.
+        name: the path as the user gave it; `label` is its last part.
+        size: bytes as stored, of which `position` were read so far.
+        found: documents read so far; each part of one that was cut counts.
+        cut: how many times a document was cut.
     """
 
-    def __init__(self, path: Path, field: str = "text") -> None:
+    def __init__(self, path: Path, field: str = "text", kind: str = "") -> None:
         self.name = str(path)
         self.label = path.name.encode("utf-8", "replace").decode()  # names may be of any encoding
         self.size = path.stat().st_size
-        self.position = self.found = 0
-        self._path = path
-        self._field = field
+        self.position = self.found = self.cut = 0
+        self._path, self._field, self._kind = path, field, kind or _kind(path)
 
     def documents(self) -> Iterator[str]:
         """The documents, from the first on each time; blank ones included.
@@ -51,69 +56,69 @@ class Text:
         Raises:
             UserError: the text is missing, damaged, not UTF-8, or not what its suffix says.
         """
-        self.position = self.found = 0
+        self.position = self.found = self.cut = 0
         with reading(self.name, "If it is damaged, fetch it again or leave it out."):
-            for place, text in self._records():
-                if len(text) > MAX_DOCUMENT_BYTES:
-                    raise self._too_long(place)
-                self.found += 1
-                yield text
+            for text in self._texts():
+                for start in range(0, len(text) or 1, PART):
+                    self.found += 1
+                    self.cut += start > 0
+                    yield text[start : start + PART]
 
-    def _records(self) -> Iterator[tuple[str, str]]:
-        """The line or row where each document starts, and its text."""
-        kind, compression = _suffixes(self._path)
+    def is_json_lines(self) -> bool:
+        """Whether the first line is a JSON object with a text: .json may be anything."""
+        try:
+            return next(self.documents(), None) is not None
+        except UserError:
+            return False
+
+    def _texts(self) -> Iterator[str]:
         with self._path.open("rb", buffering=0) as raw:
-            if kind == ".parquet":
+            if self._kind == "parquet":
                 yield from self._rows(raw)
             else:
-                new = _STREAMS.get(compression)
+                new = _STREAMS.get(self._path.suffix.lower())
                 stream = io.BufferedReader(_Decompressed(raw, new) if new else raw, _READ)
-                read = self._paragraphs if kind == ".txt" else self._objects
-                for number, text in read(self._lines(stream)):
+                for text in (self._objects if self._kind == "json" else self._paragraphs)(stream):
                     self.position = raw.tell()
-                    yield f"line {number}", text
+                    yield text
 
-    def _lines(self, stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-        number = 0
-        while line := stream.readline(MAX_DOCUMENT_BYTES + 3):  # "\r\n", and one to see it go on
-            number += 1
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            if len(line) > MAX_DOCUMENT_BYTES:
-                raise self._too_long(f"line {number}")
-            yield number, line
-
-    def _paragraphs(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
-        """Documents of lines, with blank lines between them."""
+    def _paragraphs(self, stream: IO[bytes]) -> Iterator[str]:
+        """Documents of lines, with blank lines between them; of another suffix, the whole file."""
+        hint = "Convert it ('iconv -f UTF-16 -t UTF-8'), or leave it out if it is not text."
+        decoder = codecs.getincrementaldecoder("utf-8")()  # a cut may go through a character
         document, first = bytearray(), 0  # not a list of lines, which may be of two bytes each
-        for number, line in chain(lines, [(0, b"")]):
-            if line.strip():
+        is_part = False  # of a document whose beginning was given already
+        for number, line in chain(_lines(stream, PART), [(0, b"")]):
+            ends = not number or (self._kind == "text" and _BLANK.fullmatch(line) is not None)
+            if not ends:
                 first = first or number
-                document += line + b"\n"
-                if len(document) > MAX_DOCUMENT_BYTES + 1:
-                    raise self._too_long(f"line {first}")
-            elif document:
-                hint = "Convert it ('iconv -f UTF-16 -t UTF-8'), or leave it out if it is not text."
-                document.pop()  # the last line's end
+                document += line
+            if document and (ends or len(document) >= PART):
                 with reading(f"{self.name}, the document from line {first} on,", hint):
-                    text = document.decode()
-                yield first, text
+                    text = decoder.decode(document, final=ends)
+                self.cut += is_part
                 document, first = bytearray(), 0
+                yield text.removesuffix("\n")
+                is_part = True
+            is_part = is_part and not ends
 
-    def _objects(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
+    def _objects(self, stream: IO[bytes]) -> Iterator[str]:
         """Documents of JSON objects, one a line."""
-        for number, line in lines:
-            if not line.strip():
+        for number, line in _lines(stream, MAX_LINE_BYTES + 1):
+            if _BLANK.fullmatch(line):
                 continue
             place = f"line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise UserError(
+                    f"{self.name}, {place} is longer than {MAX_LINE_BYTES:,} bytes. Split its text."
+                )
             with reading(f"{self.name}, {place},", "Each line must be one JSON object in UTF-8."):
                 record = json.loads(line.decode())
             text = self._string(record, place)
             # Half of an emoji, cut by whoever wrote the file: not worth refusing a corpus for.
-            yield number, _SURROGATE.sub("\ufffd", text) if b"\\u" in line else text
+            yield _SURROGATE.sub("\ufffd", text) if b"\\u" in line else text
 
-    def _rows(self, raw: io.FileIO) -> Iterator[tuple[str, str]]:
+    def _rows(self, raw: io.FileIO) -> Iterator[str]:
         """Documents of a parquet column, row by row."""
         import pyarrow.parquet as pq
 
@@ -125,7 +130,7 @@ class Text:
             records = (record for batch in batches for record in batch.to_pylist())
             for number, record in enumerate(records, 1):
                 self.position = raw.tell()
-                yield f"row {number}", self._string(record, f"row {number}")
+                yield self._string(record, f"row {number}")
 
     def _string(self, record: Any, place: str) -> str:  # noqa: ANN401 (any JSON)
         """The text of a record; null counts as an empty document."""
@@ -140,20 +145,22 @@ class Text:
             )
         return text
 
-    def _too_long(self, place: str) -> UserError:
-        return UserError(
-            f"{self.name}, {place}: the document that starts here is longer than "
-            f"{MAX_DOCUMENT_BYTES:,} bytes. Split it; a blank line in .txt does that."
-        )
+
+def _lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers; all but a last one, or a piece of `limit` bytes, end in \\n."""
+    number = 0
+    while data := stream.readline(limit):
+        number += 1
+        data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
+        text = data.removesuffix(b"\n")
+        end = data[len(text) :]
+        *lines, last = text.rstrip(b"\r").split(b"\r")  # old Macs end a line with this alone
+        yield from ((number, line + b"\n") for line in lines)
+        yield number, last + end
 
 
 class DataSet(Text):
-    """The training split of a data set, through the `datasets` library.
-
-    Args:
-        name: a folder that `save_to_disk` wrote, a folder of data files, or a name on the hub
-            (`NAME` or `NAME:CONFIGURATION`), the only one that uses the network.
-        field: the column that holds the text.
+    """The training split of a data set: a folder, or a name on the hub (`NAME:CONFIGURATION`).
 
     Raises:
         UserError: `datasets` is not installed, or the data set cannot be opened.
@@ -163,16 +170,16 @@ class DataSet(Text):
         folder = Path(name).expanduser()
         self.name = name
         self.label = folder.name if folder.exists() else name
-        self.size = self.position = self.found = 0
+        self.size = self.position = self.found = self.cut = 0
         self._field = field
         with reading(name, "A data set is a folder, or a name on the hub (NAME:CONFIGURATION)."):
             self._split = _training_split(name, folder)
 
-    def _records(self) -> Iterator[tuple[str, str]]:
+    def _texts(self) -> Iterator[str]:
         for number, row in enumerate(self._split, 1):
             text = self._string(row, f"row {number}")
             self.position += len(text.encode())
-            yield f"row {number}", text
+            yield text
         self.size = self.position
 
 
@@ -188,16 +195,13 @@ def _training_split(name: str, folder: Path) -> Any:  # noqa: ANN401 (datasets i
         found = datasets.load_from_disk(str(folder))
     else:
         parts = (str(folder), "", "") if folder.exists() else name.partition(":")
-        repository, _, configuration = parts
-        found = datasets.load_dataset(repository, configuration or None, streaming=True)
-    if not isinstance(found, dict):
-        return found
-    if "train" not in found and len(found) > 1:
+        found = datasets.load_dataset(parts[0], parts[2] or None, streaming=True)
+    if isinstance(found, dict) and "train" not in found:
         raise UserError(
             f"The data set {name} has no split 'train', only {', '.join(map(str, found))}. "
             "Save the one you want with save_to_disk and pass that folder."
         )
-    return found.get("train", next(iter(found.values())))
+    return found["train"] if isinstance(found, dict) else found
 
 
 def _zstd() -> Any:  # noqa: ANN401
@@ -206,7 +210,7 @@ def _zstd() -> Any:  # noqa: ANN401
     return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
 
-_STREAMS: dict[str | None, Callable[[], Any]] = {
+_STREAMS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".xz": lzma.LZMADecompressor,
     ".bz2": bz2.BZ2Decompressor,
@@ -218,12 +222,11 @@ class _Decompressed(io.RawIOBase):
     """Compressed streams, one behind the other, to the last.
 
     The libraries' own file objects end without a word where a stream is cut short (zstd) or where
-    one behind the first is damaged (xz, bzip2); its text would be missing.
+    one behind the first is damaged (xz, bzip2).
     """
 
     def __init__(self, raw: io.FileIO, new: Callable[[], Any]) -> None:
-        self._raw = raw
-        self._new = new
+        self._raw, self._new = raw, new
         self._stream: Any = None
         self._input = self._output = b""
 
@@ -247,46 +250,68 @@ class _Decompressed(io.RawIOBase):
         return count
 
 
-_NAME = re.compile(r".+?(?:(\.txt|\.jsonl)(\.gz|\.xz|\.bz2|\.zst)?|(\.parquet))")
+def _suffixes(path: Path) -> tuple[str, str]:
+    """The suffix and that of a compression behind it, in lower case; empty where there is none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in _STREAMS else ""
+    return (suffixes[-1] if suffixes else ""), packed
 
 
-def _suffixes(path: Path) -> tuple[str, str | None]:
-    """The kind and the compression of a file by its name; ("", None) if it is not text."""
-    match = _NAME.fullmatch(path.name.lower())
-    return (match[1] or match[3], match[2]) if match else ("", None)
+def _kind(path: Path, suffixes: Sequence[str] = ()) -> str:
+    """How a file is read: as text, json, parquet or (of `suffixes`) whole; "" if not at all."""
+    suffix, packed = _suffixes(path)
+    if suffix in (".txt", ".json", *_JSON_LINES):
+        return "text" if suffix == ".txt" else "json"
+    if suffix == ".parquet" and not packed:
+        return "parquet"
+    return "whole" if suffix in {f".{each.lower().removeprefix('.')}" for each in suffixes} else ""
 
 
-def open_files(text: str | Path | Sequence[str | Path], field: str = "text") -> list[Text]:
+def open_files(
+    text: str | Path | Sequence[str | Path], field: str = "text", suffixes: Sequence[str] = ()
+) -> tuple[list[Text], Counter[str]]:
     """Find the files that `text` names; one named twice is read once.
 
     Args:
         text: files, folders (searched through in sorted order, hidden files left out) and glob
             patterns (`**` too); of the last two only known suffixes count.
-        field: the field or column of .jsonl and .parquet files that holds the text.
+        field: the field or column of JSON lines and .parquet files that holds the text.
+        suffixes: further ones to read, such as "py"; each file is one document.
+
+    Returns:
+        The files, and how many of which suffix were left out.
 
     Raises:
         UserError: a path, folder or pattern gives no text.
     """
-    found: dict[Path, Path] = {}
+    found: dict[Path, Text] = {}
+    left_out: Counter[str] = Counter()
     for given in [text] if isinstance(text, str | Path) else text:
-        files = _matching(Path(given).expanduser())
-        if not files:
+        is_empty = True
+        for path in _matching(Path(given).expanduser()):
+            kind = _kind(path, suffixes) if path.is_file() else ""
+            opened = Text(path, field, kind) if kind else None
+            is_named = path == Path(given).expanduser()
+            if opened and (is_named or ".json" not in _suffixes(path) or opened.is_json_lines()):
+                found.setdefault(path.resolve(), opened)
+                is_empty = False
+            elif not path.is_dir():
+                left_out["".join(_suffixes(path)) or "no suffix"] += 1
+            elif path.is_symlink():
+                left_out["linked folder"] += 1
+        if is_empty:
             raise UserError(
-                f"There is no text at {given}. StackBERT reads regular files ending in .txt, "
-                ".jsonl (each also with .gz, .xz, .bz2 or .zst behind) or .parquet, folders of "
-                "such files, and quoted patterns."
+                f"There is no text at {given}. StackBERT reads regular files ending in .txt or "
+                f"{', '.join(_JSON_LINES)} (each also with .gz, .xz, .bz2 or .zst behind) or "
+                ".parquet, folders of such files, and quoted patterns; others with --suffix py,md."
             )
-        for path in files:
-            found.setdefault(path.resolve(), path)
-    return [Text(path, field) for path in found.values()]
+    return list(found.values()), left_out
 
 
 def _matching(path: Path) -> list[Path]:
     if path.is_dir():
         paths = sorted(path.rglob("*"))
-        paths = [p for p in paths if not any(n.startswith(".") for n in p.relative_to(path).parts)]
-    elif path.exists():
-        paths = [path]
-    else:
-        paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-    return [each for each in paths if _suffixes(each)[0] and each.is_file()]
+        return [p for p in paths if not any(n.startswith(".") for n in p.relative_to(path).parts)]
+    if path.exists():
+        return [path]
+    return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207

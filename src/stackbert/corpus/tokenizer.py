@@ -1,11 +1,9 @@
-"""The tokenizer of a corpus: learning a WordPiece one from a sample, or taking an existing one."""
+"""The tokenizer of a corpus, and the same one as transformers opens it."""
 
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ DEFAULT_VOCAB_SIZE = 32_768
 """The paper's (Gong et al., ICML 2019)."""
 ROW_MULTIPLE = 64
 """Embeddings have a multiple of 64 rows: faster matrix products."""
-SAMPLE_BYTES = 48 << 20
-_SAMPLE_BYTES_A_DOCUMENT = 1 << 20
-_COVERAGE = 0.9999
 _COPIED = ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
+GENERIC_CLASS = "PreTrainedTokenizerFast"
+"""Transformers' class that takes tokenizer.json as it is."""
 _ROLES = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
     "unk_token": ("[UNK]", "<unk>"),
@@ -30,6 +27,12 @@ _ROLES = {
     "bos_token": ("<s>", "<bos>", "[BOS]"),
     "eos_token": ("</s>", "<eos>", "[EOS]", "<|endoftext|>"),
 }
+_PROBES = (
+    "The Old Mill SOLD bread for 1,234.5 (or two?) in Spring.",
+    "Ça coûte 3 €, naïve schöne Straße; 漢字とカタカナ が में रहते थे ตัวอย่าง 🙂",
+    "  if x_1 != 'a':\n\treturn [y]  # HTML &amp; <b>",
+)
+"""Compared besides lines of the text: capitals, accents and scripts that it may lack."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +59,83 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class CorpusTokenizer:
-    """A tokenizer and the files that make it one for transformers."""
+    """A tokenizer and what makes it one for transformers."""
 
     tokenizer: Any
-    """A `tokenizers.Tokenizer`."""
-    separator: int
-    """Put behind every document: the id of sep, or of eos where there is no sep."""
+    """A `tokenizers.Tokenizer`, without truncation or padding."""
+    config: dict[str, Any]
+    """Of tokenizer_config.json: the class, and which token has which role."""
+    ids: dict[str, int]
+    """Of each role."""
     files: dict[str, bytes]
-    """The content of its folder, by file name."""
+    """The other files of its folder, by name."""
 
-    def save(self, folder: Path) -> Vocabulary:
+    def save(self, folder: Path, lines: Sequence[str] = ()) -> tuple[Vocabulary, str]:
         """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens.
 
+        The corpus is encoded by tokenizer.json. The class that transformers builds from its parts
+        may differ (in case, accents, added ids); then the one that takes the file as it is is named
+        in its place.
+
+        Args:
+            folder: to make.
+            lines: of the text, to compare the two on.
+
+        Returns:
+            The vocabulary, and a sentence if another class was taken.
+
         Raises:
-            UserError: transformers cannot open it.
+            UserError: no class of transformers gives the ids of tokenizer.json.
         """
+        kept = {k: v for k, v in self.config.items() if k in (*_ROLES, "model_input_names")}
+        generic = replace(
+            self,
+            config=kept | {"tokenizer_class": GENERIC_CLASS},
+            files={"tokenizer.json": self.files["tokenizer.json"]},
+        )
+        problems: list[str] = []
+        for one in (self, generic):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            for name, content in one.files.items():
+                (folder / name).write_bytes(content)
+            (folder / "tokenizer_config.json").write_bytes(_plain_json(one.config))
+            try:
+                vocabulary = one._opened(folder, [*_PROBES, *lines])
+            except UserError as error:
+                problems.append(f"{one.config.get('tokenizer_class')}: {error}")
+            else:
+                note = f"{problems[0]} Delivered as {GENERIC_CLASS}." if problems else ""
+                return vocabulary, note
+        raise UserError(
+            f"The model's tokenizer would not be the corpus's. {' '.join(problems)} Save the "
+            "tokenizer again with transformers, or take another one."
+        )
+
+    def _opened(self, folder: Path, lines: list[str]) -> Vocabulary:
+        """The vocabulary, if the tokenizer that transformers builds is the same as ours."""
         from transformers import AutoTokenizer
 
-        folder.mkdir()
-        for name, content in self.files.items():
-            (folder / name).write_bytes(content)
+        size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         with reading(folder):
-            opened = AutoTokenizer.from_pretrained(
+            opened: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        cls = opened.bos_token_id if opened.cls_token_id is None else opened.cls_token_id
-        pad, mask, sep = opened.pad_token_id, opened.mask_token_id, self.separator
+            beyond = max([*opened.all_special_ids, *opened.get_vocab().values()]) >= size
+            options = {"add_special_tokens": False, "split_special_tokens": True}
+            theirs = opened(lines, **options)["input_ids"]
+        if beyond:
+            raise UserError(f"Transformers adds ids to the {size:,} of tokenizer.json.")
+        for role, number in self.ids.items():
+            if getattr(opened, f"{role}_id") != number:
+                raise UserError(f"Transformers takes another token for the {role}.")
+        for line, other in zip(lines, theirs, strict=True):
+            if self.tokenizer.encode(line, add_special_tokens=False).ids != other:
+                raise UserError(f"Transformers gives other ids than tokenizer.json: '{line[:80]}'.")
+        cls = self.ids.get("cls_token", self.ids.get("bos_token", -1))
+        sep = self.ids.get("sep_token", self.ids.get("eos_token", -1))
+        pad, mask = self.ids["pad_token"], self.ids["mask_token"]
         special = sorted({*opened.all_special_ids, pad, cls, sep, mask})
-        size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         rows = -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
         return Vocabulary(rows, size, pad, cls, sep, mask, tuple(special))
 
@@ -92,138 +144,14 @@ def _plain_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-class Sample:
-    """A bounded choice of documents, the same in whatever order they come.
-
-    The documents with the lowest digests are kept: every part of the input is drawn from alike,
-    without knowing its size beforehand.
-    """
-
-    def __init__(self, limit: int = SAMPLE_BYTES) -> None:
-        self._limit = limit
-        self._size = 0
-        self._documents: dict[bytes, bytes] = {}
-
-    def add(self, digest: bytes, text: bytes) -> None:
-        """Offer a document; of a long one only the first MiB counts."""
-        self._documents[digest] = text[:_SAMPLE_BYTES_A_DOCUMENT]
-        self._size += len(text)
-        if self._size > 2 * self._limit:
-            self._documents = self._lowest()
-            self._size = sum(map(len, self._documents.values()))
-
-    def _lowest(self) -> dict[bytes, bytes]:
-        """Documents in the order of their digests, up to the one that reaches the limit."""
-        ranked = sorted(self._documents.items())
-        sizes = accumulate(len(text) for _, text in ranked)
-        return dict(ranked[: sum(1 for size in sizes if size < self._limit) + 1])
-
-    def texts(self) -> Iterator[str]:
-        """The chosen documents, in the order of their digests."""
-        for text in self._lowest().values():
-            yield text.decode("utf-8", "ignore")  # a cut may have gone through a character
-
-
-def learn_tokenizer(
-    sample: Sample, vocab_size: int | None = None, *, lowercase: bool = True
-) -> CorpusTokenizer:
-    """Learn a BERT WordPiece tokenizer; the same sample always gives the same one.
-
-    Args:
-        sample: the text to learn from.
-        vocab_size: entries wanted, the five special ones included. None: up to 32,768, the
-            paper's, or what the text gives.
-        lowercase: lower-case the text and strip its accents, as the paper did.
-
-    Returns:
-        A tokenizer with `[PAD] [UNK] [CLS] [SEP] [MASK]` as ids 0-4; entries `[unused0]` … fill
-        its vocabulary up to a multiple of 64, so that model and tokenizer agree on the size.
-
-    Raises:
-        UserError: `vocab_size` is more or less than what the text can give.
-    """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from tokenizers.trainers import WordPieceTrainer
-
-    wanted = vocab_size or DEFAULT_VOCAB_SIZE
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    alphabet = _alphabet(sample.texts(), normalizer, most=max(128, wanted // 4))
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizer
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = WordPieceTrainer(
-        vocab_size=wanted,
-        min_frequency=2,
-        show_progress=False,
-        # Named here in a fixed order, as the trainer itself numbers the characters in the order of
-        # a hash table, which differs from run to run and decides ties between merges.
-        special_tokens=[*SPECIAL, *alphabet, *(f"##{character}" for character in alphabet)],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-    )
-    # Lines in short pieces, as the trainer holds hundreds of them at once.
-    lines = (re.findall(".{1,65536}", text) for text in sample.texts())
-    learner.train_from_iterator(lines, trainer)
-    vocabulary: dict[str, int] = learner.get_vocab()
-    size = len(vocabulary)
-    if vocab_size is not None and size != vocab_size:
-        way = "Give more text or ask for fewer" if size < vocab_size else "Ask for more"
-        raise UserError(
-            f"The text gives a vocabulary of {size:,} entries where {vocab_size:,} were asked for. "
-            f"{way}, or leave out the size to take what the text gives."
-        )
-    vocabulary |= {f"[unused{n}]": size + n for n in range(-size % ROW_MULTIPLE)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    separator = vocabulary["[SEP]"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", separator)],
-    )
-    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        "do_lower_case": lowercase,
-        **dict(zip(roles, SPECIAL, strict=True)),
-    }
-    files = {
-        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
-        "tokenizer_config.json": _plain_json(config),
-    }
-    return CorpusTokenizer(tokenizer, separator, files)
-
-
-def _alphabet(texts: Iterable[str], normalizer: Any, most: int) -> list[str]:  # noqa: ANN401
-    """The frequent characters that make up 99.99 % of the text, at most `most` of them.
-
-    The rest, a foreign name here and there, becomes [UNK]; without a limit it would take up
-    thousands of entries.
-    """
-    raw: Counter[str] = Counter()
-    for text in texts:
-        raw.update(text)
-    counts: Counter[str] = Counter()
-    for character, times in raw.items():
-        for normal in normalizer.normalize_str(character):
-            if not normal.isspace():
-                counts[normal] += times
-    ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    running = accumulate(counts[character] for character in ranked)
-    enough = sum(1 for total in running if total < _COVERAGE * counts.total()) + 1
-    return sorted(ranked[: min(enough, most)])
-
-
 def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     """Load an existing fast tokenizer: a folder with tokenizer.json, or that file alone.
 
+    What would make it encode a text in another way each time (BPE dropout) is switched off.
+
     Raises:
-        UserError: there is none, it cannot be read, or it lacks a mask, pad, cls (or bos) or sep
-            (or eos) token.
+        UserError: there is none, it cannot be read, it lacks a mask, pad, cls (or bos) or sep (or
+            eos) token, or its padding or mask token has another role as well.
     """
     from tokenizers import Tokenizer
 
@@ -231,9 +159,16 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     main = path / "tokenizer.json" if path.is_dir() else path
     with reading(main, "A fast tokenizer's save_pretrained writes a tokenizer.json."):
         files = {"tokenizer.json": main.read_bytes()}
-        tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-        tokenizer.encode("Is it 1 word, or two? Ça 漢字 🙂")  # parts may not fit each other
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        tokenizer: Any = Tokenizer.from_str(files["tokenizer.json"].decode())
+        tokenizer.encode(_PROBES[1])  # parts may not fit each other
+        for chance in ("dropout", "alpha"):
+            if getattr(tokenizer.model, chance, None):
+                setattr(tokenizer.model, chance, None)
+                files["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    config: dict[str, Any] = {"tokenizer_class": GENERIC_CLASS}
     if path.is_dir():
         files |= {name: (path / name).read_bytes() for name in _COPIED if (path / name).is_file()}
         config |= _json_object(path / "special_tokens_map.json")
@@ -247,7 +182,7 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
                 if found is not None:
                     ids[role], config[role] = found, token
                     break
-        files["tokenizer_config.json"] = _plain_json(config)
+        _plain_json(config)
     needed = ("mask_token", "pad_token", "cls_token or bos_token", "sep_token or eos_token")
     missing = [roles for roles in needed if not ids.keys() & set(roles.split(" or "))]
     if missing:
@@ -255,8 +190,15 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
             f"The tokenizer {path} has no {', no '.join(missing)}, which masked-LM training needs. "
             "Add them to the tokenizer (add_special_tokens) and save it, or take another one."
         )
-    separator = ids["sep_token"] if "sep_token" in ids else ids["eos_token"]
-    return CorpusTokenizer(tokenizer, separator, files)
+    for role in ("pad_token", "mask_token"):
+        shared = [other for other in ids if other != role and ids[other] == ids[role]]
+        if shared:
+            raise UserError(
+                f"In the tokenizer {path} the {role} is also the {', the '.join(shared)}; a model "
+                f"could not tell them apart. Add a {role} of its own (add_special_tokens) and save "
+                "it, or take another tokenizer."
+            )
+    return CorpusTokenizer(tokenizer, config, ids, files)
 
 
 def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401

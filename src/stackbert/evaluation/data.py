@@ -92,7 +92,7 @@ def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[T
             asked = _sample(list(_tagged(path.with_name(f"{name}.test{path.suffix}"))), test)
             tests.append(Test(name, "words", asked, learned))
         elif ".txt" in path.suffixes:
-            documents = (text for file in open_files([path]) for text in file.documents())
+            documents = (text for file in open_files(path)[0] for text in file.documents())
             tests.append(Test(path.stem, "text", _passages(documents)))
         elif split not in ("dev", "test"):
             notes.append(f"{path.name} is no test that StackBERT knows.")

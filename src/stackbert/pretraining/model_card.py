@@ -2,6 +2,7 @@
 
 import html
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,15 +13,20 @@ from stackbert.recipe import Recipe
 
 
 def model_card(
-    recipe: Recipe, manifest: Manifest, stages: pd.DataFrame | None, machine: dict[str, Any]
+    recipe: Recipe,
+    manifest: Manifest,
+    entropy: float,
+    data: Sequence[str],
+    stages: pd.DataFrame | None,
+    machine: dict[str, Any],
 ) -> str:
     """How to use the model, how it was trained, and on what.
 
-    `stages` is the run's `stage_table`, None if its ledger is damaged.
+    `entropy` is of the validation rows' tokens; `data` says how the text was passed over; `stages`
+    is the run's `stage_table`, None if its ledger is damaged.
     """
     tags = ["stackbert", "progressive-stacking", recipe.model.type]
     header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
-    train, held_out, vocabulary = manifest.train, manifest.validation, manifest.vocabulary
     sources = [
         f"- {html.escape(source.name.replace('`', ''))}: {source.documents:,} documents, "
         f"{source.bytes:,} bytes"
@@ -50,15 +56,16 @@ print(fill(f"The capital is the {{fill.tokenizer.mask_token}} of the country."))
 ## Training
 
 {_training(recipe, stages)}
-The entropy of the validation text's token frequencies is {held_out.unigram_entropy:.3f} nats.
+The entropy of the validation text's token frequencies is {entropy:.3f} nats.
 
 Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
 
 ## Text
 
-{train.documents:,} documents ({train.words:,} words, {train.tokens:,} tokens) for training,
-{held_out.documents:,} held out; {manifest.duplicate_documents:,} exact duplicates dropped.
-Vocabulary: {vocabulary.tokenizer_size:,} pieces. Corpus fingerprint: `{manifest.fingerprint}`.
+{" ".join(data)}
+
+{manifest.train.words:,} words. {html.escape(manifest.summary(), quote=False)}
+Corpus fingerprint: `{manifest.fingerprint}`.
 
 {newline.join(sources)}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from stackbert.batches.batches import data_sentences, validation_entropy
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
@@ -167,6 +168,9 @@ def pretrain(
                     write_run(folder, record)
 
         recipe = record.recipe
+        about = data_sentences(recipe, corpus)
+        for sentence in about:
+            progress.say(sentence)
         with progress, StopRequest() as stop:
             with watch.measuring("start-up"):
                 checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, tokenizer)
@@ -215,7 +219,8 @@ def pretrain(
                     sequence_length=length,
                     weights=weights,
                 )
-                card = model_card(recipe, corpus.manifest, stages, record.machine)
+                entropy = validation_entropy(recipe, corpus)
+                card = model_card(recipe, corpus.manifest, entropy, about, stages, record.machine)
                 (place / "README.md").write_text(card, encoding="utf-8")
         return _result(folder, world)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stackbert.batches.batches import validation_entropy
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import UserError
 from stackbert.pretraining.ledger import read_ledger, stage_table
@@ -148,9 +149,9 @@ def _verdict(run: RunData) -> list[str]:
         )
     with contextlib.suppress(UserError):  # the corpus may have been moved
         corpus = open_corpus(run.record.corpus_folder)
-        entropy = corpus.manifest.validation.unigram_entropy
-        gap = entropy - loss["masked_lm"]
         if corpus.fingerprint == run.record.request.corpus:
+            entropy = validation_entropy(run.record.recipe, corpus)
+            gap = entropy - loss["masked_lm"]
             sentences.append(
                 f"A model that knows word frequencies alone has {entropy:.3f} nats on the held-out "
                 f"text; this one is {abs(gap):.3f} {'below' if gap >= 0 else 'above'} that."
