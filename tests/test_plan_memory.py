@@ -26,7 +26,7 @@ SMALL = {
     "objective": {"mask_rate": 0.3},
     "precision": "fp32",
 }
-CORPUS = SyntheticCorpus(640, tokens=20_000)
+CORPUS = SyntheticCorpus(1280, tokens=20_000)  # the loss of a CPU takes more than one part
 
 
 class Live(TorchDispatchMode):
@@ -95,7 +95,7 @@ def test_a_gpus_attention_keeps_no_probabilities_under_dropout() -> None:
 
     # Two heads of 64 × 64 probabilities in fp32, before and after dropout.
     assert row(0.1, True) > row(0.0, True) + 2 * 2 * 64 * 64 * 4
-    assert row(0.1, False) == row(0.0, True)
+    assert row(0.1, False) == row(0.0, False)
 
 
 def test_micro_batches_are_planned_to_fit_and_what_does_not_fit_is_said(monkeypatch) -> None:
@@ -104,9 +104,9 @@ def test_micro_batches_are_planned_to_fit_and_what_does_not_fit_is_said(monkeypa
     memory = int((fixed + 20.5 * row) / planner.USABLE)
     small = replace(find_device("L4"), memory=memory)
     monkeypatch.setattr(planner, "find_device", lambda _: small)
-    planned = plan(recipe, device="L4", vocab_size=640)
+    planned = plan(recipe, device="L4", vocab_size=1280)
     assert planned.table.micro_batch["stage 1"] == 20
     assert planned.table.memory["stage 1"] == pytest.approx(fixed + 20 * row)
     assert "does not fit" not in planned.text()
     asked = recipe_of(SMALL, batch={"sequences": 64, "sequence_length": 64, "micro_batch": 32})
-    assert "32 rows need about" in plan(asked, device="L4", vocab_size=640).text()
+    assert "32 rows need about" in plan(asked, device="L4", vocab_size=1280).text()

@@ -219,7 +219,8 @@ def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks
     source = dataclasses.replace(tiny_corpus.manifest.sources[0], name=HOSTILE)
     manifest = tiny_corpus.manifest.model_copy(update={"sources": (source,)})
     hostile = RECIPE.model_copy(update={"summary": HOSTILE})
-    spoiled = model_card(hostile, manifest, result.stages, {"stackbert": "1"})
+    manifest = manifest.model_copy(update={"left_out": {HOSTILE: 1}})
+    spoiled = model_card(hostile, manifest, 4.0, ["Passes."], result.stages, {"stackbert": "1"})
     for card, recipe in ((written, RECIPE), (spoiled, hostile)):
         assert yaml.safe_load(card.split("---\n", 2)[1]) == {
             "library_name": "transformers",

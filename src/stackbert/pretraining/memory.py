@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stackbert.batches.batches import Batch
+from stackbert.encoder import IN_CACHE
 from stackbert.machine import DTYPES, Precision
 from stackbert.model import loss_sums
 from stackbert.pretraining.optimizers import Optimizers
@@ -60,12 +61,16 @@ def footprint(
         weights = sum(parameter.nbytes for parameter in model.parameters())
         state = [tensor for each in optimizers.state().values() for tensor in each.values()]
         held = 2 * (weights // shards) + sum(tensor.nbytes for tensor in state) // shards
-    # With the log-probabilities there are their gradient, and that of the logits.
-    return held + 2 * two - four, (four - two) // 2 + 3 * logits // 2
+    held, activations = held + 2 * two - four, (four - two) // 2
+    if is_cpu:  # the gradient takes the logits' place, a few rows at a time
+        copies = 1 if precision == "fp32" else 2
+        return held + copies * 4 * IN_CACHE, activations + logits // 2
+    # Log-probabilities in fp32, their gradient, and that of the logits.
+    return held, activations + 3 * 4 * row.labels_BK.numel() * model.config.vocab_size
 
 
 def _kept(model: "PreTrainedModel", row: Batch, rows: int) -> tuple[int, int]:
-    """Bytes that autograd keeps of a forward pass: (all but log-probabilities, these alone)."""
+    """Bytes that autograd keeps of a forward pass: (all but the logits, these alone)."""
     batch = row.each(lambda tensor: tensor[[0] * rows])
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, Tensor] = {}  # the tensors are held, so that no storage's place is used again
