@@ -17,7 +17,7 @@ from typing import Any
 
 from stackbert.errors import UserError
 from stackbert.finetuning.models import Model
-from stackbert.finetuning.study import FinetuneResult, predictions_path, read_finetune
+from stackbert.finetuning.result import FinetuneResult, predictions_path, read_finetune
 from stackbert.finetuning.tasks import TASKS
 
 FILES = {

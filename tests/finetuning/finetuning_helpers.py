@@ -29,14 +29,15 @@ def sentence(number: int, length: int) -> str:
 
 def write_rows(path: Path, rows) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join("\t".join(map(str, row)) for row in rows) + "\n", encoding="utf-8")
+    text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def sst2(folder: Path) -> Path:
     """GLUE's SST-2: a sentence is positive where "good" stands in it."""
-    for name, count, first in (("train", 64, 0), ("dev", 24, 1000)):
+    for name, numbers in (("train", range(64)), ("dev", range(1000, 1024))):
         rows = [("sentence", "label")]
-        for number in range(first, first + count):
+        for number in numbers:
             label = (number // 2 + number) % 2
             rows.append((f"{('bad', 'good')[label]} {sentence(number, 2 + number % 9)}", label))
         write_rows(folder / "SST-2" / f"{name}.tsv", rows)

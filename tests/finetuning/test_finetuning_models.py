@@ -63,26 +63,23 @@ def test_new_weights_follow_from_the_seed_and_leave_torchs_own_randomness(models
 
 def test_a_controls_weights_are_others_for_every_seed_and_member(models):
     one, two = control_of(find_models((), {"both": models[:2]}))
-    assert [one.label, two.label] == ["untrained 1", "untrained 2"]
     # Of two models of one shape the control is the same, run by run.
     assert one.fingerprint == control_of([find(models[2])])[0].fingerprint
     name = "bert.embeddings.word_embeddings.weight"
-    drawn = [weights(model, seed)[name] for model in (one, two) for seed in (0, 1)]
-    assert all(not torch.equal(a, b) for n, a in enumerate(drawn) for b in drawn[:n])
-    assert torch.equal(weights(one)[name], drawn[0])
+    runs = ((one, 0), (one, 1), (two, 0), (two, 1), (one, 0))
+    drawn = {weights(model, seed)[name].numpy().tobytes() for model, seed in runs}
+    assert len(drawn) == 4
 
 
 def test_a_head_that_a_model_brings_is_replaced(tmp_path):
     config = tiny_encoder().config
     config.id2label = dict(enumerate(MNLI.labels[::-1]))
-    config.label2id = {label: number for number, label in enumerate(MNLI.labels[::-1])}
     model = BertForSequenceClassification(config)
-    model.classifier.weight.data.copy_(torch.arange(3.0)[:, None].expand(3, 32))
+    model.classifier.weight.data.fill_(3.0)
     turned = find(save(tmp_path / "turned", model))
     opened = open_with_head(turned, MNLI, Settings(), seed=0).model
     assert opened.classifier.weight.abs().max() < 0.2  # drawn anew
     assert opened.config.label2id["entailment"] == 0
-    assert torch.equal(weights(turned)["classifier.weight"], opened.classifier.weight)
     assert weights(turned, task=TASKS["rte"])["classifier.weight"].shape == (2, 32)
 
 

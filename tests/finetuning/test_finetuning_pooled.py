@@ -10,9 +10,10 @@ from transformers import AutoModel
 from stackbert.errors import UserError
 from stackbert.finetuning import sentences
 from stackbert.finetuning.data import official_tasks
-from stackbert.finetuning.models import Opened, control_of, find_models, head_class, open_with_head
+from stackbert.finetuning.models import Opened, find_models, head_class, open_with_head
 from stackbert.finetuning.pooled import open_pooled
-from stackbert.finetuning.study import finetune, predictions_path
+from stackbert.finetuning.result import predictions_path
+from stackbert.finetuning.study import finetune
 from stackbert.finetuning.tasks import TASKS, settings_for
 from tiny_encoders import KINDS, tiny_encoder
 
@@ -37,10 +38,6 @@ def test_it_sees_the_means_of_each_text_without_special_tokens(kind, glue, tmp_p
         expected = opened.head(torch.cat([u, v, (u - v).abs(), u * v]))
         for each in (inputs, padded):
             assert torch.allclose(opened(spans=spans, **each).logits[0], expected, atol=1e-5)
-    drawn = open_with_head(control_of([model])[0], data.task, MEAN, seed=0)
-    assert {n: w.shape for n, w in drawn.model.state_dict().items()} == {
-        n: w.shape for n, w in opened.state_dict().items()
-    }
 
 
 def test_it_learns_and_is_saved_so_that_it_opens_again(models, glue, tmp_path):
@@ -53,19 +50,18 @@ def test_it_learns_and_is_saved_so_that_it_opens_again(models, glue, tmp_path):
     assert "open_pooled" in (folder / "README.md").read_text("utf-8")
     model = find_models(folder, {})[0]
     opened = open_pooled(folder)
-    assert opened.config.id2label == {0: "0", 1: "1"}
     data = official_tasks("sst-2", glue, None)[0]
     again, tokenizer = open_with_head(model, data.task, MEAN, seed=7)
     assert not torch.equal(again.head.weight, opened.head.weight)  # a new head, the same encoder
     for name, tensor in opened.base_model.state_dict().items():
         assert torch.equal(again.base_model.state_dict()[name], tensor)
-    rows = sentences.encode(data, "dev", Opened(opened, tokenizer), MEAN).rows
-    said = []
-    for row in rows:
+    for row, line in zip(
+        sentences.encode(data, "dev", Opened(opened, tokenizer), MEAN).rows,
+        path.read_text("utf-8").splitlines(),
+        strict=True,
+    ):
         tensors = {name: torch.tensor(values)[None].long() for name, values in row.items()}
-        said.append(str(int(opened(**tensors).logits.argmax())))
-    lines = path.read_text("utf-8").splitlines()
-    assert said == [json.loads(line)["prediction"] for line in lines]
+        assert json.loads(line)["prediction"] == str(int(opened(**tensors).logits.argmax()))
 
 
 def test_questions_have_no_mean(models):

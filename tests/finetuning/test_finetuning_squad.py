@@ -42,20 +42,14 @@ def windows_of(opened, data, length=21):
     return encode(data, "train", opened, Settings(max_length=length))
 
 
-def texts_of(encoded):
-    return [
-        [CONTEXT[begin:end] for begin, end in window.offsets_S2.tolist() if begin >= 0]
-        for window in encoded.windows
-    ]
+def words_of(window):
+    return [CONTEXT[begin:end] for begin, end in window.offsets_S2.tolist() if begin >= 0]
 
 
 def test_every_word_is_in_a_window_and_neighbours_share_half(opened):
     made = windows_of(opened, asked(("yes no", "", CONTEXT)))
     # 21 tokens less [CLS], [SEP], [SEP] and two of the question leave 16 of the paragraph.
-    texts = texts_of(made)
-    assert [len(text) for text in texts] == [16, 16, 16, 16]
-    assert [text[0] for text in texts] == ["w0", "w8", "w16", "w24"]
-    assert {word for text in texts for word in text} == set(WORDS)
+    assert list(map(words_of, made.windows)) == [WORDS[at : at + 16] for at in (0, 8, 16, 24)]
     assert (made.note, len(made.rows[0]["input_ids"])) == ("", 21)
     assert made.rows[0]["token_type_ids"].tolist() == [0] * 4 + [1] * 17
 
@@ -80,9 +74,9 @@ def test_a_long_question_is_cut_and_counted_and_windows_move_on(opened):
     data = asked((" ".join(WORDS[:30]), "", CONTEXT), ("yes", "", CONTEXT))
     made = windows_of(opened, data)
     assert made.note == "SQuAD v2.0: 1 questions of train are too long and lose their end."
-    long = [n for n, window in enumerate(made.windows) if window.question == 0]
     assert made.rows[0]["input_ids"].tolist().index(3) == 10  # [CLS] and nine tokens, (21 - 3) // 2
-    assert {word for n in long for word in texts_of(made)[n]} == set(WORDS)
+    long = [window for window in made.windows if window.question == 0]
+    assert {word for window in long for word in words_of(window)} == set(WORDS)
     with pytest.raises(UserError, match="leave no room for a paragraph"):
         windows_of(opened, data, length=16)
 
@@ -114,13 +108,11 @@ def test_a_model_learns_v1_and_v2_is_scored_on_both_kinds(models, tmp_path):
     model = find_models(models[0], {})[0]
     squad(squad(tmp_path, "v1.1", train=64), "v2.0", train=48)
     v1, v2 = official_tasks("squad,squad-v2", tmp_path, None)
-    assert guess(v1, "dev") == {"exact_match": 0.0, "f1": 0.0}
-    assert guess(v2, "dev")["f1"] == 5 / 16
+    assert (guess(v1, "dev")["f1"], guess(v2, "dev")["f1"]) == (0.0, 5 / 16)
     fast = ("precision=fp32", "learning_rate=0.003", "batch=16", "max_length=21")
     chosen = settings_for("squad", [*fast, "epochs=8"], ())
     result = finetune_once(model, v1, chosen, 0, splits=["dev"])
     assert result.scores["dev"]["f1"] > 0.8
-    assert json.loads(result.predictions.splitlines()[0])["key"] == "q500"
     chosen = settings_for("squad-v2", [*fast, "max_steps=6"], ())
     result = finetune_once(model, v2, chosen, 0, splits=["dev"])
     assert {"HasAns_f1", "NoAns_f1"} <= result.scores["dev"].keys()

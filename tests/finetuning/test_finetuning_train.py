@@ -45,9 +45,7 @@ def sst2_data(glue):
 def test_a_model_learns_a_task_and_predictions_are_of_their_own_rows(model, sst2_data):
     result = once(model, sst2_data, 1, "epochs=8", splits=("dev", "test"))
     assert result.scores == {"dev": {"accuracy": 1.0}, "test": {}}
-    assert (result.steps, result.diverged) == (64, False)
-    assert result.loss < 0.4
-    assert min(result.seconds, result.predicting) > 0
+    assert (result.steps, result.diverged, result.loss < 0.4) == (64, False, True)
     # What is predicted is sorted by length, so the outputs come in another order than the rows lie.
     frame = sst2_data.splits["dev"]
     rows, tested = predicted(result)[: len(frame)], predicted(result)[len(frame) :]
@@ -62,8 +60,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_run(model, s
     state = torch.get_rng_state()
     first, again, other = (once(model, sst2_data, seed, "max_steps=10") for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert (again.loss, again.scores) == (first.loss, first.scores)
-    assert again.predictions == first.predictions
+    assert (again.loss, again.predictions) == (first.loss, first.predictions)
     assert other.loss != first.loss
 
 
@@ -81,11 +78,11 @@ def test_rows_come_in_an_order_that_no_model_decides(model, sst2_data, tmp_path,
     deeper = find_models(save(tmp_path / "deeper", tiny_encoder(depth=3)), {})[0]
     once(deeper, sst2_data, 4, "epochs=2", splits=())
     assert seen == first
-    assert len(first) == 16
     opened = open_with_head(model, sst2_data.task, Settings(), seed=0)
     rows = sentences.encode(sst2_data, "train", opened, settings()).rows
-    expected = sorted([row["input_ids"].tolist() for row in rows] * 2)
-    assert sorted(row for batch in first for row in batch) == expected
+    order = row_order([len(row["input_ids"]) for row in rows], settings("epochs=2"), 4)
+    came = [ids for batch in first for ids in batch]
+    assert came == [rows[place]["input_ids"].tolist() for place in order]
 
 
 def test_every_row_comes_once_a_pass_and_like_lengths_share_a_batch():
@@ -101,15 +98,12 @@ def test_every_row_comes_once_a_pass_and_like_lengths_share_a_batch():
     means = [np.mean(batch) for batch in batches]
     assert 0.4 < np.mean([b > a for a, b in itertools.pairwise(means)]) < 0.6
     assert len(row_order([7] * 9, settings("max_steps=5"), 0)) == 40
-    assert len(row_order([7], settings("epochs=0.1"), 0)) == 1
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_model_type_trains_and_predicts(kind, sst2_data, tmp_path):
     model = find_models(save(tmp_path / kind, tiny_encoder(kind)), {})[0]
-    result = once(model, sst2_data, 0, "max_steps=2")
-    assert len(predicted(result)) == 24
-    assert math.isfinite(result.loss)
+    assert len(predicted(once(model, sst2_data, 0, "max_steps=2"))) == 24
 
 
 def test_a_run_that_diverges_ends_at_once_and_says_so(model, sst2_data):

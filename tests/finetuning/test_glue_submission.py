@@ -35,11 +35,8 @@ def test_the_zip_holds_what_the_server_takes(example, models, glue, tmp_path, mo
         if name != "SST-2.tsv":
             assert [line.split("\t")[0] for line in texts[name][1:]] == list(map(str, range(size)))
     assert texts["MNLI-mm.tsv"][1] == "0\tentailment"
-    assert texts["STS-B.tsv"][1] == "0\t0.000"
-    path, notes = example.write_submission(call["out"], result, result.models[0], fill=False)
+    _, notes = example.write_submission(call["out"], result, result.models[0], fill=False)
     assert "AX.tsv has no predictions." in notes
-    with zipfile.ZipFile(path) as archive:
-        assert archive.namelist() == ["SST-2.tsv"]
     example.main()
     assert path.read_bytes() == first  # the same bytes from the same predictions
 

@@ -12,8 +12,7 @@ from stackbert.finetuning.sentences import score
 from stackbert.finetuning.tasks import TaskData
 
 _WORD = r"\w+|[^\w\s]"
-Scores = dict[str, dict[str, dict[str, float]]]
-"""By control, dev split and metric."""
+Scores = dict[str, dict[str, dict[str, float]]]  # by control, dev split and metric
 
 
 def control_scores(data: TaskData) -> Scores:

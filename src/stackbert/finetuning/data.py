@@ -33,10 +33,9 @@ _DEV_SHARE = 0.1
 
 
 def read_table(path: Path, columns: Sequence[str] = (), *, quoted: bool = False) -> pd.DataFrame:
-    """The cells of a .csv, .tsv, .json (a list of objects), .jsonl or .parquet file.
+    """The cells of a file; `columns` are those of one without a header.
 
-    `columns` are those of a file without a header. In a .tsv file quotation marks are characters
-    like any other, as in GLUE's, unless it is `quoted`.
+    In a .tsv quotation marks are characters like any other, as in GLUE's, unless it is `quoted`.
     """
     suffix = path.suffix.lower()
     with reading(path):
@@ -70,12 +69,9 @@ def read_table(path: Path, columns: Sequence[str] = (), *, quoted: bool = False)
 
 
 def _is_quoted(path: Path) -> bool:
-    """Whether a .tsv quotes its cells, as pandas does; else quotation marks belong to its texts.
-
-    Only whoever quotes doubles the marks within a cell, breaks its line or quotes the header.
-    """
     with reading(path):
         text = path.read_bytes().decode("utf-8-sig")
+    # Only whoever quotes doubles the marks within a cell, breaks its line or quotes the header.
     cells = re.findall(r'(?m)(?:^|\t)"((?:[^"\t]|"")*)"(?=\t|\r?$)', text)
     return text.startswith('"') or any('""' in cell or "\n" in cell for cell in cells)
 
@@ -105,10 +101,7 @@ def _read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ()
 
 
 def _glue_files(task: Task, folder: Path) -> Raw:
-    """The official files of a GLUE task, in its own folder or one that holds it; none if neither.
-
-    Folders may be called in any case, with or without the hyphen.
-    """
+    """A GLUE task's files, in its own folder or one above; of any case, with a hyphen or not."""
     with reading(folder):
         folders = [path for path in (folder.resolve(), *sorted(folder.iterdir())) if path.is_dir()]
     names = [path.name.lower().replace("-", "") for path in folders]
@@ -159,11 +152,9 @@ def official_tasks(
 def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None = None) -> TaskData:
     """A task's data, checked. Predictions go by `key`, an index, or the row's number."""
     splits, notes = {}, list(notes)
-    for split in ("train", "dev"):
-        if split not in raw:
-            raise UserError(
-                f"There is no {split} split of {task.title} ({task.title}/{split}.tsv)."
-            )
+    if missing := [split for split in ("train", "dev") if split not in raw]:
+        where = f"{task.title}/{missing[0]}.tsv"
+        raise UserError(f"There is no {missing[0]} split of {task.title} ({where}).")
     for split, (where, frame) in raw.items():
         index = next((name for name in ("index", "idx", "id") if name in frame), None)
         wanted = {"key": (key or index,), "text": task.text, "text_pair": task.pair}
@@ -189,8 +180,6 @@ def _task_data(task: Task, raw: Raw, notes: Sequence[str] = (), key: str | None 
 
 
 def _column(frame: pd.DataFrame, names: Sequence[str | None], where: str) -> "pd.Series[str]":
-    """The column that has one of the names, as text; a missing cell is empty."""
-
     def plain(value: Any) -> str:  # noqa: ANN401 (any cell)
         if isinstance(value, str):
             # Halves of a character, which no tokenizer takes, are replaced.
@@ -254,9 +243,9 @@ def own_data(
     taken = f"{len(classes)} classes" if classes else "numbers"
     notes.append(f"{where}: the column '{label}' is taken for {taken}.")
     if "dev" not in raw:
-        is_dev = _chosen_for_dev(
-            [_column(train, (name,), where) for name in (text, second) if name]
-        )
+        first = _column(train, (text,), where)
+        other = _column(train, (second,), where) if second else first.str[:0]
+        is_dev = _chosen_for_dev(first, other)
         if is_dev.all() or (classes and labels[~is_dev].nunique() < 2):
             raise UserError(f"{where} has too few different texts. Give a dev table.")
         raw |= {"train": (where, train[~is_dev]), "dev": (where, train[is_dev])}
@@ -276,7 +265,6 @@ def own_data(
 
 
 def _classes(labels: "pd.Series[str]", kind: LabelKind, where: str) -> tuple[str, ...]:
-    """The classes that a column holds, in order; none of numbers."""
     numbers, classes = pd.to_numeric(labels, errors="coerce"), sorted(set(labels))
     is_whole = bool((numbers % 1 == 0).all())
     if kind == "auto" and is_whole and len(classes) > _MOST_CLASSES:
@@ -294,9 +282,8 @@ def _classes(labels: "pd.Series[str]", kind: LabelKind, where: str) -> tuple[str
     return tuple(classes if numbers.isna().any() else sorted(classes, key=float))
 
 
-def _chosen_for_dev(columns: Sequence["pd.Series[str]"]) -> "pd.Series[bool]":
-    texts = zip(columns[0], columns[1] if columns[1:] else [""] * len(columns[0]), strict=True)
-    hashes = [hashlib.sha256(json.dumps(each).encode()).hexdigest() for each in texts]
-    hashed = pd.Series(hashes, index=columns[0].index)
+def _chosen_for_dev(first: "pd.Series[str]", second: "pd.Series[str]") -> "pd.Series[bool]":
+    texts = [json.dumps(pair).encode() for pair in zip(first, second, strict=True)]
+    hashed = pd.Series([hashlib.sha256(text).hexdigest() for text in texts], index=first.index)
     counts = hashed.value_counts().sort_index()
     return hashed.isin(counts.index[counts.cumsum() - counts < _DEV_SHARE * len(hashed)])

@@ -4,7 +4,6 @@ The head is new, and the pooler under it where pre-training had none; of the con
 """
 
 import hashlib
-import inspect
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -112,9 +111,9 @@ def _model(path: Path, name: str, member: int) -> Model:
         raise UserError(f"The run {path} has no {MODEL}/ yet. Let it finish, or name a checkpoint.")
     read_config(folder)  # its errors are this function's
     place = folder.resolve()
-    own = place.parent if place.name == MODEL and is_run(place.parent) else place
+    place = place.parent if place.name == MODEL and is_run(place.parent) else place
     found = {"folder": str(folder), "fingerprint": _fingerprint(folder)}
-    return Model(name=name or own.name, member=member, **found)
+    return Model(name=name or place.name, member=member, **found)
 
 
 def _fingerprint(folder: Path, *, weights: bool = True) -> str:
@@ -127,11 +126,7 @@ def _fingerprint(folder: Path, *, weights: bool = True) -> str:
 
 
 class Opened(NamedTuple):
-    """A model with a head, and its tokenizer, which knows what the model takes.
-
-    `model_max_length` is the most tokens that a row may have; `model_input_names` has token types
-    only if the model tells the texts of a pair apart by them.
-    """
+    """A model with a head, and its tokenizer, which knows what the model takes."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -151,19 +146,19 @@ def head_class(model: Model, task: Task, pooling: str) -> tuple[type[PreTrainedM
         config: Any = AutoConfig.from_pretrained(
             model.folder, local_files_only=True, trust_remote_code=False
         )
-    is_span = task.kind == "span"
     classes: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    classes = MODEL_FOR_QUESTION_ANSWERING_MAPPING if is_span else classes
+    what = "sentences"
+    if task.kind == "span":
+        classes, what = MODEL_FOR_QUESTION_ANSWERING_MAPPING, "questions"
     if type(config) not in classes:
         raise UserError(
             f"{model.folder} is a model of type '{config.model_type}', for which transformers has "
-            f"no head for {'questions' if is_span else 'sentences'}. Take an encoder such as BERT."
+            f"no head for {what}. Take an encoder such as BERT."
         )
-    if pooling == "mean" and is_span:
+    if pooling == "mean" and task.kind == "span":
         raise UserError(f"pooling=mean is for sentences: set it for other tasks than {task.title}.")
-    transformers_class = classes[type(config)]
-    chosen = MeanPooled if pooling == "mean" else transformers_class
-    return chosen, transformers_class.base_model_prefix, config
+    encoder = classes[type(config)].base_model_prefix
+    return MeanPooled if pooling == "mean" else classes[type(config)], encoder, config
 
 
 def open_with_head(model: Model, task: Task, settings: Settings, *, seed: int) -> Opened:
@@ -199,7 +194,7 @@ def open_with_head(model: Model, task: Task, settings: Settings, *, seed: int) -
             if brings_head:  # it may be for other labels, and no other model has one
                 fresh = model_class(config).state_dict()
                 head = {name: tensor for name, tensor in fresh.items() if not re.match(base, name)}
-                opened.load_state_dict(opened.state_dict() | head)
+                opened.load_state_dict(head, strict=False)
     return Opened(opened, _tokenizer_for(opened, Path(model.folder)))
 
 
@@ -214,10 +209,7 @@ def _tokenizer_for(opened: Any, folder: Path) -> PreTrainedTokenizerBase:  # noq
         if wrong:
             raise UserError(f"The tokenizer in {folder} {what}. Take the model's own.")
     tokenizer.model_max_length = longest_row(opened, tokenizer)
-    # RoBERTa takes token types as an argument but has only one.
-    takes_types = "token_type_ids" in inspect.signature(opened.base_model.forward).parameters
-    if takes_types and getattr(opened.config, "type_vocab_size", 0) > 1:
-        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    else:
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    # RoBERTa takes token types as an argument but has only one; ModernBERT has none.
+    types = ["token_type_ids"] if getattr(opened.config, "type_vocab_size", 0) > 1 else []
+    tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
     return tokenizer

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from stackbert.model_files import open_model
@@ -40,12 +41,10 @@ class MeanPooled(PreTrainedModel):  # type: ignore[no-untyped-call]
     def forward(
         self, spans: Tensor, labels: Tensor | None = None, **inputs: Tensor
     ) -> SequenceClassifierOutput:
-        """Logits, and with `labels` the loss: cross-entropy of integers, squared error of floats.
+        """Logits, and with `labels` (rows,) the loss of transformers' own heads.
 
-        Args:
-            spans: (rows, texts, 2), where each text's tokens begin and end.
-            labels: (rows,).
-            inputs: what the encoder takes.
+        `spans` (rows, texts, 2) say where each text's tokens begin and end; `inputs` go to the
+        encoder.
         """
         x_BSH = self.base_model(**inputs).last_hidden_state.float()
         place_S = torch.arange(x_BSH.shape[1], device=x_BSH.device)
@@ -57,12 +56,10 @@ class MeanPooled(PreTrainedModel):  # type: ignore[no-untyped-call]
             for second_BH in second:
                 parts += [second_BH, (first_BH - second_BH).abs(), first_BH * second_BH]
             logits = self.head(torch.cat(parts, dim=1))
-        loss = None
-        if labels is not None and labels.is_floating_point():
-            loss = nn.functional.mse_loss(logits[:, 0], labels.float())
-        elif labels is not None:
-            loss = nn.functional.cross_entropy(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        output = SequenceClassifierOutput(logits=logits)
+        if labels is not None:
+            output.loss = ForSequenceClassificationLoss(labels, logits, self.config)
+        return output
 
 
 def open_pooled(folder: str | Path) -> MeanPooled:

@@ -79,17 +79,14 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
         for row, label in zip(rows, frame["label"], strict=True):
             # The loss goes by the type: squared error of floats, cross-entropy of integers.
             row["labels"] = int(label) if data.task.labels else (label - mean) / deviation
-    note = (
-        f"{data.task.title}: {cut:,} of {len(rows):,} rows of {split} are cut at {longest} tokens."
-    )
-    return Encoded(rows, note if cut else "")
+    of = f"{cut:,} of {len(rows):,} rows of {split}"
+    return Encoded(rows, f"{data.task.title}: {of} are cut at {longest} tokens." if cut else "")
 
 
 def _span(parts: Sequence[int | None], text: int) -> tuple[int, int]:
     """Where a text's tokens begin and end; of one without any, the classification token."""
-    if text not in parts:
-        return 0, 1
-    return parts.index(text), len(parts) - list(reversed(parts)).index(text)
+    begin = parts.index(text) if text in parts else 0
+    return begin, begin + max(1, parts.count(text))
 
 
 def judge(
@@ -100,10 +97,8 @@ def judge(
     mean, deviation = _scale(data)
     (output,) = outputs
     said = output.argmax(axis=1) if task.labels else output[:, 0].astype(float) * deviation + mean
-    rows, scores = frame[["key"]].assign(prediction=said), {}
-    if "label" in frame:
-        rows["label"] = frame["label"]
-        scores = score(task.metrics, frame["label"].to_numpy(), said)
+    scores = score(task.metrics, frame["label"].to_numpy(), said) if "label" in frame else {}
+    rows = frame[["key"]].assign(prediction=said).join(frame.filter(["label"]))
     if task.labels:
         names = rows.columns.drop("key")
         rows[names] = rows[names].map(lambda number: task.labels[number])

@@ -31,14 +31,11 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def load_squad(task: Task, folder: Path) -> TaskData:
     """The official files in a folder: train-v1.1.json, dev-v1.1.json, or -v2.0."""
-    splits = {}
-    for split in ("train", "dev", "test"):
-        path = folder / f"{split}-{task.title.split()[1]}.json"
-        if path.is_file():
-            splits[split] = _read(path, task, split)
-        elif split != "test":
-            raise UserError(f"{folder} has no {path.name}, which {task.title} takes.")
-    return TaskData(task, splits)
+    version = task.title.split()[1]
+    paths = {split: folder / f"{split}-{version}.json" for split in ("train", "dev", "test")}
+    if not paths["test"].is_file():
+        del paths["test"]
+    return TaskData(task, {split: _read(path, task, split) for split, path in paths.items()})
 
 
 def _read(path: Path, task: Task, split: str) -> pd.DataFrame:
@@ -95,13 +92,8 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
     windows, cut, common = [], 0, {"return_offsets_mapping": True, "return_attention_mask": False}
     for start in range(0, len(frame), _TOGETHER):
         some = frame.iloc[start : start + _TOGETHER]
-        plain = tokenizer(
-            list(some["text"]),
-            add_special_tokens=False,
-            truncation=True,
-            max_length=most,
-            **common,
-        )
+        short = {"add_special_tokens": False, "truncation": True, "max_length": most}
+        plain = tokenizer(list(some["text"]), **short, **common)
         cut += sum(bool(each.overflowing) for each in plain.encodings)
         ends = [offsets[-1][1] if offsets else 0 for offsets in plain["offset_mapping"]]
         encoded = tokenizer(
@@ -148,12 +140,10 @@ def judge(
         none[question] = min(none[question], float(start_S[0]) + float(end_S[0]))
     # How far "no answer" is above the best span; without any span, by more than can be.
     surplus = np.minimum(none - [value for value, _ in best], float(np.finfo(np.float32).max))
-    may_lack = data.task.name == "squad-v2"
-    said = [
-        "" if may_lack and over > 0 else text for (_, text), over in zip(best, surplus, strict=True)
-    ]
+    lacks = (surplus > 0) & (data.task.name == "squad-v2")
+    said = ["" if no else text for (_, text), no in zip(best, lacks, strict=True)]
     rows = frame[["key"]].assign(prediction=said, no_answer=surplus)
-    return {} if split.startswith("test") else squad_scores(list(frame["answers"]), said), rows
+    return {} if split == "test" else squad_scores(list(frame["answers"]), said), rows
 
 
 def guess(data: TaskData, split: str) -> dict[str, float]:
@@ -191,7 +181,6 @@ def f1(answer: str, truth: str) -> float:
 
 
 def _score(truths: Sequence[str], answer: str, is_v2: bool) -> tuple[float, float]:
-    """Exact match and F1 of a question (Rajpurkar et al. 2016; Rajpurkar, Jia and Liang 2018)."""
     if is_v2:
         # v2.0 passes over answers that normalise to nothing, and then wants the empty answer.
         truths = [truth for truth in truths if normalised(truth)] or [""]
@@ -202,9 +191,10 @@ def _score(truths: Sequence[str], answer: str, is_v2: bool) -> tuple[float, floa
 
 
 def squad_scores(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, float]:
-    """The official scores, as fractions; of several truths the closest counts.
+    """The official scores, as fractions (Rajpurkar et al. 2016; Rajpurkar, Jia and Liang 2018).
 
-    Where some questions have no answer, the scores of both kinds of question come as well.
+    Of several truths the closest counts. Where some questions have no answer, the scores of both
+    kinds of question come as well.
     """
     is_v2 = not all(truths)
     scores = np.array([_score(t, a, is_v2) for t, a in zip(truths, answers, strict=True)])

@@ -7,12 +7,10 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from stackbert.errors import UserError
 from stackbert.files import explain
-
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class Settings(BaseModel):
@@ -30,7 +28,7 @@ class Settings(BaseModel):
     pooling: Literal["cls", "mean"] = "cls"
     """What the head sees: transformers' own head on the first token, or the mean of all."""
     save: bool = False  # keep every run's model
-    epochs: Annotated[float, Field(gt=0.0)] = 3.0
+    epochs: PositiveFloat = 3.0
     max_steps: PositiveInt | None = None  # instead of epochs; to try things out
     batch: PositiveInt = 16
     warmup_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1

@@ -32,10 +32,9 @@ from stackbert.finetuning.tasks import Settings, Task, TaskData
 from stackbert.machine import explaining_out_of_memory, pick_device
 from stackbert.model_files import quiet_transformers, save_model
 
-OnStep = Callable[[float], None]
-"""Hears of the share of a run that is done, and may raise to stop it."""
+OnStep = Callable[[float], None]  # hears of the share of a run that is done; may raise to stop it
+# Among which "auto" chooses: weights of another scale want another rate.
 RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
-"""Learning rates among which "auto" chooses. Weights of another scale want other ones."""
 _RATE_STEPS = 200  # that each of them is tried, or those of a run if they are fewer
 _HELD_OUT, _MOST_HELD_OUT = 0.2, 1000  # share and number, at most, of the rows that judge them
 _LOSSES = 40  # readings of the training loss over a run
@@ -49,6 +48,8 @@ class RunResult:
 
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split and metric; empty if the run diverged."""
+    guesses: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What always giving the commonest answer scores, by dev split and metric."""
     predictions: str = ""  # a JSON object a line: split, key and prediction
     learning_rate: float = math.nan
     notes: list[str] = field(default_factory=list)  # on rows that were cut
@@ -59,7 +60,7 @@ class RunResult:
     diverged: bool = False  # the loss, or an output of the trained model, was not finite
 
 
-def kind_of(task: Task) -> Any:  # noqa: ANN401 (a module)
+def _kind_of(task: Task) -> Any:  # noqa: ANN401 (a module)
     """The module with a task's `encode`, `judge` and `guess`."""
     return squad if task.kind == "span" else sentences
 
@@ -74,11 +75,8 @@ def finetune_once(
     save_to: Path | None = None,
     on_step: OnStep = lambda done: None,
 ) -> RunResult:
-    """Fine-tune a model on a task once, then predict `splits`; keep the model in `save_to`.
-
-    On a CPU with as many threads, the same model, data, settings and seed give the same bits.
-    """
-    result, kind = RunResult(learning_rate=float(settings.learning_rate)), kind_of(data.task)
+    """Fine-tune a model on a task once, then predict `splits`; keep the model in `save_to`."""
+    result, kind = RunResult(learning_rate=float(settings.learning_rate)), _kind_of(data.task)
     with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
         opened = open_with_head(model, data.task, settings, seed=seed)
         names = dict.fromkeys(("train", *splits))
@@ -88,6 +86,7 @@ def finetune_once(
         begun = time.perf_counter()
         trainer.train()
         trained = time.perf_counter()
+        result.guesses = {s: kind.guess(data, s) for s in splits if s.startswith("dev")}
         for split in splits:
             outputs = [] if result.diverged else _predict(trainer, encoded[split].rows)
             if result.diverged or not all(np.isfinite(each).all() for each in outputs):
@@ -96,21 +95,16 @@ def finetune_once(
             result.scores[split], rows = kind.judge(data, split, encoded[split], outputs)
             rows.insert(0, "split", split)
             result.predictions += rows.to_json(orient="records", lines=True, force_ascii=False)
-        ended = time.perf_counter()
+        result.seconds, result.predicting = trained - begun, time.perf_counter() - trained
         if save_to is not None and not result.diverged:
-            _save(opened, save_to)
-    result.seconds, result.predicting = trained - begun, ended - trained
+            shutil.rmtree(save_to, ignore_errors=True)  # of a run that was stopped right after
+            with new_folder(save_to) as new:
+                longest = opened.tokenizer.model_max_length
+                save_model(opened.model, new, tokenizer=None, sequence_length=longest)
+                opened.tokenizer.save_pretrained(new)
+                if isinstance(opened.model, MeanPooled):
+                    (new / "README.md").write_text(CARD, encoding="utf-8")
     return result
-
-
-def _save(opened: Opened, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped right after
-    with new_folder(folder) as new:
-        longest = opened.tokenizer.model_max_length
-        save_model(opened.model, new, tokenizer=None, sequence_length=longest)
-        opened.tokenizer.save_pretrained(new)
-        if isinstance(opened.model, MeanPooled):
-            (new / "README.md").write_text(CARD, encoding="utf-8")
 
 
 def choose_rate(
@@ -125,30 +119,27 @@ def choose_rate(
     losses = []
     with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
         opened = open_with_head(model, data.task, settings, seed=0)
-        rows = kind_of(data.task).encode(data, "train", opened, settings).rows
+        rows = _kind_of(data.task).encode(data, "train", opened, settings).rows
         order = _shuffled(len(rows), 0, "held out", 0)
         count = max(1, min(_MOST_HELD_OUT, round(_HELD_OUT * len(rows))))
         held: Any = [rows[n] for n in order[:count]]
         used = [rows[n] for n in order[count:]]
+        steps = min(_RATE_STEPS, math.ceil(_rows_of(len(rows), settings) / settings.batch))
         for place, rate in enumerate(RATES):
-            opened = open_with_head(model, data.task, settings, seed=0)
-            steps = min(_RATE_STEPS, math.ceil(_rows_of(len(rows), settings) / settings.batch))
-            trial = settings.model_copy(update={"learning_rate": rate, "max_steps": steps})
 
             def on_trial(done: float, place: int = place) -> None:
                 on_step((place + done) / len(RATES))
 
-            result = RunResult()
-            trainer = _trainer(opened, used, trial, 0, result, on_trial)
+            opened = open_with_head(model, data.task, settings, seed=0)
+            trial = settings.model_copy(update={"learning_rate": rate, "max_steps": steps})
+            trainer = _trainer(opened, used, trial, 0, RunResult(), on_trial)
             trainer.train()
-            judged: Any = None if result.diverged else trainer.predict(held).metrics
-            loss = judged["test_loss"] if judged else math.inf
-            losses.append(loss if math.isfinite(loss) else math.inf)
+            metrics: Any = trainer.predict(held).metrics
+            losses.append(np.nan_to_num(metrics["test_loss"], nan=math.inf))
     return RATES[losses.index(min(losses))]
 
 
 def _rows_of(size: int, settings: Settings) -> int:
-    """Rows that a run trains on, each as often as it comes."""
     if settings.max_steps:
         return settings.batch * settings.max_steps
     return max(1, round(size * settings.epochs))
@@ -165,7 +156,6 @@ def _trainer(
     order = row_order([len(row["input_ids"]) for row in rows], settings, seed)
     in_order: Any = [rows[place] for place in order]
     total = math.ceil(len(order) / settings.batch)
-    on_cpu = pick_device().type == "cpu"
 
     class Listener(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
@@ -181,12 +171,10 @@ def _trainer(
     arguments = TrainingArguments(
         output_dir=tempfile.gettempdir(),  # there in any case; nothing is saved
         save_strategy="no",
-        use_cpu=on_cpu,
+        use_cpu=pick_device().type == "cpu",
         bf16=settings.precision == "bf16",
-        dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,  # rows hold what the model takes and nothing else
         disable_tqdm=True,
-        report_to="none",
         # The default would put the mean of earlier losses in place of one that is not finite.
         logging_nan_inf_filter=False,
         logging_steps=max(1, total // _LOSSES),
@@ -212,7 +200,7 @@ def _trainer(
 
 
 def _predict(trainer: Trainer, rows: Sequence[dict[str, Any]]) -> list[npt.NDArray[Any]]:
-    """The head's outputs, a row a row, computed in order of length to save padding."""
+    # In order of length, to save padding.
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
     in_order: Any = [rows[place] for place in order]
     found = trainer.predict(in_order).predictions
@@ -226,7 +214,6 @@ def row_order(lengths: Sequence[int], settings: Settings, seed: int) -> I64:
     Every row comes once before any comes twice, but for the groups at the seam. To save padding,
     shuffled rows are sorted by length within groups of up to 50 batches, and the batches shuffled.
     """
-
     size, batch = len(lengths), settings.batch
     rows = _rows_of(size, settings)
     passes = range(math.ceil(rows / size))

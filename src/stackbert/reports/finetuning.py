@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stackbert.finetuning.study import FinetuneResult, read_finetune
+from stackbert.finetuning.result import FinetuneResult, read_finetune
 from stackbert.reports.charts import intervals
 from stackbert.reports.page import Chart, Page, Table
 

@@ -1,66 +1,60 @@
 """What a study says: hand-made scores, numbers worked out on paper."""
 
+import itertools
+
 import pandas as pd
 import pytest
 
 from stackbert.finetuning.models import Model
-from stackbert.finetuning.study import FinetuneResult, TaskRecord
+from stackbert.finetuning.result import COLUMNS, FinetuneResult, TaskRecord
 from stackbert.finetuning.tasks import TASKS, Settings
-from stackbert.finetuning.verdict import score_table
 
 GUESS = {"mrpc": (0.8, 0.68), "cola": (0.0,), "wnli": (0.56,), "mnli": (0.35,)}
-COLUMNS = list(FinetuneResult(machine={}).scores.columns)
 
 
-def study(scores, *, groups=(), control=None, words=None, seeds=3):
+def study(scores, words=None):
     """`scores[task][model]` are scores by seed, None of a run that diverged; of a group by member.
 
-    A score is a number, for every metric of every split.
+    A score is for every metric of every split. The model "random" is the untrained control.
     """
-    rows, names = [], dict.fromkeys(name for found in scores.values() for name in found)
+    rows, models, tasks = [], {}, {}
     for task, by_model in scores.items():
-        splits = ["dev", "dev_mismatched"] if task == "mnli" else ["dev"]
         for name, values in by_model.items():
-            members = values if name in groups else [values]
-            for member, own in enumerate(members, start=1 if name in groups else 0):
-                for seed, value in enumerate(own):
-                    for split in splits:
-                        for metric, guess in zip(TASKS[task].metrics, GUESS[task], strict=True):
-                            score = guess if value is None else value
-                            end = (7, 0.1, 10.0, 1.0, value is None, False, 5e-5)
-                            run = (task, name, member, seed)
-                            rows.append((*run, split, metric, score, guess, *end))
-    tasks = {
-        task: TaskRecord(
+            members = values if isinstance(values[0], list) else [values]
+            for member, own in enumerate(members, start=len(members) > 1):
+                about = {"folder": name, "fingerprint": name, "untrained": name == "random"}
+                models[name, member] = Model(name=name, member=member, **about)
+                metrics = zip(TASKS[task].metrics, GUESS[task], strict=True)
+                splits = ("dev", "dev_mismatched") if task == "mnli" else ("dev",)
+                for (seed, score), split, (metric, guess) in itertools.product(
+                    enumerate(own), splits, metrics
+                ):
+                    shown = (metric, guess if score is None else score, guess)
+                    costs = (7, 0.1, 10.0, 1.0, score is None, False, 5e-5)
+                    rows.append((task, name, member, seed, split, *shown, *costs))
+        tasks[task] = TaskRecord(
             title=TASKS[task].title,
             metrics=TASKS[task].metrics,
             settings=Settings(precision="fp32"),
             sizes={"train": 100, "dev": 50},
             fingerprints={},
-            seeds=seeds,
+            seeds=max(row[3] for row in rows) + 1,
             notes=(f"A note on {task}.",),
             controls={"bag of words": {"dev": words[task]}} if words else {},
         )
-        for task in scores
-    }
-    models = [
-        Model(name=name, member=member, folder=name, fingerprint=name, untrained=name == control)
-        for name in names
-        for member in ((1, 2, 3) if name in groups else (0,))
-    ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    return FinetuneResult(machine={}, models=tuple(models), tasks=tasks, scores=frame)
+    return FinetuneResult(machine={}, models=tuple(models.values()), tasks=tasks, scores=frame)
 
 
-def test_a_score_is_test_a_score_is_mean_and_interval_over_seeds_seeds():
-    row = study({"mrpc": {"a": [0.86, 0.88, 0.93]}}).table().loc[0]
+def test_a_score_is_mean_and_interval_over_seeds():
+    result = study({"mrpc": {"a": [0.86, 0.88, 0.93]}})
+    row = result.table().loc[0]
     # Student's t at two degrees of freedom is 4.303; the deviation of these three is 3.6056.
     assert (row["task"], row["metric"], row["model"]) == ("MRPC", "f1", "a")
     assert row["mean"] == pytest.approx(89.0)
     assert row["high"] - row["mean"] == pytest.approx(4.3027 * 3.6056 / 3**0.5, rel=1e-4)
     assert (row["runs"], row["failed"], row["guess"]) == (3, 0, 80.0)
-    other = study({"mrpc": {"a": [0.86, 0.88, 0.93]}}).table(headline=False)
-    assert list(other["metric"]) == ["accuracy"]
+    assert list(result.table(headline=False)["metric"]) == ["accuracy"]
 
 
 def test_a_difference_is_paired_by_seed():
@@ -70,7 +64,7 @@ def test_a_difference_is_paired_by_seed():
     assert row["difference"] == pytest.approx(1.1)
     assert (round(row["difference_low"], 2), round(row["difference_high"], 2)) == (0.85, 1.35)
     assert (row["pairs"], row["outcome"]) == (3, "better")
-    assert score_table(result, base="b")["outcome"][0] == "worse"
+    assert result.table(base="b")["outcome"][0] == "worse"
     assert result.verdict()[0] == "b against a: better on CoLA +1.1 (+0.9 to +1.3)."
     shown = result.summary().splitlines()[-1].split()
     assert shown[:6] == ["CoLA", "matthews", "b", "87.1", "77.0", "97.2"]
@@ -78,26 +72,23 @@ def test_a_difference_is_paired_by_seed():
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "outcome"),
+    ("a", "b", "outcome", "said"),
     [
-        ([0.87, 0.86, 0.88], [0.86, 0.88, 0.87], "no difference"),
-        ([0.87], [0.86], "one seed"),
-        ([0.87, 0.86, 0.88], [0.99], "one seed"),
-        ([0.5, 0.6, 0.64], [0.9, 0.6, 0.5], "no information"),
+        ([0.87, 0.86, 0.88], [0.86, 0.88, 0.87], "no difference", "no difference on MRPC"),
+        ([0.87, 0.86, 0.88], [0.99], "one seed", "says nothing of noise"),
+        ([0.5, 0.6, 0.64], [0.9, 0.6, 0.5], "no information", "cannot tell b and a apart"),
     ],
 )
-def test_what_may_be_noise_is_not_called_a_difference(a, b, outcome):
+def test_what_may_be_noise_is_not_called_a_difference(a, b, outcome, said):
     result = study({"wnli" if max(a) < 0.7 else "mrpc": {"a": a, "b": b}})
     assert result.table()["outcome"][1] == outcome
-    said = " ".join(result.verdict())
-    assert ("cannot tell b and a apart" in said) == (outcome == "no information")
-    assert ("No information: WNLI." in said) == (outcome == "no information")
-    assert ("says nothing of noise" in said) == (outcome == "one seed")
+    assert said in result.verdict()[0]
+    assert ("No information: WNLI." in result.verdict()[1]) == (outcome == "no information")
 
 
 def test_failed_runs_are_counted_and_stay_in_the_mean():
     # One at guessing, one below, one that diverged and so counts as guessing.
-    result = study({"cola": {"a": [0.3, 0.0, -0.1, None]}}, seeds=4)
+    result = study({"cola": {"a": [0.3, 0.0, -0.1, None]}})
     row = result.table().loc[0]
     assert (row["mean"], row["runs"], row["failed"]) == (pytest.approx(5.0), 4, 3)
     assert "3 of 4 runs failed: they diverged (1) or ended no better" in result.verdict()[2]
@@ -107,7 +98,7 @@ def test_of_several_pretraining_seeds_the_noise_is_between_them():
     # Fine-tuning seeds agree within each member, so that counting all nine would call it certain.
     a = [[0.85] * 3, [0.88] * 3, [0.91] * 3]
     b = [[0.90, 0.92, 0.88], [0.86, 0.87, 0.85], [0.92, 0.93, 0.91]]
-    row = study({"mrpc": {"a": a, "b": b}}, groups=("a", "b")).table().loc[1]
+    row = study({"mrpc": {"a": a, "b": b}}).table().loc[1]
     assert row["mean"] == pytest.approx(100 * (0.90 + 0.86 + 0.92) / 3)
     assert (row["runs"], row["pairs"]) == (9, 3)
     assert row["difference"] == pytest.approx(100 * (0.05 - 0.02 + 0.01) / 3)
@@ -119,22 +110,19 @@ def test_what_is_not_above_the_control_shows_nothing_of_pretraining():
         "mrpc": {"a": [0.86, 0.88, 0.87], "b": [0.90, 0.90, 0.92], "random": [0.87, 0.86, 0.88]},
         "mnli": {"a": [0.60, 0.61, 0.62], "b": [0.60, 0.61, 0.62], "random": [0.60, 0.62, 0.61]},
     }
-    said = study(scores, control="random").verdict()
+    said = study(scores).verdict()
     (line,) = [line for line in said if line.startswith("b is above every control")]
     assert "(random) beyond noise on 1 of 3 measures. Against the closest: better on MRPC" in line
     assert "no difference on MNLI +0.0 (−2.5 to +2.5, random), MNLI mismatched" in line
     (silent,) = [line for line in said if "no claim that pre-training helps" in line]
     assert silent.startswith("On MNLI, MNLI mismatched no model is above every")
     one = {task: {m: v[:1] for m, v in found.items()} for task, found in scores.items()}
-    assert "pre-training helps" not in " ".join(study(one, control="random").verdict())
+    assert "pre-training helps" not in " ".join(study(one).verdict())
 
 
 def test_what_is_unfinished_and_every_note_is_said():
-    scores = {"mrpc": {"a": [0.88, 0.89], "b": [0.88, 0.87, 0.90]}}
-    said = study(scores).verdict()
-    assert "Not finished: 1 run." in said
-    assert "A note on mrpc." in said
-    assert said[-1] == "5 runs took 55 s."
+    said = study({"mrpc": {"a": [0.88, 0.89], "b": [0.88, 0.87, 0.90]}}).verdict()
+    assert said[-3:] == ["Not finished: 1 run.", "A note on mrpc.", "5 runs took 55 s."]
     assert study({}).verdict() == ["No run has finished yet."]
 
 
@@ -144,9 +132,8 @@ def test_a_model_is_held_against_the_control_that_it_is_least_surely_above():
         "cola": {"a": [0.30, 0.34, 0.32], "random": [0.20, 0.24, 0.22]},
     }
     words = {"mrpc": {"f1": 0.835, "accuracy": 0.7}, "cola": {"matthews": 0.31}}
-    result = study(scores, control="random", words=words)
-    table = result.table()
-    row = table[table["model"] == "bag of words"].iloc[0]
+    result = study(scores, words)
+    row = result.table().set_index(["task", "model"]).loc["MRPC", "bag of words"]
     assert (row["mean"], row["low"], row["high"], row["runs"]) == (83.5, 83.5, 83.5, 0)
     assert result.verdict()[1:3] == [
         "a is above every control (random, bag of words) beyond noise on 1 of 2 measures. Against "
