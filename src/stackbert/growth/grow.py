@@ -235,7 +235,7 @@ def _make_layer(
     layer: nn.Module, origin: Origin, layers: nn.ModuleList, initialise: Callable[[nn.Module], Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Initialise what is fresh in a new layer; tensors that it copies, and fresh ones, by name."""
-    changed = () if origin.outputs == "kept" else _output_projections(layer)
+    changed = () if origin.outputs == "kept" else output_projections(layer)
     # ModernBERT's first layer has no norm before attention (the embeddings end in one), so a higher
     # layer that is copied there loses its own.
     absent = [name for name, module in layer.named_modules() if isinstance(module, nn.Identity)]
@@ -262,7 +262,7 @@ def _make_layer(
     return kept, fresh
 
 
-def _output_projections(layer: nn.Module) -> tuple[str, str]:
+def output_projections(layer: nn.Module) -> tuple[str, str]:
     """Names, within a layer, of the two projections onto the residual stream."""
     modules = dict(layer.named_modules())
     known = [pair for pair in _OUTPUT_PROJECTIONS if modules.keys() >= set(pair)]
