@@ -22,15 +22,9 @@ from stackbert.growth.grow import grow, grow_optimizer_state, grow_with_origins
 from stackbert.growth.operators import OPERATORS
 from stackbert.pretraining.optimizers import Optimizers
 from stackbert.recipe import OptimizerSpec
-from tiny_encoders import KINDS
 
 SHALLOW, DEEP = 2, 4
 ENDS = ("attention.output.dense.", ".output.dense.", "attn.Wo.", "mlp.Wo.")
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def kind(request):
-    return request.param
 
 
 @pytest.fixture(scope="module", params=list(OPERATORS))
@@ -58,7 +52,7 @@ def train_step(model, optimizers, token_ids):
 def test_every_parameter_is_optimized_receives_a_gradient_and_moves(
     grown, kind, operator, token_ids
 ):
-    growth = grown[1]
+    source, growth = grown
     model = copy.deepcopy(growth.model)
     # Without weight decay, only a gradient can move a parameter.
     optimizers = Optimizers(model, OptimizerSpec(name="muon", lr=1e-2, weight_decay=0.0))
@@ -66,6 +60,8 @@ def test_every_parameter_is_optimized_receives_a_gradient_and_moves(
     optimized = [name for group in optimizers.groups() for name in group]
     assert sorted(optimized) == sorted(names), "once each, none forgotten"
     assert growth.origins.keys() == names
+    for name, origin in growth.origins.items():
+        assert not origin or torch.equal(model.get_parameter(name), source.get_parameter(origin))
 
     gradients, moved = train_step(model, optimizers, token_ids)
     assert all(gradient is not None for gradient in gradients.values())
