@@ -84,18 +84,17 @@ def test_every_parameter_is_optimized_receives_a_gradient_and_moves(
 
 
 def test_the_source_model_is_left_untouched(kind, operator):
-    model = build(kind, SHALLOW)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    config = model.config.to_dict()
+    model, untouched = build(kind, SHALLOW), build(kind, SHALLOW)
     grown = grow(model, DEEP, operator)
-    with torch.no_grad():
-        for tensor in grown.state_dict().values():
-            tensor.fill_(1.0)
     for value in vars(grown.config).values():
         if isinstance(value, dict | list):
             value.clear()
-    assert model.config.to_dict() == config
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert model.config.to_dict() == untouched.config.to_dict()
+    with torch.no_grad():
+        for tensor in grown.state_dict().values():
+            tensor.fill_(1.0)
+    old = untouched.state_dict()
+    assert all(torch.equal(tensor, old[name]) for name, tensor in model.state_dict().items())
 
 
 def test_copied_optimizer_state_is_its_sources_by_name_bit_for_bit(grown):

@@ -70,7 +70,7 @@ def grow(
 def grow_with_origins(
     model: PreTrainedModel, depth: int, operator: str | Operator = "stack", *, seed: int = 0
 ) -> Growth:
-    """Do as `grow`, and tell for each parameter where it comes from."""
+    """Do as `grow`, and tell where each parameter comes from."""
     stack, layers = find_layers(model)
     depth_map = get_operator(operator).depth_map(len(layers), depth)
     for name, parameter in model.named_parameters():
@@ -79,7 +79,7 @@ def grow_with_origins(
                 f"'{name}' is {parameter.dtype} on the device '{parameter.device}'. Growth needs "
                 "plain floating-point weights in memory, without quantisation or off-loading."
             )
-    new = _build(model, grown_config(model.config, depth_map))
+    new = _build(model, _grown_config(model.config, depth_map))
     find_layers(new)  # refuses a class whose layers do not follow its config
 
     # Copying a whole mapping keeps two names on one tensor exactly where the old model has that.
@@ -178,13 +178,10 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedConfig:
-    """A copy of a config whose depth and per-layer lists (`layer_types`) follow a depth map.
+def _grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedConfig:
+    """Depth and per-layer lists (`layer_types`) follow the depth map.
 
     A copied layer keeps its source's entry; a fresh one takes the class's default at its place.
-
-    Raises:
-        UserError: a list that speaks of layers does not follow the depth.
     """
     depth, target = config.num_hidden_layers, len(depth_map)
     grown = copy.deepcopy(config)
