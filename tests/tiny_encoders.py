@@ -44,6 +44,7 @@ def tiny_encoder(kind: str = "bert", depth: int = 2, seed: int = 0, **fields) ->
         "vocab_size": 96,
         "hidden_size": 32,
         "intermediate_size": 48,
+        "num_hidden_layers": depth,
         "num_attention_heads": 2,
         "max_position_embeddings": 66,
         "pad_token_id": 0,
@@ -51,7 +52,7 @@ def tiny_encoder(kind: str = "bert", depth: int = 2, seed: int = 0, **fields) ->
         "eos_token_id": 3,
         **KINDS[kind],
     }
-    config = AutoConfig.for_model(kind, num_hidden_layers=depth, **{**defaults, **fields})
+    config = AutoConfig.for_model(kind, **{**defaults, **fields})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForMaskedLM.from_config(config)
