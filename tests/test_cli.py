@@ -12,17 +12,8 @@ from stackbert.recipes import shipped_recipes
 from tiny_runs import checkpoints, pretrain_command, tiny_recipe
 
 COMMANDS = [
-    "demo",
-    "corpus",
-    "plan",
-    "pretrain",
-    "compare",
-    "grow",
-    "attention",
-    "finetune",
-    "evaluate",
-    "recipes",
-    "report",
+    *("demo", "corpus", "plan", "pretrain", "compare", "grow"),
+    *("attention", "finetune", "evaluate", "recipes", "report"),
 ]
 
 

@@ -4,20 +4,10 @@ import re
 
 import pytest
 
-from recipe_fields import recipe_of
 from stackbert import demo
 from stackbert.errors import UserError
 from stackbert.progress import Progress
-
-TINY = {
-    "name": "demo",
-    "model": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
-    "stages": [{"depth": depth, "steps": 4} for depth in (1, 2, 4)],
-    "batch": {"sequences": 4, "sequence_length": 32},
-    "precision": "fp32",
-    "compile": False,
-    "evaluation": {"sequences": 8},
-}
+from tiny_runs import tiny_recipe
 
 
 def test_the_factbook_is_256_documents_of_plain_sentences(tmp_path) -> None:
@@ -49,7 +39,9 @@ def test_text_becomes_a_grown_model_that_fills_masks_and_a_second_call_uses_it(
 
     write_factbook = demo.write_factbook
     monkeypatch.setattr(demo, "write_factbook", shorter)
-    monkeypatch.setattr(demo, "load_recipe", lambda name: recipe_of(TINY))
+    stages = [{"depth": depth, "steps": 4} for depth in (1, 2, 4)]
+    recipe = tiny_recipe(stages=stages, batch__sequence_length=32)
+    monkeypatch.setattr(demo, "load_recipe", lambda name: recipe)
     monkeypatch.setattr(demo, "VOCABULARY", 512)
     monkeypatch.setattr(demo, "HELD_OUT", 0.2)
     said: list[str] = []

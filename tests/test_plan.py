@@ -199,11 +199,5 @@ def test_the_command_prints_the_plan(stackbert) -> None:
     assert done.code == 0, done.err
     planned = plan(load_recipe("demo"), device="H200", price=3.0, mfu=0.3)
     assert done.out.rstrip("\n") == planned.text()
-    for said in (
-        "Plan of demo on H200, bf16, at an assumed MFU of 0.3",
-        f"stacking saves {planned.saving:.0%}",
-        f"{planned.table.cost['stacked']:,.2f} USD stacked",
-        "Peak 989 TFLOP/s",
-        "Vocabulary 32,768.",
-    ):
-        assert said in done.out
+    assert "Plan of demo on H200, bf16, at an assumed MFU of 0.3" in done.out
+    assert f"stacking saves {planned.saving:.0%}" in done.out

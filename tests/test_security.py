@@ -19,6 +19,7 @@ import stackbert as sb
 from stackbert.errors import UserError
 from stackbert.files import sha256
 from stackbert.recipes import _Loader
+from tiny_encoders import edit_config
 from tiny_runs import Child, checkpoints, tiny_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -72,9 +73,7 @@ def pickled(name: str, folder: Path, marker: Path) -> None:
 
 def own_code(folder: Path, marker: Path) -> None:
     (folder / "mine.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config["auto_map"] = dict.fromkeys(("AutoModel", "AutoModelForMaskedLM"), "mine.M")
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_config(folder, auto_map=dict.fromkeys(("AutoModel", "AutoModelForMaskedLM"), "mine.M"))
 
 
 ATTACKS: dict[str, Callable[[Path, Path], object]] = {

@@ -1,39 +1,26 @@
 """Encoders of every type that StackBERT trains, tiny, and a tokenizer of made-up words."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    MegatronBertConfig,
-    MegatronBertForMaskedLM,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
+    AutoConfig,
+    AutoModelForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaPreLayerNormConfig,
-    RobertaPreLayerNormForMaskedLM,
 )
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-KINDS = {
-    "bert": (BertForMaskedLM, BertConfig, {}),
-    "roberta": (RobertaForMaskedLM, RobertaConfig, {"type_vocab_size": 1}),
-    "roberta-prelayernorm": (
-        RobertaPreLayerNormForMaskedLM,
-        RobertaPreLayerNormConfig,
-        {"type_vocab_size": 1},
-    ),
-    "megatron-bert": (MegatronBertForMaskedLM, MegatronBertConfig, {}),
-    "modernbert": (
-        ModernBertForMaskedLM,
-        ModernBertConfig,
-        {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
-    ),
+KINDS: dict[str, dict[str, int]] = {
+    "bert": {},
+    "roberta": {"type_vocab_size": 1},
+    "roberta-prelayernorm": {"type_vocab_size": 1},
+    "megatron-bert": {},
+    "modernbert": {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8},
 }
 
 
@@ -53,22 +40,32 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def tiny_encoder(kind: str = "bert", depth: int = 2, seed: int = 0, **fields) -> PreTrainedModel:
     """For 91 words, with a masked-LM head; the caller's random state stays as it is."""
-    model_class, config_class, extra = KINDS[kind]
-    config = config_class(
-        **{
-            "vocab_size": 96,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": depth,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 66,
-            "pad_token_id": 0,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-            **extra,
-            **fields,
-        }
-    )
+    defaults = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": depth,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 66,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        **KINDS[kind],
+    }
+    config = AutoConfig.for_model(kind, **{**defaults, **fields})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return model_class(config)
+        return AutoModelForMaskedLM.from_config(config)
+
+
+def edit_config(folder: Path, **fields: object) -> None:
+    """Sets fields in a model folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})

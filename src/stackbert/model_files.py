@@ -102,6 +102,7 @@ def open_model(
             quantised, or NaN somewhere.
     """
     read_config(folder)
+    model: PreTrainedModel
     # An attention implementation named in config.json could be one that is fetched.
     config_changes.setdefault("attn_implementation", "sdpa")
     with reading(folder), quiet_transformers():
@@ -117,10 +118,11 @@ def open_model(
         )
         try:
             model, report = load(**config_changes)
-        except ValueError as error:  # of a class that has no fused attention
+        except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            model, report = load(**{**config_changes, "attn_implementation": "eager"})
+            config_changes["attn_implementation"] = "eager"  # the class has no fused one
+            model, report = load(**config_changes)
     for problem, names, allowed in (
         ("lacks", report["missing_keys"], may_miss),
         ("has no place for", report["unexpected_keys"], may_ignore),
@@ -139,8 +141,7 @@ def open_model(
         parameter.data = parameter.data.clone()
         if parameter.data.sum().isnan():  # nine times as fast as isnan().any()
             raise UserError(f"{folder} holds NaN in '{name}'. Use an earlier checkpoint.")
-    opened: PreTrainedModel = model
-    return opened
+    return model
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
@@ -170,7 +171,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def longest_row(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
+def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens of a row that both the model's positions and its tokenizer allow."""
     longest = int(tokenizer.model_max_length)
     positions = int(getattr(model.config, "max_position_embeddings", None) or longest)
@@ -185,17 +186,14 @@ def save_model(
     model: PreTrainedModel,
     folder: Path,
     *,
-    tokenizer: Mapping[str, bytes] | None,
-    sequence_length: int,
+    tokenizer: Mapping[str, bytes] | None = None,
+    sequence_length: int = 0,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write what `from_pretrained` needs into an existing folder: weights, config, tokenizer.
 
     Args:
-        model: saved by its own `save_pretrained`, as safetensors.
-        folder: where to.
-        tokenizer: the files of its folder, by name.
-        sequence_length: the longest row that the model was trained on, in tokens.
+        tokenizer: the files of its folder, by name; it cuts a text at `sequence_length` tokens.
         weights: to save instead of the model's present ones, by the names of its `state_dict`.
     """
     with quiet_transformers():
@@ -207,7 +205,6 @@ def save_model(
         return
     for name, content in tokenizer.items():
         (folder / name).write_bytes(content)
-    # So that transformers' tokenizer cuts a text that is too long for the model's positions.
     config = folder / "tokenizer_config.json"
     fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     fields["model_max_length"] = sequence_length

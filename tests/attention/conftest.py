@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from recipe_fields import recipe_of
 from stackbert.attention.measure import AttentionResult, measure_attention
-from stackbert.pretraining.run import pretrain
 from tiny_encoders import tiny_encoder, word_tokenizer
+from tiny_runs import tiny_recipe
 
 WORDS = [f"w{number}" for number in range(90)]
 OPERATORS = ("stack", "identity-noise", "interleave")
@@ -19,23 +18,6 @@ ENGLISH = (
     "The economy depends on agriculture, on fishing and on the export of minerals and wood.",
     "Most of the people live in the capital and in the towns along the coast of the island.",
 )
-RECIPE = {
-    "name": "tiny",
-    "model": {
-        "type": "megatron-bert",
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "initializer_range": 0.2,
-    },
-    "stages": [{"depth": 1, "steps": 4}, {"depth": 2, "steps": 4}, {"depth": 4, "steps": 4}],
-    "batch": {"sequences": 4, "sequence_length": 32, "micro_batch": 4},
-    "optimizer": {"lr": 5e-3},
-    "precision": "fp32",
-    "compile": False,
-    "evaluation": {"sequences": 4},
-    "seed": 3,
-}
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +51,6 @@ def make_model():
 
 @pytest.fixture
 def save(tokenizer, tmp_path):
-    """Writes a model with a tokenizer as a Hugging Face folder."""
-
     def write(model, name="model", with_tokenizer=tokenizer) -> Path:
         model.save_pretrained(tmp_path / name)
         with_tokenizer.save_pretrained(tmp_path / name)
@@ -80,19 +60,11 @@ def save(tokenizer, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def make_run(factbook_corpus, tmp_path_factory) -> Callable[..., Path]:
-    """Runs of 1, 2, 4 layers by an operator; each is made once."""
-    made: dict[str, Path] = {}
-
-    def make(operator: str, **fields) -> Path:
-        key = operator + repr(fields)
-        if key not in made:
-            recipe = recipe_of(RECIPE, growth={"operator": operator}, **fields)
-            made[key] = tmp_path_factory.mktemp("runs") / f"{operator}-run"
-            pretrain(recipe, corpus=factbook_corpus, out=made[key])
-        return made[key]
-
-    return make
+def make_run(finished) -> Callable[[str], Path]:
+    """Runs of 1, 2, 4 layers by an operator."""
+    stages = [{"depth": depth, "steps": 4} for depth in (1, 2, 4)]
+    fields = {"stages": stages, "batch__sequence_length": 32, "model__initializer_range": 0.2}
+    return lambda operator: finished(tiny_recipe(growth__operator=operator, **fields))
 
 
 @pytest.fixture(scope="session")

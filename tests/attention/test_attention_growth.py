@@ -48,31 +48,29 @@ def test_every_growth_of_every_run_has_its_moments(found):
     assert last["entropy"].tolist() == final["entropy"].tolist()
 
 
-def test_stacking_keeps_the_lower_maps_and_changes_the_upper_ones(found):
-    grown = heads_at(found, 1, "grown")
-    assert by_layer(grown, "source") == [1, 2, 1, 2]
-    assert by_layer(grown, "new") == [False, False, True, True]
-    lower = ~grown["new"]
-    assert grown[lower]["divergence"].max() < 1e-6
-    assert grown[lower]["source_is_nearest"].all()
-    assert grown[~lower]["divergence"].min() > 1e-4  # equal weights, other input
+@pytest.mark.parametrize(
+    ("growth", "source", "new"),
+    [
+        (1, [1, 2, 1, 2], [False, False, True, True]),
+        (3, [1, 2, 1, 2], [False, False, True, True]),  # as stacking would have copied
+        (5, [1, 1, 2, 2], [False, True, False, True]),
+    ],
+)
+def test_each_layer_is_compared_with_its_source(growth, source, new, found):
+    grown = heads_at(found, growth, "grown")
+    assert by_layer(grown, "source") == source
+    assert by_layer(grown, "new") == new
+    fresh = grown["new"] & (growth == 3)
+    assert grown["source_is_nearest"].isna().tolist() == fresh.tolist()
+
+
+def test_growth_changes_the_maps_of_layers_whose_input_it_changes(found):
+    for growth, unchanged in ((1, [True, True, False, False]), (5, [True, False, False, False])):
+        grown = heads_at(found, growth, "grown")
+        same = grown.groupby("layer")["divergence"].max() < 1e-6
+        assert same.tolist() == unchanged
+        assert grown.loc[grown["layer"] == 1, "source_is_nearest"].all()
     assert heads_at(found, 1, "next")["divergence"].min() > 1e-6
-
-
-def test_identity_layers_are_compared_with_what_stacking_would_have_copied(found):
-    grown = heads_at(found, 3, "grown")
-    assert by_layer(grown, "source") == [1, 2, 1, 2]
-    assert grown[grown["new"]]["source_is_nearest"].isna().all()
-    assert grown[~grown["new"]]["source_is_nearest"].notna().all()
-
-
-def test_further_copies_are_the_new_layers_wherever_they_stand(found):
-    grown = heads_at(found, 5, "grown")
-    assert by_layer(grown, "source") == [1, 1, 2, 2]
-    assert by_layer(grown, "new") == [False, True, False, True]
-    # Only the bottom layer still has the input that it had.
-    unchanged = grown.groupby("layer")["divergence"].max() < 1e-6
-    assert unchanged.tolist() == [True, False, False, False]
 
 
 def test_the_table_and_the_sentences_are_of_the_heads_of_new_layers(found):

@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stackbert.attention.likeness import (
-    contrast,
-    divergences,
-    keep_rows,
-    match,
-)
+from stackbert.attention.likeness import contrast, divergences, keep_rows, match
 from stackbert.attention.maps import SentenceMaps
 
 

@@ -3,18 +3,8 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import (
-    CanineConfig,
-    CanineModel,
-    FNetConfig,
-    FNetModel,
-    IBertConfig,
-    IBertModel,
-    PreTrainedTokenizerFast,
-    SqueezeBertConfig,
-    SqueezeBertModel,
-)
 
 from stackbert.attention import maps
 from stackbert.attention.maps import attention_maps
@@ -73,6 +63,10 @@ SHAPE = {
 }
 
 
+def of_family(name):
+    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**SHAPE))
+
+
 def damaged(model):
     model.bert.encoder.layer[0].attention.self.query.weight.data[0, 0] = torch.nan
     return model
@@ -81,13 +75,10 @@ def damaged(model):
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (
-            lambda _: FNetModel(FNetConfig(**SHAPE)),
-            "FNetModel .*no attention weights of every token",
-        ),
-        (lambda _: SqueezeBertModel(SqueezeBertConfig(**SHAPE)), "not probabilities"),
+        (lambda _: of_family("FNet"), "FNetModel .*no attention weights of every token"),
+        (lambda _: of_family("SqueezeBert"), "not probabilities"),
         (lambda make: damaged(make()), "not probabilities: .*nan"),
-        (lambda _: CanineModel(CanineConfig(**SHAPE)), "CanineModel .*no attention weights"),
+        (lambda _: of_family("Canine"), "CanineModel .*no attention weights"),
         (lambda make: make(vocab_size=30), "out of range.* with its own tokenizer"),
     ],
     ids=["no attention", "raw scores", "NaN", "characters", "another tokenizer"],
@@ -98,7 +89,7 @@ def test_what_gives_no_probabilities_is_refused(build, says, make_model, tokeniz
 
 
 def test_an_encoder_for_integers_is_measured(tokenizer, sentences):
-    (found,) = maps_of(IBertModel(IBertConfig(**SHAPE)), tokenizer, sentences[:1])
+    (found,) = maps_of(of_family("IBert"), tokenizer, sentences[:1])
     assert found.maps_LHSS.shape == (1, 2, 14, 14)
 
 
@@ -110,7 +101,7 @@ def test_tokens_of_a_byte_level_tokenizer_are_text(make_model):
         vocab_size=300, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
     )
     inner.train_from_iterator(["the old mill by the river"] * 20, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, sep_token="</s>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, sep_token="</s>")
     (found,) = maps_of(make_model(vocab_size=310), tokenizer, ["the Müller 東 👍 mill</s>"])
     assert (found.tokens[0], found.tokens[-1]) == ("the", "</s>")
     # A character of several tokens is shown by each of them.

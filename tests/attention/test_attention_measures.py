@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from stackbert.attention.maps import SentenceMaps
-from stackbert.attention.measures import (
-    CLASSES,
-    MEASURES,
-    WINDOWS,
-    head_table,
-    sentence_sums,
-)
+from stackbert.attention.measures import CLASSES, MEASURES, WINDOWS, head_table, sentence_sums
 
 LENGTH = 40
 

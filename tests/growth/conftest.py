@@ -6,7 +6,7 @@ import torch
 from tiny_encoders import KINDS
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(scope="module", params=list(KINDS))
 def kind(request):
     return request.param
 

@@ -1,21 +1,15 @@
 """Checkpoint folders in, checkpoint folders out."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_models import build
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    BertForPreTraining,
-    BertModel,
-)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertForPreTraining, BertModel
 
 from stackbert.errors import UserError
 from stackbert.growth.folder import grow_folder
 from stackbert.growth.grow import grow
+from tiny_encoders import edit_config, edit_weights
 
 
 @pytest.fixture
@@ -29,18 +23,6 @@ def source(tmp_path):
     for name in ("checkpoint-5", "1_Pooling"):  # the second is of sentence-transformers
         (folder / name).mkdir()
     return folder
-
-
-def edit_config(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def edit_weights(folder, change):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def weights(folder):

@@ -22,15 +22,9 @@ from stackbert.growth.grow import grow, grow_optimizer_state, grow_with_origins
 from stackbert.growth.operators import OPERATORS
 from stackbert.pretraining.optimizers import Optimizers
 from stackbert.recipe import OptimizerSpec
-from tiny_encoders import KINDS
 
 SHALLOW, DEEP = 2, 4
 ENDS = ("attention.output.dense.", ".output.dense.", "attn.Wo.", "mlp.Wo.")
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
-def kind(request):
-    return request.param
 
 
 @pytest.fixture(scope="module", params=list(OPERATORS))
@@ -58,7 +52,7 @@ def train_step(model, optimizers, token_ids):
 def test_every_parameter_is_optimized_receives_a_gradient_and_moves(
     grown, kind, operator, token_ids
 ):
-    growth = grown[1]
+    source, growth = grown
     model = copy.deepcopy(growth.model)
     # Without weight decay, only a gradient can move a parameter.
     optimizers = Optimizers(model, OptimizerSpec(name="muon", lr=1e-2, weight_decay=0.0))
@@ -66,6 +60,8 @@ def test_every_parameter_is_optimized_receives_a_gradient_and_moves(
     optimized = [name for group in optimizers.groups() for name in group]
     assert sorted(optimized) == sorted(names), "once each, none forgotten"
     assert growth.origins.keys() == names
+    for name, origin in growth.origins.items():
+        assert not origin or torch.equal(model.get_parameter(name), source.get_parameter(origin))
 
     gradients, moved = train_step(model, optimizers, token_ids)
     assert all(gradient is not None for gradient in gradients.values())
@@ -88,18 +84,17 @@ def test_every_parameter_is_optimized_receives_a_gradient_and_moves(
 
 
 def test_the_source_model_is_left_untouched(kind, operator):
-    model = build(kind, SHALLOW)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    config = model.config.to_dict()
+    model, untouched = build(kind, SHALLOW), build(kind, SHALLOW)
     grown = grow(model, DEEP, operator)
-    with torch.no_grad():
-        for tensor in grown.state_dict().values():
-            tensor.fill_(1.0)
     for value in vars(grown.config).values():
         if isinstance(value, dict | list):
             value.clear()
-    assert model.config.to_dict() == config
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert model.config.to_dict() == untouched.config.to_dict()
+    with torch.no_grad():
+        for tensor in grown.state_dict().values():
+            tensor.fill_(1.0)
+    old = untouched.state_dict()
+    assert all(torch.equal(tensor, old[name]) for name, tensor in model.state_dict().items())
 
 
 def test_copied_optimizer_state_is_its_sources_by_name_bit_for_bit(grown):

@@ -1,12 +1,11 @@
 """Tiny models whose weights no initialisation would give."""
 
 import torch
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tiny_encoders import KINDS, tiny_encoder
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 96}
-DECODERS = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
 
 
 def build(kind, depth, **fields):
@@ -15,8 +14,8 @@ def build(kind, depth, **fields):
         dropout = {} if kind == "modernbert" else dict.fromkeys(dropouts, 0.0)
         model = tiny_encoder(kind, depth, **dropout, **fields)
     else:
-        model_class = DECODERS[kind]
-        model = model_class(model_class.config_class(num_hidden_layers=depth, **SIZES, **fields))
+        config = AutoConfig.for_model(kind, num_hidden_layers=depth, **SIZES, **fields)
+        model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(depth)
     with torch.no_grad():
         # Zero biases and unit norms would hide a tensor that was not copied.

@@ -47,9 +47,6 @@ def grow_folder(
         rebalance: first bring the weights back to their initial scale, the function unchanged
             (`growth.rebalance`), so that fresh layers and usual learning rates fit them.
 
-    Returns:
-        The new model, on the CPU.
-
     Raises:
         UserError: the source cannot be opened or grown to `depth`, or the destination exists.
         RunError: the disk is full.
@@ -68,10 +65,10 @@ def grow_folder(
                 shutil.copytree(path, partial / path.name, copy_function=shutil.copyfile)
             elif path.name.endswith(_COPIED) and not path.name.endswith(_NOT_COPIED):
                 shutil.copyfile(path, partial / path.name)
-        save_model(model, partial, tokenizer=None, sequence_length=0)
+        save_model(model, partial)
         layers = model.config.num_hidden_layers
-        about = destination.name, type(model).__name__, layers, source.resolve().name, how
-        card = _CARD.format(*about)
+        about = type(model).__name__, layers, source.resolve().name, how
+        card = _CARD.format(destination.name, *about)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return model
 

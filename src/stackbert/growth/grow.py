@@ -70,7 +70,7 @@ def grow(
 def grow_with_origins(
     model: PreTrainedModel, depth: int, operator: str | Operator = "stack", *, seed: int = 0
 ) -> Growth:
-    """Do as `grow`, and tell for each parameter where it comes from."""
+    """Do as `grow`, and tell where each parameter comes from."""
     stack, layers = find_layers(model)
     depth_map = get_operator(operator).depth_map(len(layers), depth)
     for name, parameter in model.named_parameters():
@@ -79,7 +79,7 @@ def grow_with_origins(
                 f"'{name}' is {parameter.dtype} on the device '{parameter.device}'. Growth needs "
                 "plain floating-point weights in memory, without quantisation or off-loading."
             )
-    new = _build(model, grown_config(model.config, depth_map))
+    new = _build(model, _grown_config(model.config, depth_map))
     find_layers(new)  # refuses a class whose layers do not follow its config
 
     # Copying a whole mapping keeps two names on one tensor exactly where the old model has that.
@@ -178,13 +178,10 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedConfig:
-    """A copy of a config whose depth and per-layer lists (`layer_types`) follow a depth map.
+def _grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedConfig:
+    """Depth and per-layer lists (`layer_types`) follow the depth map.
 
     A copied layer keeps its source's entry; a fresh one takes the class's default at its place.
-
-    Raises:
-        UserError: a list that speaks of layers does not follow the depth.
     """
     depth, target = config.num_hidden_layers, len(depth_map)
     grown = copy.deepcopy(config)
@@ -235,7 +232,7 @@ def _make_layer(
     layer: nn.Module, origin: Origin, layers: nn.ModuleList, initialise: Callable[[nn.Module], Any]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Initialise what is fresh in a new layer; tensors that it copies, and fresh ones, by name."""
-    changed = () if origin.outputs == "kept" else _output_projections(layer)
+    changed = () if origin.outputs == "kept" else output_projections(layer)
     # ModernBERT's first layer has no norm before attention (the embeddings end in one), so a higher
     # layer that is copied there loses its own.
     absent = [name for name, module in layer.named_modules() if isinstance(module, nn.Identity)]
@@ -262,7 +259,7 @@ def _make_layer(
     return kept, fresh
 
 
-def _output_projections(layer: nn.Module) -> tuple[str, str]:
+def output_projections(layer: nn.Module) -> tuple[str, str]:
     """Names, within a layer, of the two projections onto the residual stream."""
     modules = dict(layer.named_modules())
     known = [pair for pair in _OUTPUT_PROJECTIONS if modules.keys() >= set(pair)]

@@ -5,50 +5,28 @@ rates of fine-tuning hardly moves them.
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from stackbert.errors import UserError
-from stackbert.growth.grow import find_layers
+from stackbert.growth.grow import find_layers, output_projections
 
 TOLERANCE = 1e-4
 """Of a norm's eps, which stays as it is, to the smallest variance that it is added to."""
 
-
-class _Parts(NamedTuple):
-    """What transformers calls the parts of a pre-norm model."""
-
-    reads: dict[str, tuple[str, ...]]  # by a layer's norm, the matrices that read what it gives
-    writes: tuple[str, ...]  # matrices that add to the residual stream
-    tables_norm: str  # of the embeddings, if they have one
-    head_norm: str  # before the decoder
-
-
-_QKV = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
-_BERT_UP, _BERT_WRITES = ("intermediate.dense",), ("attention.output.dense", "output.dense")
-_FAMILIES = {
-    "megatron-bert": _Parts(
-        {"attention.ln": _QKV, "ln": _BERT_UP},
-        _BERT_WRITES,
-        tables_norm="",
-        head_norm="cls.predictions.transform.LayerNorm",
+# The norms before attention, before the feed-forward part, behind the embeddings, in the head.
+_NORMS = {
+    "megatron-bert": ("attention.ln", "ln", "", "cls.predictions.transform.LayerNorm"),
+    "roberta-prelayernorm": (
+        "attention.LayerNorm",
+        "intermediate.LayerNorm",
+        "LayerNorm",
+        "lm_head.layer_norm",
     ),
-    "roberta-prelayernorm": _Parts(
-        {"attention.LayerNorm": _QKV, "intermediate.LayerNorm": _BERT_UP},
-        _BERT_WRITES,
-        tables_norm="LayerNorm",
-        head_norm="lm_head.layer_norm",
-    ),
-    "modernbert": _Parts(
-        {"attn_norm": ("attn.Wqkv",), "mlp_norm": ("mlp.Wi",)},
-        ("attn.Wo", "mlp.Wo"),
-        tables_norm="norm",
-        head_norm="head.norm",
-    ),
+    "modernbert": ("attn_norm", "mlp_norm", "norm", "head.norm"),
 }
 
 
@@ -69,53 +47,58 @@ def rebalance(model: PreTrainedModel) -> None:
     Raises:
         UserError: another type, which has no norms in these places.
     """
-    config: Any = model.config
-    parts = _FAMILIES.get(config.model_type)
-    if parts is None:
+    whole: Any = model
+    kind = whole.config.model_type
+    if kind not in _NORMS:
         raise UserError(
-            f"A model of type '{config.model_type}' cannot be rebalanced: only with norms before "
-            f"the layers do rescaled weights compute the same ({', '.join(_FAMILIES)})."
+            f"A model of type '{kind}' cannot be rebalanced: only with norms before the layers do "
+            f"rescaled weights compute the same ({', '.join(_NORMS)})."
         )
+    *layer_norms, behind_tables, head_norm = _NORMS[kind]
     with torch.random.fork_rng(devices=[]):
-        fresh = type(model)(config)
+        fresh: Any = type(model)(whole.config)
     layers, fresh_layers = find_layers(model)[1], find_layers(fresh)[1]
-    written, fresh_written = (_within(each, parts.writes) for each in (layers, fresh_layers))
-    (words, *others), (fresh_words, *_) = _tables(model), _tables(fresh)
-    tables_norm: Any = getattr(model.base_model.embeddings, parts.tables_norm, None)
+    words = whole.get_input_embeddings()
+    tables_norm = getattr(whole.base_model.embeddings, behind_tables, None)
+
+    written = _written(layers)
     eps = max(module.eps for module in layers.modules() if isinstance(module, nn.LayerNorm))
     entering = _size([tables_norm or words])
-    stream = _exact(_factor(written, fresh_written), entering, eps)
+    stream = _exact(_factor(written, _written(fresh_layers)), entering, eps)
     _scale(written, 1 / stream)
     for layer, fresh_layer in zip(layers, fresh_layers, strict=True):
-        for norm_name, names in parts.reads.items():
-            matrices, norm = _within([layer], names), layer.get_submodule(norm_name)
-            factor = 1 / stream
+        readers = zip(layer_norms, _read(layer), _read(fresh_layer), strict=True)
+        for norm_name, read, fresh_read in readers:
+            norm, factor = layer.get_submodule(norm_name), 1 / stream
             if isinstance(norm, nn.LayerNorm):
-                factor = _factor(matrices, _within([fresh_layer], names))
+                factor = _factor(read, fresh_read)
                 _scale([norm], factor)
-            for matrix in matrices:
+            for matrix in read:
                 matrix.weight.div_(factor)
+
     factor = stream
     if tables_norm is not None:
         _scale([tables_norm], 1 / stream)
-        factor = _exact(_factor([words], [fresh_words]), _size([words]), tables_norm.eps)
-    whole: Any = model
+        factor = _factor([words], [fresh.get_input_embeddings()])
+        factor = _exact(factor, _size([words]), tables_norm.eps)
     decoder = whole.get_output_embeddings()
     if decoder is not None and decoder.weight is words.weight:
-        _scale([model.get_submodule(parts.head_norm)], factor)
-    for table in (words, *others):
-        table.weight.div_(factor)
+        _scale([model.get_submodule(head_norm)], factor)
+    tables = [each for each in whole.base_model.modules() if isinstance(each, nn.Embedding)]
+    _scale(tables, 1 / factor)
 
 
-def _within(layers: Iterable[nn.Module], names: Iterable[str]) -> list[Any]:
-    return [layer.get_submodule(name) for layer in layers for name in names]
+def _written(layers: nn.ModuleList) -> list[nn.Module]:
+    """The matrices that add to the residual stream."""
+    return [layer.get_submodule(name) for layer in layers for name in output_projections(layer)]
 
 
-def _tables(model: PreTrainedModel) -> list[Any]:
-    """The embedding tables, that of the words first."""
-    words: Any = model.get_input_embeddings()
-    tables = (each for each in model.base_model.modules() if isinstance(each, nn.Embedding))
-    return [words, *(each for each in tables if each is not words)]
+def _read(layer: nn.Module) -> tuple[list[Any], list[Any]]:
+    """The matrices that read a norm: in attention, and in the feed-forward part."""
+    matrices = [name for name, each in layer.named_modules() if isinstance(each, nn.Linear)]
+    reading = [name for name in matrices if name not in output_projections(layer)]
+    attention = [layer.get_submodule(name) for name in reading if name.startswith("att")]
+    return attention, [layer.get_submodule(n) for n in reading if not n.startswith("att")]
 
 
 def _size(modules: list[Any]) -> float:
@@ -134,6 +117,5 @@ def _exact(factor: float, size: float, eps: float) -> float:
 
 def _scale(modules: list[Any], factor: float) -> None:
     for module in modules:
-        module.weight.mul_(factor)
-        if module.bias is not None:
-            module.bias.mul_(factor)
+        for parameter in module.parameters():
+            parameter.mul_(factor)
