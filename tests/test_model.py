@@ -100,6 +100,13 @@ def counted(model: PreTrainedModel) -> Iterator[FlopCounterMode]:
         yield counter
 
 
+def total(counter: FlopCounterMode) -> int:
+    """Without the tables of RoPE, which transformers makes by a product before 5.20."""
+    counts = counter.get_flop_counts()
+    tables = [sum(each.values()) for name, each in counts.items() if name.endswith("rotary_emb")]
+    return counter.get_total_flops() - sum(tables)
+
+
 @each_kind
 @pytest.mark.parametrize(("rows", "masked", "depth"), [(1, 1, 1), (4, 9, 3)])
 def test_flops_are_those_of_torchs_counter_and_need_no_memory(kind, pairs, rows, masked, depth):
@@ -107,13 +114,13 @@ def test_flops_are_those_of_torchs_counter_and_need_no_memory(kind, pairs, rows,
     shape = {"rows": rows, "sequence_length": LENGTH, "masked": rows * masked}
     with counted(model) as counter:
         sums = loss_sums(model, plain_batch(pairs, rows, masked))
-        assert forward_flops(model, **shape) == counter.get_total_flops()
+        assert forward_flops(model, **shape) == total(counter)
         torch.autograd.backward(sums.masked_lm + (sums.next_sentence if pairs else 0.0))
-    assert training_flops(model, **shape) == counter.get_total_flops()
+    assert training_flops(model, **shape) == total(counter)
     with torch.device("meta"):
         hollow = make(kind, pairs, depth=depth)
     assert {parameter.device.type for parameter in hollow.parameters()} == {"meta"}
-    assert training_flops(hollow, **shape) == counter.get_total_flops()
+    assert training_flops(hollow, **shape) == total(counter)
     storages = {p.data_ptr(): p.numel() for p in model.parameters()}
     assert parameter_count(hollow) == sum(storages.values())  # tied ones once
 
