@@ -187,7 +187,7 @@ def test_each_variant_takes_its_own_best_learning_rate_of_the_smallest_budget(
     ends = {(name, steps) for name in ("scratch", "depth-1") for steps in (6.0, 12.0)}
     assert {(row["group"], row["steps"]) for row in points} == ends
     assert {"Loss", "Final loss", "What a run spent", "Learning rates that were tried"} <= {*parts}
-    assert "tokens a parameter" in render(page)
+    assert "tokens a parameter" in render([page])
 
 
 def test_a_comparison_of_which_no_run_can_be_trained_fails(
