@@ -85,11 +85,7 @@ def in_process(patch: pytest.MonkeyPatch) -> list[str]:
         known: Reference | None, recipes: Sequence[Recipe], *_: object, **__: object
     ) -> Reference:
         new = table(*recipes)
-        if known is None:
-            return new
-        steps = pd.concat([known.steps, new.steps]).drop_duplicates([*StepKind._fields])
-        growths = pd.concat([known.growths, new.growths]).drop_duplicates()
-        return Reference(**dict(new) | {"steps": steps, "growths": growths})
+        return known.extended(new) if known else new
 
     patch.setattr("stackbert.comparison.compare.train_all", train_all)
     patch.setattr("stackbert.comparison.compare.calibrate", calibrate)

@@ -12,7 +12,7 @@ import stackbert.comparison.compare
 from stackbert.comparison import statistics
 from stackbert.comparison.compare import Comparison, compare, read_comparison
 from stackbert.comparison.results import COMPARISON
-from stackbert.comparison.statistics import losses
+from stackbert.comparison.statistics import final_losses
 from stackbert.corpus.store import Corpus
 from stackbert.errors import Interrupted, RunError
 from stackbert.pretraining.ledger import read_ledger
@@ -34,8 +34,8 @@ def copied(referee, tmp_path: Path) -> Path:
 
 def test_planted_arms_are_found_to_be_what_they_are(referee) -> None:
     folder, comparison = referee
-    same = losses(comparison.results, "same")
-    assert same == {0: losses(comparison.results, "scratch")[0]}  # to the bit
+    same = final_losses(comparison.results, "same")
+    assert same == {0: final_losses(comparison.results, "scratch")[0]}  # to the bit
     found = statistics.standings(comparison.results).set_index("variant")["outcome"].to_dict()
     assert found == {"scratch": "", "same": "one seed", "half": "worse"}
     standings = comparison.standings().set_index("variant")
@@ -91,7 +91,7 @@ def test_a_stopped_comparison_names_what_is_missing_and_resumes(
     assert re.fullmatch(r"depth-2, 1, seed 0: not finished \(Stopped in depth-2-.*\)", first)
     rest = "1, seed 1: not finished (not begun)"
     assert others == [f"scratch, {rest}", f"depth-2, {rest}"]
-    assert list(losses(stopped.results, "scratch")) == [0]
+    assert list(final_losses(stopped.results, "scratch")) == [0]
 
     monkeypatch.setattr("stackbert.comparison.compare.train_all", train_all)
     resumed = ask(tmp_path, factbook_corpus, **asked)
@@ -105,7 +105,7 @@ def test_what_is_added_brings_its_controls_and_reuses_what_is_there(
     more = ask(copied, factbook_corpus, keep_checkpoints=True)
     assert fast == [f"{name}-100-seed0" for name in ("depth-1", "depth-2", "stack")]
     assert (copied / "runs" / "stack-100-seed0" / "checkpoints").is_dir()
-    assert losses(more.results, "scratch") == losses(referee[1].results, "scratch")
+    assert final_losses(more.results, "scratch") == final_losses(referee[1].results, "scratch")
     old, new = referee[1].reference.by_kind, more.reference.by_kind
     assert {kind.depth for kind in new} == {1, 2, 4}
     assert all(new[kind] == row for kind, row in old.items())

@@ -19,6 +19,7 @@ from stackbert.units import format_duration, parse_duration
 
 Unit = Literal["seconds", "flops", "step"]
 """Of a budget; a column of a comparison's results, too."""
+_PAIR = ["source_depth", "target_depth"]
 _ROUNDING = 1e-9
 """A sum of floats may be off by this share of itself; a budget of exactly N steps must buy N."""
 
@@ -88,6 +89,14 @@ class Reference(BaseModel):
     def cost(self, recipe: Recipe, unit: Unit) -> float:
         """What a whole run costs."""
         return float(getattr(self.spent(recipe, recipe.total_steps), unit))
+
+    def extended(self, new: "Reference") -> "Reference":
+        """With the rows of another table that this one lacks."""
+        tables = {
+            "steps": joined(self.steps, new.steps).drop_duplicates([*StepKind._fields]),
+            "growths": joined(self.growths, new.growths).drop_duplicates(_PAIR),
+        }
+        return Reference(**dict(new) | tables)
 
     def complete(self, recipe: Recipe) -> Recipe:
         """The recipe with nothing left for a run to measure by itself."""

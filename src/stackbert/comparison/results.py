@@ -84,9 +84,11 @@ class Comparison(Record):
     @property
     def results(self) -> pd.DataFrame:
         """`evaluations` at each variant's own learning rate, with variant, fraction and seed."""
-        own = self.runs["learning_rate"] == self.runs["variant"].map(self.rates)
-        runs = self.runs.loc[own, [*_RUN, "folder"]]
+        runs = self._own_runs()[[*_RUN, "folder"]]
         return runs.merge(self.evaluations, on="folder").drop(columns="folder")
+
+    def _own_runs(self) -> pd.DataFrame:
+        return self.runs[self.runs["learning_rate"] == self.runs["variant"].map(self.rates)]
 
     def standings(self, yardstick: str = SCRATCH, share: float = 1.0) -> pd.DataFrame:
         """As `statistics.standings`, and what a run spent by the reference table: step, seconds,
@@ -101,17 +103,31 @@ class Comparison(Record):
         return table.merge(spent, on=_RUN[:2])
 
     def best_fixed(self, share: float = 1.0) -> str:
-        """As `statistics.best_fixed`: the control that is hardest to beat."""
+        """The control that is hardest to beat, as of `statistics`."""
         return statistics.best_fixed(self.results, share)
 
     def speeds(self, yardstick: str = SCRATCH) -> pd.DataFrame:
-        """As `statistics.speeds`; none if the yardstick ended on the plateau."""
-        past = self.gap(yardstick) >= statistics.PLATEAU
-        return statistics.speeds(self.results, yardstick)[: None if past else 0]
+        """The share of the budget after which a variant has the yardstick's loss.
+
+        Columns: variant, seed, share (a `Share`). Of variants, but no controls, that ran at several
+        budgets: in mid-schedule a loss is higher than at the end, so a learning curve does not
+        tell. None if the yardstick ended on the plateau.
+        """
+        rows, target = [], statistics.final_losses(self.results, yardstick)
+        grown = statistics.without_controls(self.results)
+        for (name, seed), own in grown.groupby(["variant", "seed"], sort=False):
+            final = own.groupby("fraction")["loss"].last().to_dict()
+            if len(final) > 1 and seed in target and self.gap(yardstick) >= statistics.PLATEAU:
+                rows.append((name, seed, statistics.share_for(final, target[seed])))
+        return pd.DataFrame(rows, columns=["variant", "seed", "share"])
 
     def gap(self, variant: str, share: float = 1.0) -> float:
-        """As `statistics.plateau_gap`; NaN if no run has finished."""
-        return statistics.plateau_gap(self.results, self.entropy, variant, share)
+        """Nats that a variant's masked-LM loss ends below the unigram entropy, mean over its seeds.
+
+        NaN if no run has finished.
+        """
+        final = statistics.final_losses(self.results, variant, share, "masked_lm")
+        return float(self.entropy - pd.Series(final, dtype=float).mean())
 
     def curves(self) -> pd.DataFrame:
         """Learning curves to draw: group (variant), run, detail (seed and share), main (a variant's
@@ -125,10 +141,9 @@ class Comparison(Record):
 
     def missing(self) -> list[str]:
         """A sentence for each run that has not finished, but for rates that did not win."""
-        own = self.runs["learning_rate"] == self.runs["variant"].map(self.rates)
         return [
             f"{run.variant}, {run.fraction:.4g}, seed {run.seed}: {run.missing}"
-            for run in self.runs[own & (self.runs["missing"] != "")].itertuples()
+            for run in self._own_runs().query("missing != ''").itertuples()
         ]
 
     def verdict(self) -> list[str]:
