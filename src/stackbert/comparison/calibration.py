@@ -52,11 +52,7 @@ def calibrate(
     A process that meets a busy minute is slow with all kinds, so each one's readings are taken as
     shares of its own step of the last kind of scratch; the median of these shares counts. Rows of
     `known` stay, and new ones are brought to its speed. `seconds` of a run, where they are known,
-    decide whether measuring micro-batches and compilation pays.
-
-    Raises:
-        UserError: a model that transformers cannot build.
-        RunError: a measuring process failed.
+    decide whether measuring micro-batches and compilation pays. RunError if a process fails.
     """
     kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
     pairs = list(dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe)))

@@ -157,13 +157,12 @@ def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: floa
 
     UserError if that is not one step a stage.
     """
-    most = budget.amount * fraction * (1.0 + _ROUNDING)
-    fewest = len(recipe.stages)
-
-    def cost(steps: int) -> float:
-        return reference.cost(recipe.scaled(steps), budget.unit)
-
-    affordable = bisect.bisect_right(range(fewest, 10**12), most, key=cost)
+    most, fewest = budget.amount * fraction * (1.0 + _ROUNDING), len(recipe.stages)
+    affordable = bisect.bisect_right(
+        range(fewest, 10**12),
+        most,
+        key=lambda steps: reference.cost(recipe.scaled(steps), budget.unit),
+    )
     if not affordable:
         raise UserError(
             f"A budget of {budget} is too short: {fraction:g} of it does not buy one step of each "

@@ -103,8 +103,16 @@ class Comparison(Record):
         return table.merge(spent, on=_RUN[:2])
 
     def best_fixed(self, share: float = 1.0) -> str:
-        """The control that is hardest to beat, as of `statistics`."""
-        return statistics.best_fixed(self.results, share)
+        """The control with the lowest mean loss at a share of the budget; "" if none has finished.
+
+        The mean is over the seeds that all controls have, if there are any.
+        """
+        rows = self.results[self.results["fraction"] == share]
+        final = rows.groupby(["variant", "seed"])["loss"].last().unstack("variant")
+        final = final.filter([name for name in final if is_fixed(name)])
+        complete = final.dropna()
+        means = (complete if len(complete) else final).mean()
+        return str(means.idxmin()) if len(means) else ""
 
     def speeds(self, yardstick: str = SCRATCH) -> pd.DataFrame:
         """The share of the budget after which a variant has the yardstick's loss.
@@ -157,9 +165,9 @@ class Comparison(Record):
         if math.isnan(gaps[SCRATCH]):
             return ["Scratch has no finished run yet, so there is nothing to say."]
         heads, times = [], []
+        first = next((name for name in variants if not is_fixed(name)), "")
         # Nothing is claimed against a control on the plateau, and nothing at all if all are.
         for name in [name for name, gap in gaps.items() if gap >= statistics.PLATEAU]:
-            first = next((name for name in variants if not is_fixed(name)), "")
             text = f"{name}, the best fixed depth," if name == best else name
             heads += verdict.headline(self.standings(name), first, text, self.budget)
             times += verdict.shares(self.speeds(name), name, self.budget)
@@ -183,10 +191,10 @@ class Comparison(Record):
             return []
         found, past = [], []
         for share in [share for share in reversed(self.shares) if self.best_fixed(share)]:
-            table = self.standings(self.best_fixed(share), share)
-            table = table[table["fraction"] == share]
+            best = self.best_fixed(share)
+            table = self.standings(best, share).query("fraction == @share")
             found.append(verdict.envelope(table, self.budget.part(share)))
-            past += [share] if "plateau" not in set(table["outcome"]) else []
+            past += [share] if self.gap(best, share) >= statistics.PLATEAU else []
         rows = self.results[self.results["fraction"].isin(past if len(past) > 1 else [])]
         return found + verdict.crossings(statistics.crossings(rows), self.budget)
 
@@ -201,7 +209,7 @@ class Comparison(Record):
         Raises:
             UserError: the budget does not buy one step of each stage.
         """
-        rows, recipes = [], {}
+        rows, recipes, first = [], {}, self.request.recipe.seed
         for variant in variants:
             rates, shares, seeds = sorted(variant.learning_rates), variant.fractions, variant.seeds
             if trials:
@@ -211,16 +219,14 @@ class Comparison(Record):
                 rates = [self.rates.get(variant.name, rates[0])]
             for rate, fraction in itertools.product(rates, shares):
                 filled = filling(variant.recipe, self.reference, self.budget, fraction)
-                complete = self.reference.complete(filled)
-                optimizer = complete.optimizer
+                complete, optimizer = self.reference.complete(filled), filled.optimizer
                 factors = {"lr": rate * optimizer.lr, "muon_lr": rate * optimizer.muon_lr}
-                for seed in range(complete.seed, complete.seed + seeds):
+                for seed in range(first, first + seeds):
                     changes = {"seed": seed, "optimizer": optimizer.model_copy(update=factors)}
                     name = f"{variant.name}-{100 * fraction:g}-seed{seed}"
                     name += "" if rate == 1.0 else f"-rate{rate:g}"
                     recipes[name] = complete.model_copy(update=changes)
-                    stages = stages_text(complete)
-                    rows.append((variant.name, fraction, seed, rate, stages, name, ""))
+                    rows.append((variant.name, fraction, seed, rate, stages_text(filled), name, ""))
         new = pd.DataFrame(rows, columns=self.runs.columns)
         new = new.sort_values(["seed", "fraction"], ascending=[True, False], kind="stable")
         runs = joined(self.runs, new).drop_duplicates("folder", ignore_index=True)

@@ -117,18 +117,6 @@ def holm(p: pd.Series) -> pd.Series:
     return (ordered * range(len(p), 0, -1)).cummax().clip(upper=1.0)
 
 
-def best_fixed(results: pd.DataFrame, share: float = 1.0) -> str:
-    """The control with the lowest mean loss at a share of the budget; "" if none has finished.
-
-    The mean is over the seeds that all controls have, if there are any.
-    """
-    rows = results[results["variant"].map(is_fixed).astype(bool) & (results["fraction"] == share)]
-    final = rows.groupby(["seed", "variant"])["loss"].last().unstack()
-    complete = final.dropna()
-    means = (complete if len(complete) else final).mean()
-    return str(means.idxmin()) if len(means) else ""
-
-
 def crossings(results: pd.DataFrame) -> pd.DataFrame:
     """Where mean losses over the budget cross: two controls', a variant's and the envelope's.
 

@@ -19,7 +19,7 @@ SPREAD = 0.1
 
 
 def plateau(variant: str, gap: float) -> str:
-    """Whether a control learned more than word frequencies; `gap` as of `plateau_gap`."""
+    """Whether a control learned more than word frequencies; `gap` is in nats."""
     ended = f"ended {abs(gap):.2f} nats {'below' if gap >= 0 else 'above'} the unigram entropy"
     if gap >= PLATEAU:
         return f"{variant.capitalize()} {ended} of the validation text, past the plateau."
@@ -76,12 +76,11 @@ def order(table: pd.DataFrame) -> list[str]:
     whole = table[table["fraction"] == 1.0].sort_values("difference")
     notes = {"no difference": ", within noise", "one seed": ", one seed"}
     names = [
-        f"{row.variant} ({_signed(row.difference)}{notes.get(row.outcome, '')})"
-        if row.outcome
-        else row.variant
+        row.variant
+        + (f" ({_signed(row.difference)}{notes.get(row.outcome, '')})" if row.outcome else "")
         for row in whole.itertuples()
     ]
-    looked_at = sum(not is_fixed(name) for name in whole["variant"])
+    looked_at = len(without_controls(whole))
     found = [
         f"On the same budget, from the lowest loss to the highest: {', '.join(names)}.",
         f"{looked_at} variants were looked at; what is called better or worse is so after Holm's "
