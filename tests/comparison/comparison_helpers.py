@@ -63,11 +63,7 @@ def table(
 
 
 def in_process(patch: pytest.MonkeyPatch) -> list[str]:
-    """Train runs here and measure nothing, as starting a process takes seconds.
-
-    Returns:
-        Names of the runs that were trained, filled as they are.
-    """
+    """Train runs here and measure nothing; names of those trained, filled as they are."""
     trained: list[str] = []
 
     def train_all(runs: Sequence[Path], corpus: Path, **_: object) -> Iterator[Any]:
@@ -85,11 +81,7 @@ def in_process(patch: pytest.MonkeyPatch) -> list[str]:
         known: Reference | None, recipes: Sequence[Recipe], *_: object, **__: object
     ) -> Reference:
         new = table(*recipes)
-        if known is None:
-            return new
-        steps = pd.concat([known.steps, new.steps]).drop_duplicates([*StepKind._fields])
-        growths = pd.concat([known.growths, new.growths]).drop_duplicates()
-        return Reference(**dict(new) | {"steps": steps, "growths": growths})
+        return known.extended(new) if known else new
 
     patch.setattr("stackbert.comparison.compare.train_all", train_all)
     patch.setattr("stackbert.comparison.compare.calibrate", calibrate)
@@ -118,13 +110,8 @@ def compared(
 ) -> Comparison:
     """A comparison by hand, on a budget of 100 seconds, 50 steps or 1e9 FLOPs.
 
-    Args:
-        losses: variant → share of the budget → final loss by seed from 0; None has not finished.
-        recipes: those of variants that are not the tiny one's.
-        entropy: of the validation text.
-        masked_lm: last masked-LM loss of every run; by default the whole loss.
-        unit: of the budget.
-        shares: what the budgets are of the largest.
+    `losses` are by variant, share of the budget and seed from 0 (None: it has not finished);
+    `masked_lm` is the last of every run, by default the whole loss.
     """
     tiny = tiny_recipe()
     depths = {name: int(name.removeprefix("depth-")) for name in losses if "depth" in name}

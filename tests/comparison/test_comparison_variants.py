@@ -13,7 +13,6 @@ from stackbert.comparison.variants import Variant, at_depth, load_variants, refu
 from stackbert.growth.operators import OPERATORS
 
 RECIPE = tiny_recipe()  # 1, 2 and 4 layers
-CONTROLS = ["scratch", "depth-1", "depth-2"]
 
 
 def load(*words: str, **options: object) -> dict[str, Variant]:
@@ -23,8 +22,6 @@ def load(*words: str, **options: object) -> dict[str, Variant]:
 
 @pytest.fixture
 def file(tmp_path: Path):
-    """A YAML file of variants."""
-
     def of(text: str) -> str:
         path = tmp_path / "variants.yaml"
         path.write_text(text, encoding="utf-8")
@@ -48,26 +45,19 @@ def test_every_depth_that_a_variant_passes_through_is_a_control_asked_for_or_not
 
 
 def test_a_control_keeps_what_else_the_stages_set() -> None:
-    recipe = tiny_recipe(
-        stages=[
-            {"depth": 1, "steps": 3, "sequence_length": 16, "sequences": 32},
-            {"depth": 2, "steps": 4, "sequence_length": 16, "sequences": 32},
-            {"depth": 4, "steps": 5, "mask_rate": 0.3},
-            {"depth": 4, "steps": 6},
-        ]
-    )
-    assert [
-        (s.depth, s.steps, s.sequence_length, s.sequences, s.mask_rate)
-        for s in at_depth(recipe, 2).stages
-    ] == [(2, 7, 16, 32, None), (2, 5, None, None, 0.3), (2, 6, None, None, None)]
+    short, masked = {"sequence_length": 16}, {"mask_rate": 0.3}
+    stages = [{"depth": 1, "steps": 3} | short, {"depth": 2, "steps": 4} | short]
+    stages += [{"depth": 4, "steps": 5} | masked, {"depth": 4, "steps": 6}]
+    control = [{"depth": 2, "steps": 7} | short, {"depth": 2, "steps": 5} | masked]
+    control += [{"depth": 2, "steps": 6}]
+    assert at_depth(tiny_recipe(stages=stages), 2) == tiny_recipe(stages=control)
 
 
 def test_an_operator_is_a_variant_that_differs_in_the_operator_alone() -> None:
-    found = load(*OPERATORS, fractions=(0.5, 1.0))
-    assert list(found) == [*CONTROLS, *OPERATORS]
+    found = load(*OPERATORS)
+    assert list(found) == ["scratch", "depth-1", "depth-2", *OPERATORS]
     for name in OPERATORS:
         assert found[name].recipe == tiny_recipe(growth__operator=name)
-        assert found[name].fractions == {1.0, 0.5}
 
 
 def test_a_file_changes_the_fields_it_names_and_no_others(file) -> None:

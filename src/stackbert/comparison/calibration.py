@@ -19,7 +19,7 @@ import torch
 
 from stackbert.batches.batches import training_plan
 from stackbert.comparison.processes import end_with_parent, environment, lifeline
-from stackbert.comparison.reference import Reference, StepKind, joined, step_kinds
+from stackbert.comparison.reference import Reference, StepKind, step_kinds
 from stackbert.comparison.variants import growths_of
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, StackBertError, UserError
@@ -52,11 +52,7 @@ def calibrate(
     A process that meets a busy minute is slow with all kinds, so each one's readings are taken as
     shares of its own step of the last kind of scratch; the median of these shares counts. Rows of
     `known` stay, and new ones are brought to its speed. `seconds` of a run, where they are known,
-    decide whether measuring micro-batches and compilation pays.
-
-    Raises:
-        UserError: a model that transformers cannot build.
-        RunError: a measuring process failed.
+    decide whether measuring micro-batches and compilation pays. RunError if a process fails.
     """
     kinds = sorted({kind for recipe in recipes for kind in step_kinds(recipe)})
     pairs = list(dict.fromkeys(pair for recipe in recipes for pair in growths_of(recipe)))
@@ -69,12 +65,11 @@ def calibrate(
     scratch = recipes[0]
     lengths = {k: s.steps for k, s in zip(step_kinds(scratch), scratch.stages, strict=True)}
     sizes = {kind: row.micro_batch for kind, row in have.items()}
-    stages = [
-        StageSpec(steps=lengths.get(kind, 1), micro_batch=sizes.get(kind), **kind._asdict())
-        for kind in kinds
-    ]
     changes: dict[str, Any] = {
-        "stages": tuple(stages),
+        "stages": tuple(
+            StageSpec(steps=lengths.get(kind, 1), micro_batch=sizes.get(kind), **kind._asdict())
+            for kind in kinds
+        ),
         # Fresh layers reach any depth, in about the time of copies; a constant rate has no warm-up
         # that could be too long.
         "growth": GrowthSpec(operator="random"),
@@ -107,20 +102,14 @@ def calibrate(
     say(", ".join(f"{1e3 * row.seconds:.0f} ms a step at depth {row.depth}" for row in rows))
     growths = pd.DataFrame(pairs, columns=["source_depth", "target_depth"])
     growths = growths.assign(seconds=middle[len(kinds) :].to_numpy())
-    if known:
-        steps, growths = joined(known.steps, steps), joined(known.growths, growths)
-    return Reference(
-        machine=tuned["machine"],
-        threads=threads,
-        precision=tuned["recipe"]["precision"],
-        compile=tuned["recipe"]["compile"],
-        steps=steps.drop_duplicates([*StepKind._fields], ignore_index=True),
-        growths=growths.drop_duplicates(["source_depth", "target_depth"], ignore_index=True),
+    settings = {name: tuned["recipe"][name] for name in ("precision", "compile")}
+    new = Reference(
+        machine=tuned["machine"], threads=threads, steps=steps, growths=growths, **settings
     )
+    return known.extended(new) if known else new
 
 
 def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[Any]:
-    """The answers of measuring processes that run at the same time."""
     command = [sys.executable, "-m", __name__, what, json.dumps(request)]
 
     def ask(_: int) -> Any:  # noqa: ANN401 (JSON)
@@ -138,24 +127,22 @@ def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> li
 
 
 def _answer(what: str, request: dict[str, Any]) -> Any:  # noqa: ANN401 (JSON)
-    """What a measuring process finds out."""
     recipe = parse_recipe(request["recipe"], "the measured recipe")
     keep_memory()
     corpus, device = open_corpus(request["corpus"]), pick_device()
     if what == "autotune":
         tuned, _ = autotune(recipe, corpus, device=device, seconds=request["seconds"])
-        flops, stages, parameters = stage_flops(tuned, corpus), [], []
-        for index, spec in enumerate(tuned.stages):
+        chosen, parameters = tuned.model_dump(mode="json"), []
+        for index, spec in enumerate(chosen["stages"]):
             stage = tuned.stage(index)
-            length = stage.sequence_length
-            at_once = rows_at_once(stage.micro_batch, stage.sequences, length, device)
-            stages.append(spec.model_copy(update={"micro_batch": at_once}))
+            spec["micro_batch"] = rows_at_once(
+                stage.micro_batch, stage.sequences, stage.sequence_length, device
+            )
             with torch.device("meta"):
                 model = recipe_model(tuned, corpus.vocabulary, stage.depth)
             parameters.append(parameter_count(find_layers(model)[1]))
-        tuned = tuned.model_copy(update={"stages": tuple(stages)})
-        counts = {"flops": flops, "parameters": parameters}
-        return {"recipe": tuned.model_dump(mode="json"), "machine": describe(device), **counts}
+        counts = {"flops": stage_flops(tuned, corpus), "parameters": parameters}
+        return {"recipe": chosen, "machine": describe(device), **counts}
 
     timing = measure(recipe, corpus, device=device, patience=PATIENCE)
     plan, growths = training_plan(recipe, corpus), []

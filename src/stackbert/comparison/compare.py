@@ -10,13 +10,7 @@ from stackbert.comparison.calibration import calibrate
 from stackbert.comparison.processes import threads_each, train_all
 from stackbert.comparison.reference import Budget, parse_budgets
 from stackbert.comparison.results import COMPARISON, RUNS, Comparison, Request, read_comparison
-from stackbert.comparison.variants import (
-    SCRATCH,
-    Variant,
-    growths_of,
-    load_variants,
-    refuse_twins,
-)
+from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants, refuse_twins
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
 from stackbert.files import locked, write_text, writing
@@ -80,8 +74,8 @@ def compare(
     # Micro-batches are chosen for all variants alike.
     stages = tuple(stage.model_copy(update={"micro_batch": None}) for stage in recipe.stages)
     recipe = recipe.model_copy(update={"stages": stages})
-    _, shares = parse_budgets(budget)
-    options = {"fractions": fractions, "learning_rates": learning_rates, "shares": shares}
+    options = {"fractions": fractions, "learning_rates": learning_rates}
+    options["shares"] = parse_budgets(budget)[1]
     asked = load_variants(variants, recipe, seeds=seeds, **options)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     request = Request(recipe=recipe, corpus=opened.fingerprint, budget=budget, jobs=jobs)
@@ -97,7 +91,6 @@ def compare(
 def _opened(
     folder: Path, request: Request, asked: Sequence[Variant], corpus: Corpus, progress: Progress
 ) -> Comparison:
-    """The comparison in the folder, or a new one, with a reference table that covers `asked`."""
     before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
     foreign = [path.name for path in folder.glob("[!.]*") if path.name != RUNS]
     if foreign and not before:
@@ -136,10 +129,8 @@ def _opened(
         budget=budget or by_default,
         shares=shares,
         variants=recipes,
+        **({"runs": before.runs, "evaluations": before.evaluations} if before else {}),
     )
-    if before:
-        there = {"runs": before.runs, "evaluations": before.evaluations}
-        comparison = comparison.model_copy(update=there)
     comparison.planned(asked)  # a short budget is refused before anything is written
     return comparison
 
@@ -163,8 +154,8 @@ def _train(
         return collected
 
     comparison = collect()
-    unfinished = set(comparison.runs.loc[comparison.runs["missing"] != "", "folder"])
-    todo = [folder / RUNS / name for name in recipes if name in unfinished]
+    unfinished = comparison.runs[comparison.runs["missing"] != ""]
+    todo = [folder / RUNS / name for name in recipes if name in set(unfinished["folder"])]
     for run in todo:
         run.parent.mkdir(exist_ok=True)
         write_text(Path(f"{run}.yaml"), recipes[run.name].to_yaml())

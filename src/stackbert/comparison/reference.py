@@ -19,6 +19,7 @@ from stackbert.units import format_duration, parse_duration
 
 Unit = Literal["seconds", "flops", "step"]
 """Of a budget; a column of a comparison's results, too."""
+_PAIR = ["source_depth", "target_depth"]
 _ROUNDING = 1e-9
 """A sum of floats may be off by this share of itself; a budget of exactly N steps must buy N."""
 
@@ -89,6 +90,14 @@ class Reference(BaseModel):
         """What a whole run costs."""
         return float(getattr(self.spent(recipe, recipe.total_steps), unit))
 
+    def extended(self, new: "Reference") -> "Reference":
+        """With the rows of another table that this one lacks."""
+        tables = {
+            "steps": joined(self.steps, new.steps).drop_duplicates([*StepKind._fields]),
+            "growths": joined(self.growths, new.growths).drop_duplicates(_PAIR),
+        }
+        return Reference(**dict(new) | tables)
+
     def complete(self, recipe: Recipe) -> Recipe:
         """The recipe with nothing left for a run to measure by itself."""
         stages = tuple(
@@ -148,13 +157,12 @@ def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: floa
 
     UserError if that is not one step a stage.
     """
-    most = budget.amount * fraction * (1.0 + _ROUNDING)
-    fewest = len(recipe.stages)
-
-    def cost(steps: int) -> float:
-        return reference.cost(recipe.scaled(steps), budget.unit)
-
-    affordable = bisect.bisect_right(range(fewest, 10**12), most, key=cost)
+    most, fewest = budget.amount * fraction * (1.0 + _ROUNDING), len(recipe.stages)
+    affordable = bisect.bisect_right(
+        range(fewest, 10**12),
+        most,
+        key=lambda steps: reference.cost(recipe.scaled(steps), budget.unit),
+    )
     if not affordable:
         raise UserError(
             f"A budget of {budget} is too short: {fraction:g} of it does not buy one step of each "

@@ -84,9 +84,11 @@ class Comparison(Record):
     @property
     def results(self) -> pd.DataFrame:
         """`evaluations` at each variant's own learning rate, with variant, fraction and seed."""
-        own = self.runs["learning_rate"] == self.runs["variant"].map(self.rates)
-        runs = self.runs.loc[own, [*_RUN, "folder"]]
+        runs = self._own_runs()[[*_RUN, "folder"]]
         return runs.merge(self.evaluations, on="folder").drop(columns="folder")
+
+    def _own_runs(self) -> pd.DataFrame:
+        return self.runs[self.runs["learning_rate"] == self.runs["variant"].map(self.rates)]
 
     def standings(self, yardstick: str = SCRATCH, share: float = 1.0) -> pd.DataFrame:
         """As `statistics.standings`, and what a run spent by the reference table: step, seconds,
@@ -101,17 +103,39 @@ class Comparison(Record):
         return table.merge(spent, on=_RUN[:2])
 
     def best_fixed(self, share: float = 1.0) -> str:
-        """As `statistics.best_fixed`: the control that is hardest to beat."""
-        return statistics.best_fixed(self.results, share)
+        """The control with the lowest mean loss at a share of the budget; "" if none has finished.
+
+        The mean is over the seeds that all controls have, if there are any.
+        """
+        rows = self.results[self.results["fraction"] == share]
+        final = rows.groupby(["variant", "seed"])["loss"].last().unstack("variant")
+        final = final.filter([name for name in final if is_fixed(name)])
+        complete = final.dropna()
+        means = (complete if len(complete) else final).mean()
+        return str(means.idxmin()) if len(means) else ""
 
     def speeds(self, yardstick: str = SCRATCH) -> pd.DataFrame:
-        """As `statistics.speeds`; none if the yardstick ended on the plateau."""
-        past = self.gap(yardstick) >= statistics.PLATEAU
-        return statistics.speeds(self.results, yardstick)[: None if past else 0]
+        """The share of the budget after which a variant has the yardstick's loss.
+
+        Columns: variant, seed, share (a `Share`). Of variants, but no controls, that ran at several
+        budgets: in mid-schedule a loss is higher than at the end, so a learning curve does not
+        tell. None if the yardstick ended on the plateau.
+        """
+        rows, target = [], statistics.final_losses(self.results, yardstick)
+        grown = statistics.without_controls(self.results)
+        for (name, seed), own in grown.groupby(["variant", "seed"], sort=False):
+            final = own.groupby("fraction")["loss"].last().to_dict()
+            if len(final) > 1 and seed in target and self.gap(yardstick) >= statistics.PLATEAU:
+                rows.append((name, seed, statistics.share_for(final, target[seed])))
+        return pd.DataFrame(rows, columns=["variant", "seed", "share"])
 
     def gap(self, variant: str, share: float = 1.0) -> float:
-        """As `statistics.plateau_gap`; NaN if no run has finished."""
-        return statistics.plateau_gap(self.results, self.entropy, variant, share)
+        """Nats that a variant's masked-LM loss ends below the unigram entropy, mean over its seeds.
+
+        NaN if no run has finished.
+        """
+        final = statistics.final_losses(self.results, variant, share, "masked_lm")
+        return float(self.entropy - pd.Series(final, dtype=float).mean())
 
     def curves(self) -> pd.DataFrame:
         """Learning curves to draw: group (variant), run, detail (seed and share), main (a variant's
@@ -125,10 +149,9 @@ class Comparison(Record):
 
     def missing(self) -> list[str]:
         """A sentence for each run that has not finished, but for rates that did not win."""
-        own = self.runs["learning_rate"] == self.runs["variant"].map(self.rates)
         return [
             f"{run.variant}, {run.fraction:.4g}, seed {run.seed}: {run.missing}"
-            for run in self.runs[own & (self.runs["missing"] != "")].itertuples()
+            for run in self._own_runs().query("missing != ''").itertuples()
         ]
 
     def verdict(self) -> list[str]:
@@ -142,9 +165,9 @@ class Comparison(Record):
         if math.isnan(gaps[SCRATCH]):
             return ["Scratch has no finished run yet, so there is nothing to say."]
         heads, times = [], []
+        first = next((name for name in variants if not is_fixed(name)), "")
         # Nothing is claimed against a control on the plateau, and nothing at all if all are.
         for name in [name for name, gap in gaps.items() if gap >= statistics.PLATEAU]:
-            first = next((name for name in variants if not is_fixed(name)), "")
             text = f"{name}, the best fixed depth," if name == best else name
             heads += verdict.headline(self.standings(name), first, text, self.budget)
             times += verdict.shares(self.speeds(name), name, self.budget)
@@ -168,10 +191,10 @@ class Comparison(Record):
             return []
         found, past = [], []
         for share in [share for share in reversed(self.shares) if self.best_fixed(share)]:
-            table = self.standings(self.best_fixed(share), share)
-            table = table[table["fraction"] == share]
+            best = self.best_fixed(share)
+            table = self.standings(best, share).query("fraction == @share")
             found.append(verdict.envelope(table, self.budget.part(share)))
-            past += [share] if "plateau" not in set(table["outcome"]) else []
+            past += [share] if self.gap(best, share) >= statistics.PLATEAU else []
         rows = self.results[self.results["fraction"].isin(past if len(past) > 1 else [])]
         return found + verdict.crossings(statistics.crossings(rows), self.budget)
 
@@ -186,7 +209,7 @@ class Comparison(Record):
         Raises:
             UserError: the budget does not buy one step of each stage.
         """
-        rows, recipes = [], {}
+        rows, recipes, first = [], {}, self.request.recipe.seed
         for variant in variants:
             rates, shares, seeds = sorted(variant.learning_rates), variant.fractions, variant.seeds
             if trials:
@@ -196,16 +219,14 @@ class Comparison(Record):
                 rates = [self.rates.get(variant.name, rates[0])]
             for rate, fraction in itertools.product(rates, shares):
                 filled = filling(variant.recipe, self.reference, self.budget, fraction)
-                complete = self.reference.complete(filled)
-                optimizer = complete.optimizer
+                complete, optimizer = self.reference.complete(filled), filled.optimizer
                 factors = {"lr": rate * optimizer.lr, "muon_lr": rate * optimizer.muon_lr}
-                for seed in range(complete.seed, complete.seed + seeds):
+                for seed in range(first, first + seeds):
                     changes = {"seed": seed, "optimizer": optimizer.model_copy(update=factors)}
                     name = f"{variant.name}-{100 * fraction:g}-seed{seed}"
                     name += "" if rate == 1.0 else f"-rate{rate:g}"
                     recipes[name] = complete.model_copy(update=changes)
-                    stages = stages_text(complete)
-                    rows.append((variant.name, fraction, seed, rate, stages, name, ""))
+                    rows.append((variant.name, fraction, seed, rate, stages_text(filled), name, ""))
         new = pd.DataFrame(rows, columns=self.runs.columns)
         new = new.sort_values(["seed", "fraction"], ascending=[True, False], kind="stable")
         runs = joined(self.runs, new).drop_duplicates("folder", ignore_index=True)

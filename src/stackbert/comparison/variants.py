@@ -49,11 +49,10 @@ def load_variants(
 ) -> list[Variant]:
     """The variants that `words` name, after the controls: every depth that one passes through.
 
-    Words are "scratch", "depth-4", growth operators ("stack"), or paths of YAML files that map
-    names to what differs from the recipe. "stack@0.5" adds a learning rate that `stack` tries.
-    A file may set seeds, fractions (shares of the budget; not the controls') and learning rates
-    (factors of the recipe's) of its own. At `shares` all variants run: at 1, and at what smaller
-    budgets are of the largest.
+    Words are "scratch", "depth-4", growth operators ("stack", "stack@0.5" with a learning rate to
+    try), or YAML files that map names to what differs from the recipe, and to seeds, fractions and
+    learning rates of their own. `shares` are what the budgets are of the largest; controls run at
+    each, and if there are several all variants do.
 
     Raises:
         UserError: a name that is neither a variant nor a file, a field that must not differ.
@@ -70,23 +69,22 @@ def load_variants(
 
     def variant(name: str, given: dict[str, Any]) -> Variant:
         changes = {part: given[part] for part in _FREE if given.get(part) is not None}
-        fields = {field: value for field, value in given.items() if field not in _FREE}
-        usual = {"seeds": seeds, "fractions": fractions, "learning_rates": learning_rates}
-        if is_fixed(name):
-            usual["fractions"] = shares
+        fields: dict[str, Any] = {"seeds": seeds, "learning_rates": learning_rates}
+        fields["fractions"] = shares if is_fixed(name) else fractions
+        fields |= {field: value for field, value in given.items() if field not in _FREE}
         try:
-            own = Variant.model_validate(usual | fields | {"name": name, "recipe": recipe})
+            own = Variant.model_validate(fields | {"name": name, "recipe": recipe})
         except ValidationError as error:
             raise UserError(f"Variant '{name}': {explain(error, Variant)}.") from error
         # All others are compared with the controls at the whole budget.
-        everywhere = shares if is_fixed(name) or len(shares) > 1 else ()
-        made = {"fractions": own.fractions | {*everywhere}}
-        return own.model_copy(update=made | {"recipe": _varied(name, changes, recipe)})
+        everywhere = frozenset(shares if is_fixed(name) or len(shares) > 1 else ())
+        varied = {"fractions": own.fractions | everywhere, "recipe": _varied(name, changes, recipe)}
+        return own.model_copy(update=varied)
 
     variants = {name: variant(name, given) for name, given in found.items()}
     depths = {stage.depth for each in variants.values() for stage in each.recipe.stages}
-    for depth in sorted(depths - {recipe.stages[-1].depth}):
-        variants.setdefault(f"{_DEPTH}{depth}", variant(f"{_DEPTH}{depth}", {}))
+    for control in (f"{_DEPTH}{depth}" for depth in sorted(depths - {recipe.stages[-1].depth})):
+        variants.setdefault(control, variant(control, {}))
     return sorted(variants.values(), key=lambda variant: not is_fixed(variant.name))
 
 
@@ -111,7 +109,6 @@ def at_depth(recipe: Recipe, depth: int) -> Recipe:
 
 
 def _merged(stages: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
-    """Stages with those that follow their like added to it."""
     merged: list[StageSpec] = []
     for own in stages:
         if merged and own.model_copy(update={"steps": merged[-1].steps}) == merged[-1]:
@@ -127,7 +124,6 @@ def growths_of(recipe: Recipe) -> list[tuple[int, int]]:
 
 
 def _named(word: str) -> dict[str, dict[str, Any]]:
-    """What the variants of one word change: those of a file, or the one of that name."""
     if not word.endswith((".yaml", ".yml")):
         name, at, rate = word.partition("@")
         return {name: {"learning_rates": [rate]} if at else {}}

@@ -1,13 +1,15 @@
 """What a comparison shows and what it does not: tables of results in sentences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from stackbert.comparison.reference import Budget, Reference, step_kinds
-from stackbert.comparison.statistics import PLATEAU, interval
+from stackbert.comparison.statistics import PLATEAU, without_controls
 from stackbert.comparison.variants import SCRATCH, growths_of, is_fixed
+from stackbert.intervals import interval
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.recipe import Recipe
 from stackbert.units import counted
@@ -17,7 +19,7 @@ SPREAD = 0.1
 
 
 def plateau(variant: str, gap: float) -> str:
-    """Whether a control learned more than word frequencies; `gap` as of `plateau_gap`."""
+    """Whether a control learned more than word frequencies; `gap` is in nats."""
     ended = f"ended {abs(gap):.2f} nats {'below' if gap >= 0 else 'above'} the unigram entropy"
     if gap >= PLATEAU:
         return f"{variant.capitalize()} {ended} of the validation text, past the plateau."
@@ -55,10 +57,10 @@ def shares(speeds: pd.DataFrame, yardstick: str, budget: Budget) -> list[str]:
     unit = {"seconds": "time", "step": "steps", "flops": "FLOPs"}[budget.unit]
     found = []
     for name, own in speeds.groupby("variant", sort=False):
-        mean = interval([share.value for share in own["share"]])
-        value = f"{mean.mean:.3g} of {yardstick}'s {unit}"
-        if mean.low is not None and all(share.bound == "=" for share in own["share"]):
-            value += f" (95 % interval {mean.low:.3g} to {mean.high:.3g}, {mean.number} seeds)"
+        mean, low, high = interval([share.value for share in own["share"]])
+        if not math.isnan(low) and all(share.bound == "=" for share in own["share"]):
+            value = f"{mean:.3g} of {yardstick}'s {unit}"
+            value += f" (95 % interval {low:.3g} to {high:.3g}, {len(own)} seeds)"
         else:
             value = f"these shares of {yardstick}'s {unit}: " + ", ".join(
                 f"{str(share).replace('more than', 'not within')} (seed {seed})"
@@ -74,12 +76,11 @@ def order(table: pd.DataFrame) -> list[str]:
     whole = table[table["fraction"] == 1.0].sort_values("difference")
     notes = {"no difference": ", within noise", "one seed": ", one seed"}
     names = [
-        f"{row.variant} ({_signed(row.difference)}{notes.get(row.outcome, '')})"
-        if row.outcome
-        else row.variant
+        row.variant
+        + (f" ({_signed(row.difference)}{notes.get(row.outcome, '')})" if row.outcome else "")
         for row in whole.itertuples()
     ]
-    looked_at = sum(not is_fixed(name) for name in whole["variant"])
+    looked_at = len(without_controls(whole))
     found = [
         f"On the same budget, from the lowest loss to the highest: {', '.join(names)}.",
         f"{looked_at} variants were looked at; what is called better or worse is so after Holm's "
@@ -94,8 +95,7 @@ def envelope(table: pd.DataFrame, budget: Budget) -> str:
         return f"At {budget} all that is shown is the plateau."
     best = next(table.itertuples())
     text = f"At {budget} the envelope is {best.variant} with {best.loss:.3f} nats"
-    own = table[~table["variant"].map(is_fixed).astype(bool)].nsmallest(1, "difference")
-    for row in own.itertuples():
+    for row in without_controls(table).nsmallest(1, "difference").itertuples():
         text += f"; the best variant is {row.variant}: {_outcome(row)}"
     return f"{text}."
 

@@ -1,7 +1,6 @@
 """What lies in a folder of evaluation data: labelled words and sentences, minimal pairs, text."""
 
 import csv
-import itertools
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -74,18 +73,20 @@ def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[T
         rows = _rows(path) if path.suffix in _TSV and split != "dev" else []
         columns = set(rows[0]) if rows else set()
         if set(Pair._fields) <= columns:
-            found = [Pair(*(row[field] for field in Pair._fields)) for row in rows]
-            uids = dict.fromkeys(pair.uid for pair in found)
-            chosen = (_sample([pair for pair in found if pair.uid == uid], pairs) for uid in uids)
-            tests.append(Test(path.stem, "pairs", list(itertools.chain(*chosen))))
+            by_uid: dict[str, list[Pair]] = {}
+            for row in rows:
+                pair = Pair(*(row[field] for field in Pair._fields))
+                by_uid.setdefault(pair.uid, []).append(pair)
+            chosen = [pair for found in by_uid.values() for pair in _sample(found, pairs)]
+            tests.append(Test(path.stem, "pairs", chosen))
         elif {"split", "label", "sentence"} <= columns:
-            for task in dict.fromkeys(row.get("task", "") for row in rows):
-                sides: dict[str, list[Example]] = {"train": [], "test": []}
-                for row in rows:
-                    if row.get("task", "") == task and row["split"] in sides:
-                        example = Example((row["sentence"],), (row["label"],))
-                        sides[row["split"]].append(example)
-                learned, asked = _sample(sides["train"], train), _sample(sides["test"], test)
+            sides: dict[str, dict[str, list[Example]]] = {}
+            for row in rows:
+                side = sides.setdefault(row.get("task", ""), {"train": [], "test": []})
+                example = Example((row["sentence"],), (row["label"],))
+                side.setdefault(row["split"], []).append(example)
+            for task, side in sides.items():
+                learned, asked = _sample(side["train"], train), _sample(side["test"], test)
                 tests.append(Test(f"{path.stem} {task}".strip(), "sentences", asked, learned))
         elif path.suffix in _TSV and split == "train":
             learned = _sample(list(_tagged(path)), train)
@@ -128,7 +129,6 @@ def _tagged(path: Path) -> Iterator[Example]:
 
 
 def _held_out(folder: Path) -> Iterator[str]:
-    """A corpus' held-out documents, as its tokenizer puts them together again."""
     corpus = open_corpus(folder)
     tokenizer = open_tokenizer(corpus.tokenizer_folder)
     ids = corpus.validation.read(0, len(corpus.validation))

@@ -24,6 +24,7 @@ MEANING = (
     "be read off the layer. What it has above the embeddings, the layers took from the context; "
     "what it has above random weights of the same shape, pre-training put there."
 )
+_ABOUT = ["model", "folder", "type", "depth", "hidden_size", "step", "seconds"]
 Layers = list[dict[str, Score]]
 """Scores by metric, of the embeddings and of each layer; of what is not a probe only one."""
 
@@ -47,12 +48,10 @@ class EvaluationResult(Record):
     notes: tuple[str, ...] = ()
 
     def tables(self) -> list[pd.DataFrame]:
-        """The scores of probes and the others, without what `sentences` say, for a terminal."""
+        """The scores of probes, then the others, without what `sentences` say."""
         shown = self.scores.loc[:, ~self.scores.columns.str.match("above|± ")]
-        is_probe = self.scores["test"].isin(self.layers.get("test", ()))
-        return [
-            shown[rows].dropna(axis=1, how="all") for rows in (is_probe, ~is_probe) if rows.any()
-        ]
+        others = ~shown["test"].isin(self.layers.get("test", ()))
+        return [own.dropna(axis=1, how="all") for _, own in shown.groupby(others)]
 
     def sentences(self) -> list[str]:
         """What a probe means, then what the layers and pre-training add to each model's probes."""
@@ -90,8 +89,7 @@ def evaluate(
         data: a folder of tests, a corpus, or a single file (docs/evaluation.md).
         out: a folder for evaluation.json, which `read_evaluation` reads.
         only: names of tests; by default all.
-        train: sentences that a probe learns from.
-        test: sentences that it is tested on.
+        train, test: sentences that a probe learns from and is tested on.
         pairs: of each paradigm. 200 of each of 18 give a standard error of 0.8 points.
         progress: hears what is being measured.
 
@@ -128,17 +126,15 @@ def evaluate(
             found = _rows(each, layers, twin, first.setdefault(each.name, layers[-1]))
             rows += [{**named, **row} for row in found]
             layer_rows += [{**named, **row} for row in _layer_rows(layers, twin)]
-        config = subject.model.config
-        shape = {"depth": config.num_hidden_layers, "hidden_size": config.hidden_size}
-        named = {"model": place.name, "folder": str(place.folder), "type": config.model_type}
-        seconds = time.perf_counter() - start
-        about.append({**named, **shape, "step": place.step, "seconds": seconds})
+        config, seconds = subject.model.config, time.perf_counter() - start
+        shape = config.model_type, config.num_hidden_layers, config.hidden_size
+        about.append((place.name, str(place.folder), *shape, place.step, seconds))
     order = list(dict.fromkeys((row["test"], row["metric"]) for row in rows))
     rows.sort(key=lambda row: order.index((row["test"], row["metric"])))  # models side by side
     result = EvaluationResult(
         machine=describe(pick_device()),
         settings=settings,
-        models=pd.DataFrame(about),
+        models=pd.DataFrame(about, columns=_ABOUT),
         scores=pd.DataFrame(rows),
         layers=pd.DataFrame(layer_rows),
         notes=tuple(notes),
@@ -165,15 +161,13 @@ def _rows(
     for metric, score in layers[-1].items():
         row = {"metric": metric, "score": score.value, "±": score.error}
         if metric in first and first[metric] is not score:
-            change, _, p = difference(score, first[metric])
-            row |= {"vs. first": change, "p": p}
+            row["vs. first"], _, row["p"] = difference(score, first[metric])
         if twin:
-            best = max(range(len(layers)), key=lambda at: layers[at][metric].value)
-            row |= {"embeddings": layers[0][metric].value, "best": layers[best][metric].value}
-            row |= {"at layer": best, "random": twin[-1][metric].value}
+            values = [layer[metric].value for layer in layers]
+            row |= {"embeddings": values[0], "best": max(values)}
+            row |= {"at layer": values.index(max(values)), "random": twin[-1][metric].value}
             for name, other in (("embeddings", layers[0]), ("random", twin[-1])):
-                change, error, _ = difference(score, other[metric])
-                row |= {f"above {name}": change, f"± {name}": error}
+                row[f"above {name}"], row[f"± {name}"], _ = difference(score, other[metric])
             for name, labels in probes.without_model(test).items():
                 row[name] = probes.score(test, labels)[metric].value
         yield row

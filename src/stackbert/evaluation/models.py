@@ -71,16 +71,15 @@ def find_places(models: Sequence[str | Path]) -> list[Place]:
     for model in (Path(model).resolve() for model in models):
         folders = [model]
         if is_run(model):
-            folders = sorted((model / CHECKPOINTS).glob("step-????????"))
-            if (model / MODEL).is_dir():  # may be more than its last checkpoint: a mean of several
-                folders.append(model / MODEL)
+            # The final model may be more than its last checkpoint: a mean of several.
+            found = sorted((model / CHECKPOINTS).glob("step-????????"))
+            folders = [*found, *model.glob(MODEL)]
         for folder in folders:
-            name = folder.name
+            name, step = folder.name, folder.name.removeprefix("step-")
             if is_run(folder.parent.parent):  # a checkpoint
                 name = f"{folder.parent.parent.name} {name}"
             elif is_run(folder.parent):
                 name = folder.parent.name
-            step = folder.name.removeprefix("step-")
             places.append(Place(name, folder, int(step) if step.isdigit() else None))
     names = [place.name for place in places]
     if twice := [name for name in names if names.count(name) > 1]:

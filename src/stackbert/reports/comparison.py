@@ -14,11 +14,7 @@ from stackbert.units import format_duration
 
 
 def comparison_page(folder: Path) -> Page:
-    """The report of a comparison's folder, whatever has finished of it.
-
-    Raises:
-        UserError: it holds no comparison.
-    """
+    """The report of a comparison's folder, whatever has finished; UserError if it holds none."""
     found = read_comparison(folder)
     parts: list[Chart | Table] = []
     if found.best_fixed():
@@ -45,14 +41,12 @@ def comparison_page(folder: Path) -> Page:
 def _curves(found: Comparison) -> Chart:
     curves = found.curves()
     note = "Validation loss. Time is the reference table's: steps times the seconds of their kind."
-    grown = curves[curves["main"] & ~curves["group"].map(is_fixed)]
     bands = None
-    if len(grown):
-        name = grown["group"].iloc[0]
-        own = grown[grown["group"] == name]
-        # The recipe before it was scaled to the budget; the curve knows its real length.
-        bands = stage_bands(found.variants[name].scaled(int(own["steps"].max())), own)
-        note += f" The bands are the stages of {name}."
+    for name, own in curves[curves["main"]].groupby("group", sort=False):
+        if bands is None and not is_fixed(name):
+            # The recipe before it was scaled to the budget; the curve knows its real length.
+            bands = stage_bands(found.variants[name].scaled(int(own["steps"].max())), own)
+            note += f" The bands are the stages of {name}."
     return Chart("Loss", loss_curves(curves, bands), f"{note} {clipping_note(curves)}".strip())
 
 
@@ -74,10 +68,8 @@ def _standings(found: Comparison) -> list[Chart | Table]:
     best = found.best_fixed()
     rows, scratch = found.standings(best), found.standings()
     shares = rows["fraction"].map("{:.3g}".format)
-    drawn = rows.assign(
-        variant=rows["variant"] + ", " + shares + " of the budget", mean=rows["loss"]
-    )[["variant", "mean", "loss_low", "loss_high"]]
-    drawn = drawn.rename(columns={"loss_low": "low", "loss_high": "high"})
+    drawn = rows[["loss", "loss_low", "loss_high"]].set_axis(["mean", "low", "high"], axis=1)
+    drawn = drawn.assign(variant=rows["variant"] + ", " + shares + " of the budget")
     chart = intervals(drawn, y="variant", title="final validation loss, nats")
     against, own = f"vs. {best}", ["variant", "fraction", "difference"]
     frame = rows.rename(columns={"difference": against}).merge(scratch[own], how="left")
@@ -105,14 +97,12 @@ def _standings(found: Comparison) -> list[Chart | Table]:
 
 
 def _speeds(found: Comparison) -> list[Table]:
-    tables = []
-    for name in dict.fromkeys([found.best_fixed(), SCRATCH]):
-        rows = found.speeds(name)
-        rows["share"] = rows["share"].map(str)
-        title = f"{found.budget.unit.capitalize()} to the loss of {name}"
-        note = "Shares of the budget, from runs at several budgets, each with its whole schedule."
-        tables.append(Table(title, rows, note))
-    return tables
+    unit = found.budget.unit.capitalize()
+    note = "Shares of the budget, from runs at several budgets, each with its whole schedule."
+    return [
+        Table(f"{unit} to the loss of {name}", found.speeds(name).astype({"share": str}), note)
+        for name in dict.fromkeys([found.best_fixed(), SCRATCH])
+    ]
 
 
 def _differences(found: Comparison) -> Table:
@@ -126,19 +116,16 @@ def _differences(found: Comparison) -> Table:
 
 
 def _reference(found: Comparison) -> Table:
-    rows = found.reference.steps.assign(
-        ms=1e3 * found.reference.steps["seconds"],
-        fastest=1e3 * found.reference.steps["fastest"],
-        slowest=1e3 * found.reference.steps["slowest"],
-        GFLOPs=found.reference.steps["flops"] / 1e9,
-    )
-    columns = ["depth", "sequences", "sequence_length", "mask_rate", "ms", "fastest", "slowest"]
-    formats = dict.fromkeys(("ms", "fastest", "slowest", "GFLOPs"), "{:,.1f}")
+    steps = found.reference.steps
+    times = 1e3 * steps[["seconds", "fastest", "slowest"]].rename(columns={"seconds": "ms"})
+    rows = steps[["depth", "sequences", "sequence_length", "mask_rate"]].join(times)
+    rows = rows.assign(readings=steps["readings"], GFLOPs=steps["flops"] / 1e9)
+    formats = dict.fromkeys((*times, "GFLOPs"), "{:,.1f}")
     note = (
         f"Milliseconds, measured as the runs are made ({found.request.jobs} at a time, "
         f"{found.reference.threads} threads each), all kinds in turn; the medians count."
     )
-    return Table("What a step takes here", rows[[*columns, "readings", "GFLOPs"]], note, formats)
+    return Table("What a step takes here", rows, note, formats)
 
 
 def _facts(found: Comparison) -> dict[str, str]:

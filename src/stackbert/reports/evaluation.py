@@ -16,11 +16,7 @@ _NOTE = (
 
 
 def evaluation_page(folder: Path) -> Page:
-    """The report of a folder that `stackbert evaluate` wrote.
-
-    Raises:
-        UserError: it holds no evaluation.
-    """
+    """The report of a folder that `stackbert evaluate` wrote; UserError if it is another."""
     result = read_evaluation(folder)
     parts: list[Chart | Table] = []
     for table in result.tables():
@@ -53,11 +49,9 @@ def _by_layer(layers: pd.DataFrame) -> list[Chart]:
 
 
 def _intervals(scores: pd.DataFrame) -> list[Chart]:
-    noise = 1.96 * scores["±"]
-    scores = scores[scores["metric"] != "nats per token"]  # per byte they compare
-    rows = scores.assign(
-        mean=scores["score"], low=scores["score"] - noise, high=scores["score"] + noise
-    )
+    rows = scores[scores["metric"] != "nats per token"]  # per byte they compare
+    mean, noise = rows["score"], 1.96 * rows["±"]
+    rows = rows.assign(mean=mean, low=mean - noise, high=mean + noise)
     return [
         Chart(test, intervals(of_test, y="metric", title="score, 95 % interval", colour="model"))
         for test, of_test in rows.groupby("test", sort=False)
