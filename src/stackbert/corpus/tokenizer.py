@@ -18,7 +18,7 @@ ROW_MULTIPLE = 64
 _COPIED = ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
 GENERIC_CLASS = "PreTrainedTokenizerFast"
 """Transformers' class that takes tokenizer.json as it is."""
-_ROLES = {
+ROLES = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
     "unk_token": ("[UNK]", "<unk>"),
     "cls_token": ("[CLS]", "<cls>", "<|cls|>"),
@@ -74,20 +74,13 @@ class CorpusTokenizer:
         """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens.
 
         The corpus is encoded by tokenizer.json. The class that transformers builds from its parts
-        may differ (in case, accents, added ids); then the one that takes the file as it is is named
-        in its place.
-
-        Args:
-            folder: to make.
-            lines: of the text, to compare the two on.
-
-        Returns:
-            The vocabulary, and a sentence if another class was taken.
+        may differ (in case, accents, added ids) on `lines` of the text; then the one that takes the
+        file as it is is named in its place, and a sentence that says so is returned.
 
         Raises:
             UserError: no class of transformers gives the ids of tokenizer.json.
         """
-        kept = {k: v for k, v in self.config.items() if k in (*_ROLES, "model_input_names")}
+        kept = {k: v for k, v in self.config.items() if k in (*ROLES, "model_input_names")}
         generic = replace(
             self,
             config=kept | {"tokenizer_class": GENERIC_CLASS},
@@ -176,7 +169,7 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     config.pop("auto_map", None)  # code of others, which is never run
     ids: dict[str, int] = {}
     with reading(path):  # half a character, escaped in JSON, is no UTF-8 text
-        for role, names in _ROLES.items():
+        for role, names in ROLES.items():
             for token in (config.pop(role, None), *names):
                 found = _id_of(tokenizer, token)
                 if found is not None:
