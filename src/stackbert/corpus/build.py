@@ -306,13 +306,13 @@ class _SideWriter:
         self._pieces, self._ends, self._size = [], [], 0
 
     def describe(self) -> Side:
-        lost = self._coverage
+        lost_characters, unknown_ids = self._coverage.lost(self._tokens)
         return Side(
             tokens=self._tokens,
             documents=self.documents,
             sentences=self._sentences,
             words=self._words,
             unigram_entropy=entropy(self._counts),
-            lost_characters=lost.lost / max(1, lost.characters),
-            unknown_ids=lost.unknown / max(1, self._tokens),
+            lost_characters=lost_characters,
+            unknown_ids=unknown_ids,
         )

@@ -15,7 +15,8 @@ DEFAULT_VOCAB_SIZE = 32_768
 """The paper's (Gong et al., ICML 2019)."""
 ROW_MULTIPLE = 64
 """Embeddings have a multiple of 64 rows: faster matrix products."""
-_COPIED = ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
+_SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
+_COPIED = (*_SETTINGS, "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
 GENERIC_CLASS = "PreTrainedTokenizerFast"
 """Transformers' class that takes tokenizer.json as it is."""
 ROLES = {
@@ -164,8 +165,9 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     config: dict[str, Any] = {"tokenizer_class": GENERIC_CLASS}
     if path.is_dir():
         files |= {name: (path / name).read_bytes() for name in _COPIED if (path / name).is_file()}
-        config |= _json_object(path / "special_tokens_map.json")
-        config |= _json_object(path / "tokenizer_config.json")
+        for name in _SETTINGS:
+            with reading(path / name):
+                config |= json.loads(files.get(name, b"{}"))
     config.pop("auto_map", None)  # code of others, which is never run
     ids: dict[str, int] = {}
     with reading(path):  # half a character, escaped in JSON, is no UTF-8 text
@@ -198,11 +200,3 @@ def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401
     text = token.get("content") if isinstance(token, dict) else token  # with or without settings
     found: int | None = tokenizer.token_to_id(text) if isinstance(text, str) else None
     return found
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    with reading(path):
-        value = json.loads(path.read_bytes())
-    return value if isinstance(value, dict) else {}
