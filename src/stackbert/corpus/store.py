@@ -136,7 +136,8 @@ class Manifest(Record):
 
 def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder, hidden ones left out."""
-    return {path.name: sha256(path) for path in sorted(folder.glob("[!.]*"))}
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return {path.name: sha256(path) for path in paths}
 
 
 def fingerprint(folder: Path, vocabulary: Vocabulary) -> str:

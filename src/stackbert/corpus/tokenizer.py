@@ -164,7 +164,9 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     tokenizer.encode_special_tokens = True
     config: dict[str, Any] = {"tokenizer_class": GENERIC_CLASS}
     if path.is_dir():
-        files |= {name: (path / name).read_bytes() for name in _COPIED if (path / name).is_file()}
+        with reading(path):
+            present = [name for name in _COPIED if (path / name).is_file()]
+            files |= {name: (path / name).read_bytes() for name in present}
         for name in _SETTINGS:
             with reading(path / name):
                 config |= json.loads(files.get(name, b"{}"))
