@@ -1,7 +1,6 @@
 """What is masked, how often and with what."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,7 +125,7 @@ def test_labels_are_the_tokens_that_stood_there_and_the_others_stay(stage, seed)
 
 def test_masks_differ_by_epoch_and_seed():
     # One row is the corpus, so the same text comes back at every step.
-    stage = replace(shape(1, 1, 102), steps=1)
+    stage = shape(1, 1, 102)
     batches = [plan(numbered(100), stage).batch(epoch) for epoch in range(20)]
     assert len({batch.columns_BK.numpy().tobytes() for batch in batches}) == 20
     assert all(torch.equal(places(batch)[0], torch.arange(100)) for batch in batches)

@@ -3,17 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from batches_helpers import (
-    joined,
-    numbered,
-    places,
-    plan,
-    same,
-    seeds,
-    shape,
-    shapes,
-    tensors,
-)
+from batches_helpers import joined, numbered, places, plan, same, seeds, shape, shapes, tensors
 from hypothesis import example, given
 from hypothesis import strategies as st
 

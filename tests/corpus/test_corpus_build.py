@@ -100,17 +100,15 @@ def test_the_vocabulary_is_learned_from_training_documents_alone(build):
     assert not any("q" in token for token in model["vocab"])
 
 
-@pytest.mark.parametrize("bring", [True, False])
 @pytest.mark.parametrize(
     ("fraction", "message"),
     [(1e-9, "500 documents 500 fall .* 0 to the validation"), (1 - 1e-9, "500 documents 0 fall")],
 )
 def test_a_side_without_documents_is_told_with_what_to_change(
-    corpus, text_file, tmp_path, fraction, message, bring
+    text_file, tmp_path, fraction, message
 ):
-    options: dict[str, Any] = {"tokenizer": corpus.tokenizer_folder} if bring else {}
     with pytest.raises(UserError, match=message):
-        build_corpus(tmp_path / "out", text=[text_file], validation=fraction, **options)
+        build_corpus(tmp_path / "out", text=[text_file], validation=fraction)
     assert not list(tmp_path.iterdir())
 
 

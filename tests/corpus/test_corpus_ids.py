@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from stackbert.corpus import encoder
 from stackbert.corpus.encoder import encode_pieces, encode_words, encoder_for, plain_tokenizer
 from stackbert.corpus.sentences import LONGEST, split_sentences
+from stackbert.corpus.tokenizer import load_tokenizer
 
 TEXTS = st.text(alphabet=st.sampled_from(list("abC J.!?…。」)\"'\n\r\t  é字")), max_size=200)
 
@@ -70,8 +71,7 @@ def tokenizer(corpus) -> Any:
 @pytest.fixture(scope="module")
 def table(corpus) -> encoder.Encode:
     """One for all examples, so that most words are known."""
-    tokenizer: Any = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
-    return encoder_for(plain_tokenizer(tokenizer, range(5)))
+    return encoder_for(plain_tokenizer(load_tokenizer(corpus.tokenizer_folder).tokenizer, range(5)))
 
 
 def expected(tokenizer: Any, pieces: list[str]) -> list[list[int]]:

@@ -38,15 +38,11 @@ def saved(folder: Path, model: Any, splitter: Any, texts: list[str], **config: A
     made: Any = Tokenizer(model)
     made.pre_tokenizer = splitter
     vocab = 999 if isinstance(model, models.WordLevel) else 120
-    special = {"special_tokens": ROLES, "show_progress": False, "vocab_size": vocab}
+    options = {"special_tokens": ROLES, "show_progress": False, "vocab_size": vocab}
     if isinstance(model, models.Unigram):
-        special["unk_token"] = "<unk>"
-    trainer = {models.BPE: trainers.BpeTrainer, models.WordPiece: trainers.WordPieceTrainer}
-    trainer |= {
-        models.WordLevel: trainers.WordLevelTrainer,
-        models.Unigram: trainers.UnigramTrainer,
-    }
-    made.train_from_iterator(texts, trainer[type(model)](**special))
+        options["unk_token"] = "<unk>"
+    trainer = getattr(trainers, f"{type(model).__name__}Trainer".replace("BPE", "Bpe"))
+    made.train_from_iterator(texts, trainer(**options))
     folder.mkdir()
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({**ANGLED, **config}))
@@ -157,11 +153,8 @@ for number, word in enumerate(["schöne", "が", "नदी", "Köln", "Ήλιο
 
 def test_accents_are_kept_unless_asked_and_case_only_if_asked():
     def tokens(text: str, **options: bool) -> list[str]:
-        return (
-            learn_wordpiece(SAMPLE, **options)
-            .tokenizer.encode(text, add_special_tokens=False)
-            .tokens
-        )
+        learned = learn_wordpiece(SAMPLE, **options).tokenizer
+        return learned.encode(text, add_special_tokens=False).tokens
 
     assert tokens("schöne नदी Köln が") == ["schöne", "नदी", "köln", "が"]
     assert tokens("Köln", lowercase=False) == ["Köln"]

@@ -50,9 +50,9 @@ class Batch:
     """The masked positions of each row, ascending."""
     labels_BK: Tensor
     """What stood there; IGNORED where a row has too few maskable tokens."""
-    token_types_BS: Tensor | None
+    token_types_BS: Tensor | None = None
     """0 up to the first [SEP], 1 after it; None without next-sentence prediction."""
-    is_random_B: Tensor | None
+    is_random_B: Tensor | None = None
     """1 where segment B comes from elsewhere."""
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class BatchPlan:
 
     Args:
         stream: the side to draw from.
-        vocabulary: special ids and sizes.
+        vocabulary: its special ids and sizes.
         stages: their shapes, in order.
         seed: of order, pairs and masks.
         next_sentence: make sentence pairs (Devlin et al., 2019, section 3.1).
@@ -140,9 +140,7 @@ class BatchPlan:
         self._next_sentence = next_sentence
         self._masked_below = _at_most(1.0 - kept_rate - random_rate)
         self._replaced_below = _at_most(1.0 - kept_rate)
-        self._stream = stream
-        self._vocabulary = vocabulary
-        self._lengths = lengths
+        self._stream, self._vocabulary, self._lengths = stream, vocabulary, lengths
         # Of each stage: its first step, and the tokens consumed before it.
         consumed = [s.steps * s.sequences * n for s, n in zip(stages, lengths, strict=True)]
         self._first_steps = [0, *accumulate(stage.steps for stage in stages[:-1])]
@@ -205,19 +203,12 @@ class BatchPlan:
         length, rows = self._lengths[index], self.stages[index].sequences
         positions = cursor + np.arange(steps * rows, dtype=np.int64) * length
         mine = slice(first, first + steps * share)
-        types = is_random = None
         if self._next_sentence:
-            ids, types, is_random = self._pairs(positions, rows, length, mine)
+            ids, *labelled = self._pairs(positions, rows, length, mine)
         else:
-            ids = self._single_rows(positions[mine], length)
+            ids, labelled = self._single_rows(positions[mine], length), []
         columns, labels = self._mask(ids, positions[mine], self._masked(index))
-        return Batch(
-            torch.from_numpy(ids),
-            torch.from_numpy(columns),
-            torch.from_numpy(labels),
-            None if types is None else torch.from_numpy(types),
-            None if is_random is None else torch.from_numpy(is_random),
-        )
+        return Batch(*map(torch.from_numpy, (ids, columns, labels, *labelled)))
 
     def _single_rows(self, positions: I64, length: int) -> I64:
         rows = len(positions)
@@ -340,7 +331,7 @@ def training_plan(recipe: Recipe, corpus: Corpus) -> BatchPlan:
 
 
 def _validation_rows(recipe: Recipe, corpus: Corpus) -> tuple[Stage, EvenOrder]:
-    """What an evaluation reads, and where: rows spread evenly over the validation side."""
+    """What an evaluation reads, at the longest sequence length of any stage, and where."""
     shape = replace(
         recipe.stage(0),
         sequence_length=recipe.longest_sequence,
@@ -355,9 +346,8 @@ def _validation_rows(recipe: Recipe, corpus: Corpus) -> tuple[Stage, EvenOrder]:
 def validation_batch(recipe: Recipe, corpus: Corpus) -> Batch:
     """The fixed validation rows of a recipe, masks included, as one batch.
 
-    They are spread evenly over the validation side, so that each source counts by its share, at the
-    longest sequence length of any stage. The seed is not the recipe's: runs with different seeds
-    are judged on the same masks.
+    They are spread evenly over the validation side, so that each source counts by its share. The
+    seed is not the recipe's: runs with different seeds are judged on the same masks.
     """
     shape, order = _validation_rows(recipe, corpus)
     plan = BatchPlan(

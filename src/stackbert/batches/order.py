@@ -21,18 +21,10 @@ _AHEAD = 1024
 
 
 class DataOrder:
-    """Position in the endless string of epochs → piece of the corpus.
-
-    Args:
-        tokens: of the corpus.
-        chunk: tokens of a chunk.
-        seed: of the order.
-    """
+    """Position in the endless string of epochs → piece of the corpus; chunks of `chunk` tokens."""
 
     def __init__(self, tokens: int, chunk: int, seed: int) -> None:
-        self._tokens = tokens
-        self._chunk = chunk
-        self._seed = seed
+        self._tokens, self._chunk, self._seed = tokens, chunk, seed
         # (epoch, number of the first, where they go): kept because steps follow one another. One
         # attribute, so that a thread sees the three of one draw.
         self._drawn: tuple[int, int, I64] = (-1, 0, np.empty(0, dtype=np.int64))
@@ -87,11 +79,9 @@ class DataOrder:
 
 
 class EvenOrder:
-    """A few rows, each one piece of the corpus, spread evenly over it, again and again.
+    """Rows of `chunk` tokens, spread evenly over the corpus, again and again.
 
-    Args:
-        tokens: of the corpus.
-        rows: of `chunk` tokens each; they overlap only where the corpus has fewer tokens.
+    They overlap only where the corpus has fewer tokens.
     """
 
     def __init__(self, tokens: int, chunk: int, rows: int) -> None:

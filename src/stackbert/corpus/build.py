@@ -4,16 +4,14 @@ import contextlib
 import errno
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from stackbert.corpus.coverage import Coverage
 from stackbert.corpus.encoder import Encode, encoder_for, plain_tokenizer
@@ -22,6 +20,7 @@ from stackbert.corpus.sentences import split_sentences
 from stackbert.corpus.store import (
     MANIFEST,
     SENTENCES,
+    SIDES,
     TOKENIZER,
     TOKENS,
     Corpus,
@@ -50,8 +49,8 @@ _PUNCTUATION = bytes(range(33)) + b"!\"#%&'()*,-./:;?@[\\]_{}"
 # The punctuation and spaces of Latin-1, General Punctuation and CJK Symbols, in UTF-8.
 _WIDE_PUNCTUATION = re.compile(rb"\xc2[\xa0-\xbf]|\xe2[\x80\x81][\x80-\xbf]|\xe3\x80[\x80-\xbf]")
 
-Read = Callable[[str], Iterator[tuple[bytes, bool, str]]]
-"""From the name of a phase to what `_read` gives."""
+Documents = Iterable[tuple[bytes, bool, str]]
+"""Digest, whether it is held out, and text of each document that is not blank."""
 
 
 def build_corpus(
@@ -78,17 +77,16 @@ def build_corpus(
     document of over 16 MiB is cut.
 
     Args:
-        out: the folder to make; it must not exist. It appears only once it is complete.
+        out: the folder to make; it appears only once it is complete.
         text: files, folders or glob patterns of .txt (a blank line between documents, a paragraph
             a line), JSON lines and .parquet, the first two also as .gz, .xz, .bz2 or .zst. UTF-8.
             This or `dataset`, not both.
         suffixes: further suffixes to read, such as "py"; each of these files is one document.
         dataset: a folder or hub name for the `datasets` library (`NAME` or `NAME:CONFIGURATION`);
             its training split is read. Only a hub name uses the network.
-        field: the field or column that holds the text, where there are several. A null there
-            counts as an empty document.
-        tokenizer: an existing fast tokenizer (a folder with tokenizer.json, or that file) to use.
-            None: learn one from a sample of up to 48 MiB of the training documents.
+        field: the field or column that holds the text; a null there is an empty document.
+        tokenizer: an existing fast tokenizer: a folder with tokenizer.json, or that file. None:
+            learn one from a sample of up to 48 MiB of the training documents.
         vocabulary: what to learn: "wordpiece", BERT's, or "bytes", a byte-level BPE that keeps
             case, white space and every character (for code, or any mix of scripts).
         vocab_size: entries of a learned tokenizer. None: 32,768 as in the paper, or what the text
@@ -117,15 +115,13 @@ def build_corpus(
     out = Path(out).expanduser()
     progress = progress or Progress()
     with writing(f"building the corpus {out}"), new_folder(out) as folder:
-        left_out: dict[str, int] = {}
-        texts: list[Text]
-        if dataset is None:
-            texts, left_out = open_files(text, field, suffixes)
-        else:
-            texts = [DataSet(dataset, field)]
-        read = partial(_read, texts, validation, progress)
+        texts, left_out = (
+            open_files(text, field, suffixes)
+            if dataset is None
+            else ([DataSet(dataset, field)], {})
+        )
         if tokenizer is None:
-            sample = _sample(read)
+            sample = _sample(_read(texts, validation, progress, "reading"))
             progress.say("learning the vocabulary …")
             if vocabulary == "bytes":
                 chosen = learn_bytes(sample, vocab_size)
@@ -138,7 +134,8 @@ def build_corpus(
         words, note = chosen.save(folder / TOKENIZER, _lines(texts))
         if note:
             progress.say(note)
-        train, held_out, duplicates = _tokenise(read, chosen, words, folder)
+        documents = _read(texts, validation, progress, "tokenising")
+        train, held_out, duplicates = _tokenise(documents, chosen, words, folder)
         found = sum(each.found for each in texts)
         manifest = Manifest(
             stackbert_version=version("stackbert"),
@@ -167,7 +164,6 @@ def build_corpus(
 
 
 def _lines(texts: Sequence[Text]) -> list[str]:
-    """Lines from the beginnings of the texts."""
     found: list[str] = []
     for each in texts[:50]:
         lines = chain.from_iterable(map(str.splitlines, each.documents()))
@@ -176,10 +172,7 @@ def _lines(texts: Sequence[Text]) -> list[str]:
     return found
 
 
-def _read(
-    texts: Sequence[Text], validation: float, progress: Progress, phase: str
-) -> Iterator[tuple[bytes, bool, str]]:
-    """Digest, whether it is held out, and text of each document that is not blank."""
+def _read(texts: Sequence[Text], validation: float, progress: Progress, phase: str) -> Documents:
     progress.say(f"{phase} …")
     total = sum(each.size for each in texts)
     before = reported = 0
@@ -206,10 +199,9 @@ def _require(training: int, held_out: int) -> None:
         )
 
 
-def _sample(read: Read) -> Sample:
-    sample = Sample()
-    sides = [0, 0]
-    for digest, held_out, text in read("reading"):
+def _sample(documents: Documents) -> Sample:
+    sample, sides = Sample(), [0, 0]
+    for digest, held_out, text in documents:
         sides[held_out] += 1
         if not held_out:
             sample.add(digest, text)
@@ -218,18 +210,17 @@ def _sample(read: Read) -> Sample:
 
 
 def _tokenise(
-    read: Read, tokenizer: CorpusTokenizer, vocabulary: Vocabulary, folder: Path
+    documents: Documents, tokenizer: CorpusTokenizer, vocabulary: Vocabulary, folder: Path
 ) -> tuple[Side, Side, int]:
     """Write both sides; the two, and the number of duplicates."""
     plain = plain_tokenizer(tokenizer.tokenizer, vocabulary.special)
     encode = encoder_for(plain)
     train, validation = (
-        SideWriter(folder / side, encode, vocabulary, Coverage(plain))
-        for side in ("train", "validation")
+        _SideWriter(folder / side, encode, vocabulary, Coverage(plain)) for side in SIDES
     )
     duplicates = 0
     with _seen(folder / "seen.sqlite") as is_new:
-        for digest, held_out, text in read("tokenising"):
+        for digest, held_out, text in documents:
             if is_new(_content_digest(text) or digest):
                 (validation if held_out else train).add(text)
             else:
@@ -267,30 +258,23 @@ def _seen(path: Path) -> Iterator[Callable[[bytes], bool]]:
         path.unlink(missing_ok=True)
 
 
-class SideWriter:
+class _SideWriter:
     """Takes documents and writes their token ids; memory does not grow with them."""
 
     def __init__(
         self, folder: Path, encode: Encode, vocabulary: Vocabulary, coverage: Coverage
     ) -> None:
         folder.mkdir()
-        self.documents = 0
-        self._tokens = self._sentences = self._words = 0
         self._folder, self._vocabulary = folder, vocabulary
         self._encode, self._coverage = encode, coverage
+        self.documents = self._tokens = self._sentences = self._words = 0
         self._counts = np.zeros(vocabulary.size, np.int64)
-        self._open = 0
-        """Tokens on the disk of the document that is not at its end yet."""
-        self._clear()
-
-    def _clear(self) -> None:
-        self._pieces: list[str] = []
-        self._ends: list[int] = []
-        """How many of the pieces there were when each document ended."""
+        self._open = 0  # tokens on the disk of the document that is not at its end yet
         self._size = 0
+        self._pieces: list[str] = []
+        self._ends: list[int] = []  # how many pieces there were when each document ended
 
     def add(self, text: str) -> None:
-        """Append a document that is not blank."""
         for piece in split_sentences(text):
             self._pieces.append(piece)
             self._size += len(piece) + _PIECE_COST
@@ -301,7 +285,6 @@ class SideWriter:
         self._words += sum(1 for _ in _WORD.finditer(text))
 
     def flush(self) -> None:
-        """Write what was added so far."""
         with reading("Text that the tokenizer does not know", "Take another tokenizer."):
             ids, lengths = self._encode(self._pieces)
         self._coverage.count(self._pieces, ids, lengths)
@@ -311,29 +294,25 @@ class SideWriter:
         ends = ends[np.diff(ends, prepend=-self._open) > 0]
         starts = bounds[:-1][lengths > 0]
         stream = np.insert(ids.astype(self._vocabulary.dtype), ends, self._vocabulary.sep)
-        self._append(TOKENS, stream)
         starts += self._tokens + np.searchsorted(ends, starts, side="right")  # the separators
-        self._append(SENTENCES, starts)
+        for name, array in ((TOKENS, stream), (SENTENCES, starts)):
+            with (self._folder / name).open("ab") as file:
+                file.write(array.data)
         self._open = len(ids) - int(ends[-1]) if len(ends) else self._open + len(ids)
         self._counts += np.bincount(ids, minlength=len(self._counts))
         self._tokens += len(stream)
         self.documents += len(ends)
         self._sentences += len(starts)
-        self._clear()
-
-    def _append(self, name: str, array: npt.NDArray[Any]) -> None:
-        with (self._folder / name).open("ab") as file:
-            file.write(array.data)
+        self._pieces, self._ends, self._size = [], [], 0
 
     def describe(self) -> Side:
-        """What the manifest says of the side."""
-        lost = self._coverage
+        lost_characters, unknown_ids = self._coverage.lost(self._tokens)
         return Side(
             tokens=self._tokens,
             documents=self.documents,
             sentences=self._sentences,
             words=self._words,
             unigram_entropy=entropy(self._counts),
-            lost_characters=lost.lost / max(1, lost.characters),
-            unknown_ids=lost.unknown / max(1, self._tokens),
+            lost_characters=lost_characters,
+            unknown_ids=unknown_ids,
         )

@@ -13,58 +13,49 @@ import numpy as np
 
 from stackbert.corpus.store import Offsets, TokenIds
 
-_KEPT, _DELETED, _SPACE, _NEW = range(4)
+_CODE_POINTS = 0x110000
 _ACCENTS = range(0x300, 0x370)
 """Combining marks of the Latin, Greek and Cyrillic scripts: a tokenizer may strip them."""
 
 
 class Coverage:
-    """Counts what no id stands for, over the pieces that it is shown.
-
-    Args:
-        tokenizer: a `plain_tokenizer`.
-
-    Attributes:
-        characters: of the text; white space and control characters do not count.
-        lost: those that no id but the unknown one stands for.
-        unknown: unknown ids.
-    """
+    """Counts what no id of a `plain_tokenizer` stands for, over the pieces that it is shown."""
 
     def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
-        self.characters = self.lost = self.unknown = 0
         self._tokenizer = tokenizer
         model = json.loads(tokenizer.to_str())["model"]
         known = model.get("unk_token")
         self._unknown = tokenizer.token_to_id(known) if known else model.get("unk_id")
-        # Of each code point.
-        self._kinds = np.full(0x110000, _NEW, np.uint8)
+        self._unknown_ids = self._unknown_characters = 0
+        self._counts = np.zeros(_CODE_POINTS, np.int64)
 
     def count(self, pieces: Sequence[str], ids: TokenIds, lengths: Offsets) -> None:
         """Pieces of text, all their ids, and how many of these each piece gave."""
-        if self._unknown is not None:
-            places = np.flatnonzero(ids == self._unknown)
-            self.unknown += len(places)
-            holders = np.unique(np.searchsorted(np.cumsum(lengths), places, side="right"))
-            self._count_unknown([pieces[place] for place in holders])
-        self._count_deleted("".join(pieces))
-
-    def _count_unknown(self, pieces: Sequence[str]) -> None:
-        """Count the characters behind unknown ids; others cannot be told from the ids alone."""
-        for piece, encoding in zip(
-            pieces, self._tokenizer.encode_batch(pieces, add_special_tokens=False), strict=True
-        ):
+        points = np.frombuffer("".join(pieces).encode("utf-32-le"), np.uint32)
+        self._counts += np.bincount(points, minlength=_CODE_POINTS)
+        if self._unknown is None:
+            return
+        places = np.flatnonzero(ids == self._unknown)
+        self._unknown_ids += len(places)
+        holders = np.unique(np.searchsorted(np.cumsum(lengths), places, side="right"))
+        # Which characters an id is of cannot be told from the ids alone.
+        again = [pieces[place] for place in holders]
+        encodings = self._tokenizer.encode_batch(again, add_special_tokens=False)
+        for piece, encoding in zip(again, encodings, strict=True):
             for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
                 if number == self._unknown:
-                    self.lost += len("".join(piece[start:end].split()))
+                    self._unknown_characters += len("".join(piece[start:end].split()))
 
-    def _count_deleted(self, text: str) -> None:
-        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        for point in np.unique(points[self._kinds[points] == _NEW]).tolist():
-            is_space = unicodedata.category(chr(point))[0] in "ZC"
-            self._kinds[point] = _SPACE if is_space else self._is_deleted(chr(point))
-        found = np.bincount(self._kinds[points], minlength=_NEW)
-        self.characters += int(found[[_KEPT, _DELETED]].sum())
-        self.lost += int(found[_DELETED])
+    def lost(self, tokens: int) -> tuple[float, float]:
+        """Share of the characters that are lost (white space and control characters do not
+        count), and of all `tokens` that are unknown."""
+        lost, characters = self._unknown_characters, 0
+        for point in np.flatnonzero(self._counts).tolist():
+            if unicodedata.category(chr(point))[0] not in "ZC":
+                times = int(self._counts[point])
+                characters += times
+                lost += times * self._is_deleted(chr(point))
+        return lost / max(1, characters), self._unknown_ids / max(1, tokens)
 
     def _is_deleted(self, character: str) -> bool:
         """Whether the tokenizer gives fewer pieces of a character than it is made of."""

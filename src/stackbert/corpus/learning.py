@@ -2,6 +2,7 @@
 
 import json
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -11,6 +12,7 @@ from stackbert.corpus.sentences import split_sentences
 from stackbert.corpus.tokenizer import (
     DEFAULT_VOCAB_SIZE,
     GENERIC_CLASS,
+    ROLES,
     ROW_MULTIPLE,
     SPECIAL,
     CorpusTokenizer,
@@ -31,8 +33,7 @@ class Sample:
     """
 
     def __init__(self, limit: int = SAMPLE_BYTES) -> None:
-        self._limit = limit
-        self._size = 0
+        self._limit, self._size = limit, 0
         self._documents: dict[bytes, bytes] = {}
 
     def add(self, digest: bytes, text: str) -> None:
@@ -41,18 +42,19 @@ class Sample:
         self._documents[digest] = cut
         self._size += len(cut)
         if self._size > 2 * self._limit:
-            self._documents = self._lowest()
-            self._size = sum(map(len, self._documents.values()))
+            self._shrink()
 
-    def _lowest(self) -> dict[bytes, bytes]:
-        """Documents in the order of their digests, up to the one that reaches the limit."""
+    def _shrink(self) -> None:
         ranked = sorted(self._documents.items())
-        sizes = accumulate(len(text) for _, text in ranked)
-        return dict(ranked[: sum(1 for size in sizes if size < self._limit) + 1])
+        sizes = list(accumulate(len(text) for _, text in ranked))
+        chosen = bisect_left(sizes, self._limit) + 1  # up to the one that reaches the limit
+        self._documents = dict(ranked[:chosen])
+        self._size = sum(map(len, self._documents.values()))
 
     def texts(self) -> Iterator[str]:
         """The chosen documents, in the order of their digests."""
-        for text in self._lowest().values():
+        self._shrink()
+        for text in self._documents.values():
             yield text.decode("utf-8", "ignore")  # a cut may have gone through a character
 
 
@@ -89,6 +91,7 @@ def learn_wordpiece(
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.FixedLength(_LONGEST_WORD)]
     )
+    tokenizer.decoder = decoders.WordPiece()
     trainer = WordPieceTrainer(
         vocab_size=wanted,
         min_frequency=2,
@@ -102,12 +105,10 @@ def learn_wordpiece(
     # Lines in short pieces, as the trainer holds hundreds of them at once.
     lines = (re.findall(".{1,65536}", text) for text in sample.texts())
     tokenizer.train_from_iterator(lines, trainer)
-    vocabulary = _filled(tokenizer, vocab_size)
-    tokenizer.model = models.WordPiece(
-        vocabulary, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD
+    model = models.WordPiece(
+        _filled(tokenizer, vocab_size), unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD
     )
-    tokenizer.decoder = decoders.WordPiece()
-    return _learned(tokenizer, do_lower_case=lowercase)
+    return _learned(tokenizer, model, do_lower_case=lowercase)
 
 
 def learn_bytes(sample: Sample, vocab_size: int | None = None) -> CorpusTokenizer:
@@ -121,6 +122,7 @@ def learn_bytes(sample: Sample, vocab_size: int | None = None) -> CorpusTokenize
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=vocab_size or DEFAULT_VOCAB_SIZE,
         min_frequency=2,
@@ -130,10 +132,8 @@ def learn_bytes(sample: Sample, vocab_size: int | None = None) -> CorpusTokenize
     )
     tokenizer.train_from_iterator(map(list, map(split_sentences, sample.texts())), trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    vocabulary = _filled(tokenizer, vocab_size)
-    tokenizer.model = models.BPE(vocabulary, [(left, right) for left, right in merges])
-    tokenizer.decoder = decoders.ByteLevel()
-    return _learned(tokenizer)
+    model = models.BPE(_filled(tokenizer, vocab_size), list(map(tuple, merges)))
+    return _learned(tokenizer, model)
 
 
 def _filled(tokenizer: Any, asked: int | None) -> dict[str, int]:  # noqa: ANN401
@@ -149,26 +149,25 @@ def _filled(tokenizer: Any, asked: int | None) -> dict[str, int]:  # noqa: ANN40
     return vocabulary | {f"[unused{n}]": size + n for n in range(-size % ROW_MULTIPLE)}
 
 
-def _learned(tokenizer: Any, **settings: bool) -> CorpusTokenizer:  # noqa: ANN401
+def _learned(tokenizer: Any, model: Any, **settings: bool) -> CorpusTokenizer:  # noqa: ANN401
     from tokenizers import Tokenizer, processors
 
     # Made anew, as the trainer's has the alphabet among its special tokens.
-    made = Tokenizer(tokenizer.model)
+    made = Tokenizer(model)
     for part in ("normalizer", "pre_tokenizer", "decoder"):
-        if getattr(tokenizer, part) is not None:
-            setattr(made, part, getattr(tokenizer, part))
+        setattr(made, part, getattr(tokenizer, part))
     made.add_special_tokens(list(SPECIAL))
     made.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
     )
-    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    roles = dict(zip(ROLES, SPECIAL, strict=False))  # the first roles are theirs
     config = {
         "tokenizer_class": GENERIC_CLASS,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         **settings,
-        **dict(zip(roles, SPECIAL, strict=True)),
+        **roles,
     }
     files = {"tokenizer.json": made.to_str(pretty=True).encode()}
     made.encode_special_tokens = True
@@ -182,8 +181,8 @@ def _alphabet(
 ) -> tuple[list[str], list[str]]:
     """The frequent characters that make up 99.99 % of the text, and those that words go on with.
 
-    At most `most` entries in all. The rest, a foreign name here and there, becomes [UNK]; without a
-    limit it would take up thousands of entries. An ideograph is a word of its own: one entry.
+    At most `most` entries in all: the rest, a foreign name here and there, becomes [UNK]. An
+    ideograph is a word of its own: one entry.
     """
     raw: Counter[str] = Counter()
     for text in texts:

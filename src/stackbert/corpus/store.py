@@ -24,7 +24,7 @@ from stackbert.errors import UserError
 from stackbert.files import Record, reading, sha256
 from stackbert.units import counted
 
-MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
+MANIFEST, TOKENIZER, SIDES = "manifest.json", "tokenizer", ("train", "validation")
 TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
 MANY_UNKNOWN = 0.01
 """Share of a side's text that no id stands for, from which on a user is warned."""
@@ -53,14 +53,13 @@ class Side:
     """What is trained on, or what is held out."""
 
     tokens: int
-    """All ids of the stream, separators included."""
+    """Separators included."""
     documents: int
     sentences: int
     words: int
     """White-space separated words of the text."""
     unigram_entropy: float
-    """Entropy in nats of this side's token frequencies, separators left out: the loss of a model
-    that knows frequencies and nothing else."""
+    """In nats, separators left out: the loss of a model that knows the frequencies alone."""
     lost_characters: float = 0.0
     """Share of the characters, white space aside, that no id but the unknown one stands for."""
     unknown_ids: float = 0.0
@@ -84,13 +83,13 @@ class Manifest(Record):
     duplicate_documents: int
     empty_documents: int
     cuts: int = 0
-    """How many times a document over the limit was cut in two."""
+    """In documents over the limit."""
     validation_fraction: float
     vocabulary: Vocabulary
     fingerprint: str
     """SHA-256 over the tokens, the tokenizer and the vocabulary."""
     tokenizer_files: Mapping[str, str] = Field(default_factory=dict)
-    """SHA-256 of each file of the tokenizer's folder."""
+    """SHA-256 of each."""
     train: Side
     validation: Side
 
@@ -109,7 +108,7 @@ class Manifest(Record):
         )
 
     def unknown(self) -> str:
-        """How much of either side no id stands for."""
+        """How much of each side no id stands for."""
         return "; ".join(
             f"of the {name} text {side.lost_characters:.2%} of the characters are lost and "
             f"{side.unknown_ids:.2%} of the ids unknown"
@@ -123,7 +122,8 @@ class Manifest(Record):
 
     def warnings(self) -> list[str]:
         """What makes losses on this corpus mean less than they seem to, a sentence each."""
-        found, (documents, tokens) = [], (self.validation.documents, self.validation.tokens)
+        documents, tokens = self.validation.documents, self.validation.tokens
+        found = []
         if self.unknown_share >= MANY_UNKNOWN:
             found.append(f"Warning: {self.unknown()}; --vocabulary bytes loses nothing.")
         if documents < FEW_DOCUMENTS or tokens < FEW_TOKENS:
@@ -144,7 +144,7 @@ def fingerprint(folder: Path, vocabulary: Vocabulary) -> str:
     """SHA-256 over every file of a corpus but the manifest, and over what the ids mean."""
     parts = [
         f"{part}/{name} {digest}"
-        for part in (TOKENIZER, "train", "validation")
+        for part in (TOKENIZER, *SIDES)
         for name, digest in file_digests(folder / part).items()
     ]
     return hashlib.sha256("\n".join([*parts, str(vocabulary)]).encode()).hexdigest()
@@ -153,10 +153,6 @@ def fingerprint(folder: Path, vocabulary: Vocabulary) -> str:
 class TokenStream:
     """The tokens of one side as one long array, memory-mapped.
 
-    Args:
-        folder: of the side.
-        dtype: of the token ids.
-
     Raises:
         UserError: a file is missing or empty.
     """
@@ -164,7 +160,7 @@ class TokenStream:
     def __init__(self, folder: Path, dtype: str) -> None:
         self._tokens: TokenIds = _mapped(folder / TOKENS, dtype)
         self.sentence_starts: Offsets = _mapped(folder / SENTENCES, "int64")
-        """Index of the first token of every sentence, ascending; documents' starts included."""
+        """Indices of the first tokens, ascending; documents' starts included."""
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -216,7 +212,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Differs when the tokens or the tokenizer differ."""
+        """The manifest's."""
         return self.manifest.fingerprint
 
     def verify(self) -> None:
@@ -229,8 +225,8 @@ class Corpus:
             found = fingerprint(self.folder, self.vocabulary)
         if found != self.fingerprint:
             raise UserError(
-                f"The corpus {self.folder} was changed after it was built: its tokens or its "
-                "tokenizer no longer have the fingerprint in its manifest. Build it again."
+                f"The corpus {self.folder} was changed after it was built: it no longer has the "
+                "fingerprint in its manifest. Build it again."
             )
 
 
@@ -244,5 +240,5 @@ def open_corpus(folder: str | Path) -> Corpus:
     folder = Path(folder).expanduser()
     manifest = Manifest.read(folder / MANIFEST)
     words = manifest.vocabulary
-    sides = (TokenStream(folder / side, words.dtype) for side in ("train", "validation"))
+    sides = (TokenStream(folder / side, words.dtype) for side in SIDES)
     return Corpus(folder, manifest, words, *sides)

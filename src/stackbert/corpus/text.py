@@ -160,11 +160,7 @@ def _lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
 
 
 class DataSet(Text):
-    """The training split of a data set: a folder, or a name on the hub (`NAME:CONFIGURATION`).
-
-    Raises:
-        UserError: `datasets` is not installed, or the data set cannot be opened.
-    """
+    """The training split of a data set: a folder, or a name on the hub (`NAME:CONFIGURATION`)."""
 
     def __init__(self, name: str, field: str = "text") -> None:
         folder = Path(name).expanduser()
@@ -194,14 +190,16 @@ def _training_split(name: str, folder: Path) -> Any:  # noqa: ANN401 (datasets i
     if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
         found = datasets.load_from_disk(str(folder))
     else:
-        parts = (str(folder), "", "") if folder.exists() else name.partition(":")
-        found = datasets.load_dataset(parts[0], parts[2] or None, streaming=True)
-    if isinstance(found, dict) and "train" not in found:
+        place, _, configuration = (str(folder), "", "") if folder.exists() else name.partition(":")
+        found = datasets.load_dataset(place, configuration or None, streaming=True)
+    if not isinstance(found, dict):
+        return found
+    if "train" not in found:
         raise UserError(
             f"The data set {name} has no split 'train', only {', '.join(map(str, found))}. "
             "Save the one you want with save_to_disk and pass that folder."
         )
-    return found["train"] if isinstance(found, dict) else found
+    return found["train"]
 
 
 def _zstd() -> Any:  # noqa: ANN401
@@ -251,7 +249,7 @@ class _Decompressed(io.RawIOBase):
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
-    """The suffix and that of a compression behind it, in lower case; empty where there is none."""
+    """The suffix and that of a compression behind it, in lower case; "" where there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in _STREAMS else ""
     return (suffixes[-1] if suffixes else ""), packed
@@ -270,16 +268,14 @@ def _kind(path: Path, suffixes: Sequence[str] = ()) -> str:
 def open_files(
     text: str | Path | Sequence[str | Path], field: str = "text", suffixes: Sequence[str] = ()
 ) -> tuple[list[Text], Counter[str]]:
-    """Find the files that `text` names; one named twice is read once.
+    """Find the files that `text` names, and how many of which suffix were left out.
 
     Args:
         text: files, folders (searched through in sorted order, hidden files left out) and glob
-            patterns (`**` too); of the last two only known suffixes count.
+            patterns (`**` too); of the last two only known suffixes count. One named twice is read
+            once.
         field: the field or column of JSON lines and .parquet files that holds the text.
         suffixes: further ones to read, such as "py"; each file is one document.
-
-    Returns:
-        The files, and how many of which suffix were left out.
 
     Raises:
         UserError: a path, folder or pattern gives no text.

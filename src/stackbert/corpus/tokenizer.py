@@ -15,10 +15,11 @@ DEFAULT_VOCAB_SIZE = 32_768
 """The paper's (Gong et al., ICML 2019)."""
 ROW_MULTIPLE = 64
 """Embeddings have a multiple of 64 rows: faster matrix products."""
-_COPIED = ("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
+_SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
+_COPIED = (*_SETTINGS, "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
 GENERIC_CLASS = "PreTrainedTokenizerFast"
 """Transformers' class that takes tokenizer.json as it is."""
-_ROLES = {
+ROLES = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
     "unk_token": ("[UNK]", "<unk>"),
     "cls_token": ("[CLS]", "<cls>", "<|cls|>"),
@@ -74,20 +75,13 @@ class CorpusTokenizer:
         """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens.
 
         The corpus is encoded by tokenizer.json. The class that transformers builds from its parts
-        may differ (in case, accents, added ids); then the one that takes the file as it is is named
-        in its place.
-
-        Args:
-            folder: to make.
-            lines: of the text, to compare the two on.
-
-        Returns:
-            The vocabulary, and a sentence if another class was taken.
+        may differ (in case, accents, added ids) on `lines` of the text; then the one that takes the
+        file as it is is named in its place, and a sentence that says so is returned.
 
         Raises:
             UserError: no class of transformers gives the ids of tokenizer.json.
         """
-        kept = {k: v for k, v in self.config.items() if k in (*_ROLES, "model_input_names")}
+        kept = {k: v for k, v in self.config.items() if k in (*ROLES, "model_input_names")}
         generic = replace(
             self,
             config=kept | {"tokenizer_class": GENERIC_CLASS},
@@ -170,13 +164,16 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     tokenizer.encode_special_tokens = True
     config: dict[str, Any] = {"tokenizer_class": GENERIC_CLASS}
     if path.is_dir():
-        files |= {name: (path / name).read_bytes() for name in _COPIED if (path / name).is_file()}
-        config |= _json_object(path / "special_tokens_map.json")
-        config |= _json_object(path / "tokenizer_config.json")
+        with reading(path):
+            present = [name for name in _COPIED if (path / name).is_file()]
+            files |= {name: (path / name).read_bytes() for name in present}
+        for name in _SETTINGS:
+            with reading(path / name):
+                config |= json.loads(files.get(name, b"{}"))
     config.pop("auto_map", None)  # code of others, which is never run
     ids: dict[str, int] = {}
     with reading(path):  # half a character, escaped in JSON, is no UTF-8 text
-        for role, names in _ROLES.items():
+        for role, names in ROLES.items():
             for token in (config.pop(role, None), *names):
                 found = _id_of(tokenizer, token)
                 if found is not None:
@@ -205,11 +202,3 @@ def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401
     text = token.get("content") if isinstance(token, dict) else token  # with or without settings
     found: int | None = tokenizer.token_to_id(text) if isinstance(text, str) else None
     return found
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    with reading(path):
-        value = json.loads(path.read_bytes())
-    return value if isinstance(value, dict) else {}
