@@ -103,7 +103,7 @@ def counted(model: PreTrainedModel) -> Iterator[FlopCounterMode]:
 def total(counter: FlopCounterMode) -> int:
     """Without the tables of RoPE, which transformers makes by a product before 5.20."""
     counts = counter.get_flop_counts()
-    tables = [sum(each.values()) for name, each in counts.items() if name.endswith("rotary_emb")]
+    tables = [sum(each.values()) for name, each in counts.items() if "RotaryEmbedding" in name]
     return counter.get_total_flops() - sum(tables)
 
 
