@@ -56,7 +56,7 @@ def test_passes_and_a_small_held_out_side_are_said(factbook_corpus):
 def test_a_padding_token_at_the_vocabulary_s_end_is_refused_for_roberta(factbook_vocabulary):
     late = dataclasses.replace(factbook_vocabulary, pad=1000)
     for kind, refused in (("roberta", True), ("roberta-prelayernorm", True), ("bert", False)):
-        spec = sb.load_recipe("demo", [f"model.type={kind}"]).model
+        spec = sb.load_recipe("bert-base", [f"model.type={kind}"]).model
         if refused:
             with pytest.raises(sb.UserError, match=r"model\.type: .* id 1000"):
                 build_config(spec, depth=2, vocabulary=late, sequence_length=64)
