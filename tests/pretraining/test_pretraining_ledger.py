@@ -146,7 +146,7 @@ def test_the_kinds_of_work_add_up_to_the_wall_time_of_a_run_and_its_resumption(
     *stages, end = ledger.wall.dropna()
     assert set(end) == set(WORK)
     # What the crash threw away, the export and the model card are not in it.
-    assert 0.5 * took < sum(end.values()) < took
+    assert 0.1 * took < sum(end.values()) < took
     assert {kind for kind in WORK if end[kind] == 0.0} == {"compilation"}
     assert ledger.seconds.is_monotonic_increasing, "the clock of training continues"
     for before, after in itertools.pairwise([*stages, end]):
