@@ -194,7 +194,7 @@ def open_with_head(model: Model, task: Task, settings: Settings, *, seed: int) -
             if brings_head:  # it may be for other labels, and no other model has one
                 fresh = model_class(config).state_dict()
                 head = {name: tensor for name, tensor in fresh.items() if not re.match(base, name)}
-                opened.load_state_dict(head, strict=False)
+                opened.load_state_dict(opened.state_dict() | head, strict=True)
     return Opened(opened, _tokenizer_for(opened, Path(model.folder)))
 
 
