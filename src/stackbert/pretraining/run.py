@@ -31,6 +31,7 @@ from stackbert.pretraining.model_card import model_card
 from stackbert.pretraining.optimizers import NamedState
 from stackbert.pretraining.record import (
     CHECKPOINTS,
+    LOG,
     MODEL,
     Request,
     RunRecord,
@@ -42,9 +43,9 @@ from stackbert.pretraining.record import (
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import TRACKERS, open_tracker
 from stackbert.pretraining.trainer import Trainer, recipe_model
-from stackbert.progress import Progress
+from stackbert.progress import Lines, Progress
 from stackbert.recipe import Recipe
-from stackbert.tables import Frame, table_text
+from stackbert.tables import Frame, Tables, table_text
 from stackbert.units import parse_duration
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ __all__ = ["CHECKPOINTS", "MODEL", "RunRecord", "RunResult", "is_run", "pretrain
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Tables):
     """A finished run."""
 
     folder: Path
@@ -71,6 +72,10 @@ class RunResult:
     def seconds(self) -> float:
         """Seconds of training."""
         return float(self.stages.seconds.sum())
+
+    def tables(self) -> dict[str, Frame]:
+        """The stages."""
+        return {"stages": self.stages}
 
     def table(self) -> str:
         """The stages as text, and where the time went in a sentence or two."""
@@ -167,11 +172,13 @@ def pretrain(
                 if world.is_main:
                     write_run(folder, record)
 
-        recipe = record.recipe
+        recipe, console = record.recipe, progress
+        if world.is_main:
+            progress = Lines(folder / LOG, beside=console)
         about = data_sentences(recipe, corpus)
         for sentence in about:
             progress.say(sentence)
-        with progress, StopRequest() as stop:
+        with console, StopRequest() as stop:
             with watch.measuring("start-up"):
                 checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, tokenizer)
                 state = world.broadcast_object(
@@ -220,7 +227,7 @@ def pretrain(
                     weights=weights,
                 )
                 entropy = validation_entropy(recipe, corpus)
-                card = model_card(recipe, corpus.manifest, entropy, about, stages, record.machine)
+                card = model_card(recipe, corpus, entropy, about, stages, record.machine, place)
                 (place / "README.md").write_text(card, encoding="utf-8")
         return _result(folder, world)
 
