@@ -37,8 +37,9 @@ ARTICLES = "\n\n".join(
 )
 NOTES = "".join(f'{{"body": "{text}"}}\n' for text in ARTICLES.replace("\n", " ").split("  "))
 GERMAN = "\n\n".join(
-    f"Die Brücke über den Fluss wurde {1800 + n} gebaut. Größere Schiffe müssen {n} Stunden warten."
-    for n in range(64)
+    f"{n} Jahre nach der {place} wurde das Gebäude größer. Süßwasser und Öl fließen, {people} üben."
+    for n, place in enumerate(("Brücke", "Prüfung", "Überschwemmung", "Häuserzeile") * 16)
+    for people in ("Jungen", "Kaufleute", "Fischer", "Nachbarn")
 )
 REVIEWS = "review,stars\n" + "".join(f'"Seen {n} times",{1 + n % 2}\n' for n in range(32))
 BLOCKS = [

@@ -442,12 +442,8 @@ def evaluate(
 
 
 @app.command()
-def recipes(
-    name: Annotated[
-        str | None, Argument(help="Print this one, all fields.", autocompletion=_recipe_names)
-    ] = None,
-) -> None:
-    """List the shipped recipes, or print one.
+def recipes(name: Annotated[str | None, _RECIPE] = None) -> None:
+    """List the shipped recipes, or print one with all its fields.
 
     Example: stackbert recipes small-cpu > mine.yaml
     """

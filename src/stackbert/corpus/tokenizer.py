@@ -151,7 +151,8 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
 
     path = Path(path).expanduser()
     main = path / "tokenizer.json" if path.is_dir() else path
-    with reading(main, "A fast tokenizer's save_pretrained writes a tokenizer.json."):
+    hint = "A fast tokenizer's save_pretrained writes it. (Names on the hub are not looked up.)"
+    with reading(main, hint):
         files = {"tokenizer.json": main.read_bytes()}
         tokenizer: Any = Tokenizer.from_str(files["tokenizer.json"].decode())
         tokenizer.encode(_PROBES[1])  # parts may not fit each other
