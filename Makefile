@@ -21,7 +21,7 @@ test: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 # The stamp is touched last, so an interrupted installation is done again.
 $(INSTALLED): pyproject.toml constraints.txt
