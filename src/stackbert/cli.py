@@ -22,13 +22,10 @@ app = Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def _recipe_names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).with_name("recipes").glob("*.yaml"))
-
-
-_RECIPE = Argument(help="A shipped recipe's name, or a YAML file.", autocompletion=_recipe_names)
+_RECIPE = Argument(
+    help="A shipped recipe's name, or a YAML file.",
+    autocompletion=lambda: [path.stem for path in Path(__file__).parent.glob("recipes/*.yaml")],
+)
 RecipeName = Annotated[str, _RECIPE]
 Set = Annotated[
     list[str] | None,

@@ -80,6 +80,7 @@ def test_the_plateau_is_of_words_without_the_sentence_pairs() -> None:
 def test_only_what_has_finished_is_judged() -> None:
     (only,) = judge({"scratch": {1.0: [None]}, "stack": {1.0: [3.0]}})
     assert "Scratch has no finished run" in only
+    assert compared({"scratch": {1.0: [None]}}).to_json() == "{}"
     losses = {"scratch": {1.0: [3.0]}, "stack": {1.0: [None, 2.0]}}  # no seed in common
     assert list(compared(losses).standings()["variant"]) == ["scratch"]
     assert not said(judge(losses), "stack ends")

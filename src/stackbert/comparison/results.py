@@ -103,8 +103,8 @@ class Comparison(Record, Tables):
         return table.merge(spent, on=_RUN[:2])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The standings, beside scratch."""
-        return {"standings": self.standings()}
+        """The standings, beside scratch; none before a run has finished."""
+        return {"standings": self.standings()} if len(self.evaluations) else {}
 
     def best_fixed(self, share: float = 1.0) -> str:
         """The control with the lowest mean loss at a share of the budget; "" if none has finished.
