@@ -62,7 +62,7 @@ class At(Progress):
         self._step, self._action = step, action
         self.said: list[str] = []
 
-    def step(self, done: int, total: int, text: str) -> None:
+    def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
         if done == self._step:
             self._action()
 

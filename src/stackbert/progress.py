@@ -14,14 +14,27 @@ from stackbert.units import format_duration
 class Progress:
     """Hears of progress and says nothing; the base of those that do."""
 
+    _first: tuple[int, float] | None = None
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         return None
 
-    def step(self, done: int, total: int, text: str) -> None:
-        """`done` of `total` are done; `text` says how things stand."""
+    def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
+        """`done` of `total` are done, and `left` seconds to go; `text` says how things stand.
+
+        Without `left`, what is to come is taken to be as fast as what has been.
+        """
+
+    def _standing(self, done: int, total: int, text: str, left: float | None) -> str:
+        # Counted from where the work resumed, so that the time left is not flattered.
+        since, begun = self._first = self._first or (done, time.monotonic())
+        if left is None and done > since:
+            left = (total - done) * (time.monotonic() - begun) / (done - since)
+        known = "" if left is None else f"{format_duration(left)} left, "
+        return f"{done:,}/{total:,} {known}{text}"
 
     def say(self, text: str) -> None:
         """A line that stays: an evaluation, a growth, a finished run."""
@@ -39,7 +52,6 @@ class Bar(Progress):
         self._bar = progress.Progress(
             progress.BarColumn(bar_width=10),
             progress.TaskProgressColumn(),
-            progress.TimeRemainingColumn(compact=True),
             progress.TextColumn("{task.description}", markup=False, table_column=text),
             expand=True,
             console=Console(stderr=True),
@@ -52,12 +64,11 @@ class Bar(Progress):
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def step(self, done: int, total: int, text: str) -> None:
+    def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
         """Redraw the bar."""
-        text = f"{done:,}/{total:,} {text}"
+        text = self._standing(done, total, text, left)
         if not self._bar.task_ids:
-            # Counted from where the run resumed, so that the time left is not flattered.
-            self._bar.add_task(text, total=total, completed=done)
+            self._bar.add_task(text)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text)
 
     def say(self, text: str) -> None:
@@ -66,7 +77,7 @@ class Bar(Progress):
 
 
 class Lines(Progress):
-    """Lines with the time: what is said, and every 20 s how things stand and the time left.
+    """Lines with the time: what is said, and every 20 s how things stand.
 
     They go to stderr, for pipes and logs, or to the end of a file; `beside` hears everything, too.
     """
@@ -74,17 +85,13 @@ class Lines(Progress):
     def __init__(self, file: Path | None = None, beside: Progress | None = None) -> None:
         self._file, self._beside = file, beside or Progress()
         self._last = time.monotonic()
-        self._first: tuple[int, float] | None = None
 
-    def step(self, done: int, total: int, text: str) -> None:
+    def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
         """Print if the last line is old enough."""
-        self._beside.step(done, total, text)
-        now = time.monotonic()
-        since, begun = self._first = self._first or (done, now)
-        if now - self._last >= 20.0:
-            left = (total - done) * (now - begun) / max(1, done - since)
-            known = f", {format_duration(left)} left" if done > since else ""
-            self._print(f"{done:,}/{total:,} {text}{known}")
+        self._beside.step(done, total, text, left)
+        text = self._standing(done, total, text, left)
+        if time.monotonic() - self._last >= 20.0:
+            self._print(text)
 
     def say(self, text: str) -> None:
         """Print a line at once."""

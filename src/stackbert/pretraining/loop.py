@@ -57,6 +57,9 @@ class Run:
     def __post_init__(self) -> None:
         self.recipe = self.record.recipe
         self.validation = validation_batch(self.recipe, self.corpus)
+        self.flops = stage_flops(self.recipe, self.corpus)
+        stages = zip(self.recipe.stages, self.flops, strict=True)
+        self.total_flops = sum(stage.steps * flops for stage, flops in stages)
         self.unread: list[tuple[int, Tensor]] = []
         """Steps, by their numbers, whose losses are still on the device."""
         self.warned = False
@@ -104,7 +107,6 @@ def train(run: Run, stop: StopRequest) -> None:
     recipe, trainer, at, watch, world = run.recipe, run.trainer, run.counters, run.watch, run.world
     every_steps = recipe.checkpoint.every_steps or recipe.total_steps
     every_minutes = recipe.checkpoint.every_minutes or math.inf
-    flops = stage_flops(recipe, run.corpus)
     saved = time.monotonic()
     with watch.measuring("training"):
         if at.step == 0 and at.last_loss is None:
@@ -130,7 +132,7 @@ def train(run: Run, stop: StopRequest) -> None:
             at.step, at.last_loss = at.step + 1, None
             for each in (at,) if compiles else (at, at.window):  # compiling is no training time
                 each.tokens += tokens
-                each.flops += flops[index]
+                each.flops += run.flops[index]
 
             before = averaged_before(recipe, at.step)
             if before is not None:
@@ -249,6 +251,8 @@ def _log(run: Run, last: Tensor) -> None:
         recipe.total_steps,
         f"loss {line['loss']:.3f}, stage {run.stage + 1}/{len(recipe.stages)}, depth "
         f"{line['depth']}, lr {line['lr']:.2e}, {line['tokens_per_second']:,.0f} tokens/s",
+        # By FLOPs: deeper stages are slower.
+        left=line["seconds"] * (run.total_flops / at.flops - 1.0),
     )
     at.window = Window(started=line["seconds"])
 
