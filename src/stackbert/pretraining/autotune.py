@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -73,14 +73,13 @@ def autotune(
     batches = [plan.batch(step, 0, world_size) for step in recipe.boundaries[:-1]]
 
     if recipe.batch.micro_batch == "auto" and seconds >= TUNE_FROM and fits:
-        stages = []
-        for stage, batch in zip(recipe.stages, batches, strict=True):
-            size = stage.micro_batch
-            if size is None:
+        stages = list(recipe.stages)
+        for index, (stage, batch) in enumerate(zip(recipe.stages, batches, strict=True)):
+            if stage.micro_batch is None:
                 model = recipe_model(recipe, corpus.vocabulary, stage.depth)
                 size = _fastest_micro_batch(Trainer(model, recipe, device=device), batch)
                 say(f"micro-batch at depth {stage.depth}: {size or 'default'} rows")
-            stages.append(stage.model_copy(update={"micro_batch": size}))
+                stages[index] = stage.model_copy(update={"micro_batch": size})
         recipe = recipe.model_copy(update={"stages": tuple(stages)})
 
     if recipe.compile == "auto":
@@ -98,14 +97,13 @@ def _fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+            limit = 0.8 * torch.cuda.get_device_properties(device).total_memory
         try:
             (seconds,) = _pass_seconds([trainer], batch, size)
         except torch.OutOfMemoryError:
             break
-        if device.type == "cuda":
-            memory = torch.cuda.get_device_properties(device).total_memory
-            if torch.cuda.max_memory_allocated() > 0.8 * memory:  # too close to the limit
-                break
+        if device.type == "cuda" and torch.cuda.max_memory_allocated() > limit:
+            break
         if best is None:
             trainer.optimizers.step(0.0)  # AdamW allocates its state at the first update
         if seconds / size < best_time * WORTH_IT:
@@ -128,7 +126,6 @@ def _even_divisions(rows: int, length: int, device: str) -> Iterator[int]:
 def _compiling_pays(
     recipe: Recipe, corpus: Corpus, batch: Batch, device: torch.device, say: Callable[[str], None]
 ) -> bool:
-    """Whether a compiled pass at the last stage's depth is faster."""
     last = recipe.stage(len(recipe.stages) - 1)
     model = recipe_model(recipe, corpus.vocabulary, last.depth)
     if not supports_masked_forward(model):
@@ -166,8 +163,8 @@ def _medians(
 ) -> list[float]:
     """Median seconds of each work, which is called with the number of the turn.
 
-    They take turns, so that a machine whose speed drifts treats them alike: `timed` turns after the
-    warm-up, up to six times as many while `patience` (seconds) lasts.
+    They take turns, as a machine's speed drifts: `timed` ones after the warm-up, up to six times as
+    many while `patience` (seconds) lasts.
     """
     times: list[list[float]] = [[] for _ in works]
     for turn in range(warmup + 6 * timed):
@@ -182,8 +179,7 @@ def _medians(
     return [statistics.median(seconds[warmup:]) for seconds in times]
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Median seconds of a step and of an evaluation at each stage's depth."""
 
     step: tuple[float, ...]
@@ -202,14 +198,14 @@ def measure(
     """Time training steps and evaluations at every stage's depth, on models thrown away afterwards.
 
     An evaluation may be as long as many steps, so it is timed on a part of its rows and scaled up;
-    steps are if only a `share` of their rows is to be timed. For `patience` seconds steps take
-    further turns, so that a short burst of load does not move the median; that is for one process
-    only, as several would not stop at the same turn.
+    so are steps of which a `share` is timed. For `patience` seconds steps take further turns, so
+    that a burst of load does not move the median (in one process only: several would not stop at
+    the same turn).
     """
     plan, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
-    stages = [recipe.stage(index) for index in range(len(recipe.stages))]
+    stages = plan.stages
     trainers = {}
-    for depth in {stage.depth: None for stage in stages}:
+    for depth in dict.fromkeys(stage.depth for stage in stages):
         model = recipe_model(recipe, corpus.vocabulary, depth)
         trainers[depth] = Trainer(model, recipe, device=device, world=world)
 

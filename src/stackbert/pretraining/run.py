@@ -29,16 +29,7 @@ from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger,
 from stackbert.pretraining.loop import Run, train
 from stackbert.pretraining.model_card import model_card
 from stackbert.pretraining.optimizers import NamedState
-from stackbert.pretraining.record import (
-    CHECKPOINTS,
-    MODEL,
-    Request,
-    RunRecord,
-    find_run,
-    is_run,
-    read_run,
-    write_run,
-)
+from stackbert.pretraining.record import CHECKPOINTS, MODEL, Request, RunRecord, find_run, write_run
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import TRACKERS, open_tracker
 from stackbert.pretraining.trainer import Trainer, recipe_model
@@ -49,8 +40,6 @@ from stackbert.units import parse_duration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["CHECKPOINTS", "MODEL", "RunRecord", "RunResult", "is_run", "pretrain", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +147,7 @@ def pretrain(
             )
             if world.broadcast_object((folder / MODEL).exists):
                 progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
-                return _result(folder, world)
+                return world.broadcast_object(lambda: _result(folder), RunResult)
             fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
             tokenizer = world.all_pass(lambda: _check(recipe, corpus, fingerprint, world))
             if record is None:
@@ -182,7 +171,8 @@ def pretrain(
                     model = recipe_model(recipe, corpus.vocabulary, state.depth, seed=recipe.seed)
                     moments = NamedState()
                 else:
-                    watch.carry_over(state.seconds)
+                    for kind, spent in state.seconds.items():
+                        watch.seconds[kind] += spent
                     model, moments = _load(checkpoints, state.counters.step, recipe, world)
                     done = f"{state.counters.step:,} of {recipe.total_steps:,}"
                     progress.say(f"resuming at step {done}")
@@ -211,25 +201,19 @@ def pretrain(
             with contextlib.suppress(UserError):  # a damaged ledger; said when the model is there
                 stages = stage_table(folder)
             with new_folder(folder / MODEL) as place:
+                options: dict[str, Any] = {"tokenizer": tokenizer, "weights": weights}
                 length = recipe.longest_sequence
-                save_model(
-                    trainer.model,
-                    place,
-                    tokenizer=tokenizer,
-                    sequence_length=length,
-                    weights=weights,
-                )
+                save_model(trainer.model, place, sequence_length=length, **options)
                 entropy = validation_entropy(recipe, corpus)
                 card = model_card(recipe, corpus.manifest, entropy, about, stages, record.machine)
                 (place / "README.md").write_text(card, encoding="utf-8")
-        return _result(folder, world)
+        return world.broadcast_object(lambda: _result(folder), RunResult)
 
 
 def _check(recipe: Recipe, corpus: Corpus, fingerprint: str, world: World) -> dict[str, bytes]:
     """Refuse rows that the processes cannot share, and a corpus that differs or is damaged.
 
-    Returns the files of its tokenizer, read before they are checked: what is changed while the run
-    trains reaches no checkpoint.
+    Returns its tokenizer's files, so that no change while the run trains reaches a checkpoint.
     """
     for index in range(len(recipe.stages)):
         rows = recipe.stage(index).sequences
@@ -264,14 +248,8 @@ def _new_record(
     def tune() -> tuple[Recipe, float]:
         with torch.device("meta"):  # a wrong model field is found before anything is written
             recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
-        return autotune(
-            recipe,
-            corpus,
-            device=device,
-            seconds=seconds,
-            world_size=world.size,
-            say=progress.say,
-        )
+        options: dict[str, Any] = {"seconds": seconds, "world_size": world.size}
+        return autotune(recipe, corpus, device=device, say=progress.say, **options)
 
     recipe, rate = world.broadcast_object(tune, tuple[Recipe, float])
     if seconds is not None:
@@ -300,32 +278,24 @@ def _load(
     tensors = world.broadcast(lambda: checkpoints.load(step))
     kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
     config_class: Any = kind.config_class
-    with reading(folder / "config.json"):
+    with reading(folder, "Its weights do not fit its config.json."):
         model = kind(config_class.from_dict(config)).train()
-    parameters, state = dict(model.named_parameters()), NamedState()
+        for name, parameter in model.named_parameters():
+            # Copied into fresh memory: loaded tensors look into a mapped file at any offset, and
+            # some CPU kernels round differently there.
+            parameter.data.copy_(tensors[name])
+    state = NamedState()
     for flat, tensor in tensors.items():
         name, _, key = flat.partition("|")
-        if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
-            raise UserError(f"{folder} does not fit its config.json: {flat} has no place in it.")
         if key:
             state.setdefault(name, {})[key] = tensor
-    for name, parameter in parameters.items():
-        if name not in tensors or name not in state:
-            raise UserError(f"{folder} lacks {name}, in its weights or its optimizer's state.")
-        # Copied into fresh memory: loaded tensors look into a mapped file at any offset, and some
-        # CPU kernels round differently there.
-        parameter.data.copy_(tensors[name])
     return model, state
 
 
-def _result(folder: Path, world: World) -> RunResult:
-    def read() -> RunResult:
-        try:
-            stages, ledger = stage_table(folder), read_ledger(folder)
-        except UserError as error:
-            raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
-        loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
-        return RunResult(folder, folder / MODEL, stages, loss, ledger.wall.dropna().iloc[-1])
-
-    result: RunResult = world.broadcast_object(read, RunResult)
-    return result
+def _result(folder: Path) -> RunResult:
+    try:
+        stages, ledger = stage_table(folder), read_ledger(folder)
+    except UserError as error:
+        raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
+    loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
+    return RunResult(folder, folder / MODEL, stages, loss, ledger.wall.dropna().iloc[-1])

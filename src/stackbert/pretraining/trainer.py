@@ -29,10 +29,9 @@ autocast that is some 16 GB of activations on a GPU (40 bytes a position, layer 
 
 
 class Trainer:
-    """A model in training: `step`, `evaluate`, `grow`.
+    """A model in training, weights and optimizer state in fp32: `step`, `evaluate`, `grow`.
 
-    Weights and optimizer state are fp32 whatever the precision of the forward pass. Of the
-    (autotuned) recipe, stages and files are the caller's. `state` is the optimizer's, of a run that
+    `recipe` is autotuned; its stages are the caller's. `state` is the optimizer's, of a run that
     resumes. Of the `world`, each process does the rows that it is given.
     """
 
@@ -114,9 +113,8 @@ class Trainer:
             sums += self.backward(batch.rows(start, start + size), masked, rows, last=last)
         sums = self._world.all_reduce(sums)
         self._compiled.add(self._shape(batch))
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.model.parameters() if p.grad is not None]
-        )
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         sums = sums.double()
         result = torch.stack([sums[0] / masked, sums[1] / rows, full_tensor(norm).double()])
         if self._check_finite and not result.isfinite().all():
@@ -132,9 +130,11 @@ class Trainer:
         return result
 
     def backward(self, batch: Batch, masked: int, rows: int, *, last: bool = True) -> Tensor:
-        """Add the gradients of some rows, on the device, to the model's; the two losses (2,),
-        summed over these rows. `masked` positions and `rows` are those of the whole step; with this
-        process' `last` rows of it, gradients are exchanged."""
+        """Add the gradients of some rows, on the device; returns their losses (2,), summed.
+
+        `masked` positions and `rows` are those of the whole step; with this process' `last` rows of
+        it, gradients are exchanged.
+        """
         kernels, limit = EAGER, contextlib.nullcontext()
         if self._compile:
             kernels = compiled(self.device.type)
@@ -156,9 +156,8 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
-        """Mean masked-LM and next-sentence loss of a validation batch (all its rows, on every
-        process, which does its share). Never compiled nor in the micro-batches of training: it is
-        seldom and of another shape."""
+        """Mean masked-LM and next-sentence loss of a validation batch: all its rows, on every
+        process, which does its share. Not compiled, as it is seldom and of another shape."""
         rows, length = batch.input_ids_BS.shape
         size = rows_at_once("auto", rows, length, self.device)
         share = batch.share(self._world.rank, self._world.size).to(self.device)
@@ -210,20 +209,17 @@ class Trainer:
         }
 
     def grow(self, depth: int, number: int) -> None:
-        """Replace the model by one of `depth` layers; the optimizer's state follows by name.
-
-        `number`, of the step before which this happens, seeds fresh layers and noise.
-        """
-        growth_spec = self._recipe.growth
+        """Replace the model by one of `depth` layers, with the optimizer's state, before a step
+        whose number seeds fresh layers and noise."""
+        spec = self._recipe.growth
         seed = derive_key(self._recipe.seed, "growth", number) >> 1  # torch seeds are signed
         source = self.model
         if self.parallel.is_sharded:
             source = type(self.model)(self.model.config)
             source.load_state_dict({n: t.cpu() for n, t in self.parallel.full_weights().items()})
-        growth = grow_with_origins(source, depth, growth_spec.rule, seed=seed)
+        growth = grow_with_origins(source, depth, spec.rule, seed=seed)
         state = self.full_optimizer_state()
-        state = grow_optimizer_state(state, growth, growth_spec.optimizer_state)
-        self._take(growth.model, state)
+        self._take(growth.model, grow_optimizer_state(state, growth, spec.optimizer_state))
 
 
 def rows_at_once(
@@ -239,21 +235,15 @@ def recipe_model(
     recipe: Recipe, vocabulary: Vocabulary, depth: int, *, seed: int = 0
 ) -> "PreTrainedModel":
     """A freshly initialised model of a recipe at some depth, on the CPU (or torch's device)."""
-    return create_model(
-        recipe.model,
-        depth=depth,
-        vocabulary=vocabulary,
-        sequence_length=recipe.longest_sequence,
-        next_sentence=recipe.objective.next_sentence,
-        seed=seed,
-    )
+    length, pairs = recipe.longest_sequence, recipe.objective.next_sentence
+    shape: dict[str, Any] = {"depth": depth, "sequence_length": length, "next_sentence": pairs}
+    return create_model(recipe.model, vocabulary=vocabulary, seed=seed, **shape)
 
 
 def stage_flops(recipe: Recipe, corpus: Corpus) -> list[int]:
     """FLOPs of a training step of each stage, over all processes."""
     plan, flops = training_plan(recipe, corpus), []
-    for index, first_step in enumerate(recipe.boundaries[:-1]):
-        stage = recipe.stage(index)
+    for stage, first_step in zip(plan.stages, recipe.boundaries, strict=False):
         with torch.device("meta"):
             model = recipe_model(recipe, corpus.vocabulary, stage.depth)
         rows, masked = plan.masked_rows(first_step)
