@@ -195,9 +195,8 @@ def test_a_cut_off_ledger_is_refused_and_a_damaged_one_costs_no_model(
     with pytest.raises(UserError, match=r"Line 2 is damaged.* The model is whole"):
         pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path)
     assert "is damaged" in (tmp_path / "model" / "README.md").read_text("utf-8")
-    ledger.write_bytes(
-        whole[: len(first) + len(second)] + ledger.read_bytes()[len(first + second) :]
-    )
+    start = first + second
+    ledger.write_bytes(start + ledger.read_bytes()[len(start) :])
     assert outcome(tmp_path) == outcome(finished(RECIPE))
 
 

@@ -55,13 +55,10 @@ def plain_losses(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
         if step == GROWN_AT:
             model = grow(model, 4)
         if step in (0, GROWN_AT):
-            groups = [
-                {
-                    "params": [p for p in model.parameters() if (p.ndim > 1) == matrices],
-                    "weight_decay": spec.weight_decay * matrices,
-                }
-                for matrices in (True, False)
-            ]
+            matrices = [p for p in model.parameters() if p.ndim > 1]
+            others = [p for p in model.parameters() if p.ndim == 1]
+            groups = [{"params": matrices, "weight_decay": spec.weight_decay}]
+            groups += [{"params": others, "weight_decay": 0.0}]
             adamw = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
         labels = torch.full(batch.input_ids_BS.shape, -100)
         labels.scatter_(1, batch.columns_BK, batch.labels_BK)
@@ -75,9 +72,8 @@ def plain_losses(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
 
 @pytest.mark.parametrize("kind", list(FAMILIES))
 def test_steps_and_a_growth_have_the_losses_of_transformers_and_torch(kind, tiny_corpus) -> None:
-    recipe = RECIPE.model_copy(
-        update={"model": RECIPE.model.model_copy(update={"type": kind})},
-    )
+    spec = RECIPE.model.model_copy(update={"type": kind})
+    recipe = RECIPE.model_copy(update={"model": spec})
     rows = batches(tiny_corpus, recipe)
     plain = plain_losses(recipe_model(recipe, tiny_corpus.vocabulary, 2, seed=1), rows)
     fast = make(tiny_corpus, recipe)

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -179,7 +179,8 @@ def _medians(
     return [statistics.median(seconds[warmup:]) for seconds in times]
 
 
-class Timing(NamedTuple):
+@dataclass(frozen=True)
+class Timing:
     """Median seconds of a step and of an evaluation at each stage's depth."""
 
     step: tuple[float, ...]

@@ -129,8 +129,7 @@ def train(run: Run, stop: StopRequest) -> None:
                 each.tokens += tokens
                 each.flops += flops[index]
 
-            before = averaged_before(recipe, at.step)
-            if before is not None:
+            if (before := averaged_before(recipe, at.step)) is not None:
                 trainer.average(before)
 
             ends_stage = at.step in recipe.boundaries
