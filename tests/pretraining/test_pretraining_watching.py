@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 from stackbert.batches.batches import validation_batch
 from stackbert.model import FAMILIES
-from stackbert.pretraining.layers import ROWS, layer_warning, measure_layers
+from stackbert.pretraining.layers import ROWS, layer_table, layer_warning, measure_layers
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.run import pretrain
 from stackbert.pretraining.schedule import averaged_before
@@ -25,9 +25,10 @@ def test_layers_are_measured_as_transformers_hidden_states_are(kind, tiny_corpus
     pairs = PAIRS if len(FAMILIES[kind]) == 2 else {}
     recipe = tiny_recipe(model__type=kind, **pairs)
     run = finished(recipe)
-    seen = read_ledger(run).layers.dropna()
-    assert [len(each["norm"]) for each in seen] == [2, 2, 2, 3, 3], "the embeddings, each layer"
-    last = seen.iloc[-1]
+    table = layer_table(run)
+    assert table.step.unique().tolist() == [0, 2, 4, 6, 8]
+    assert table.layer.tolist() == [0, 1] * 3 + [0, 1, 2] * 2
+    last = table[table.step == TOTAL]
 
     batch = validation_batch(recipe, tiny_corpus).rows(0, ROWS)
     ids = batch.input_ids_BS.scatter(1, batch.columns_BK, batch.labels_BK)
@@ -37,14 +38,14 @@ def test_layers_are_measured_as_transformers_hidden_states_are(kind, tiny_corpus
         states = model(input_ids=ids, output_hidden_states=True, **types).hidden_states
     for layer, state in enumerate(states[:-1]):  # what transformers gives last may be normed
         tokens, embedded = state[:, 1:], states[0][:, 1:]
-        assert last["norm"][layer] == pytest.approx(float(tokens.norm(dim=-1).mean()), abs=1e-4)
+        row = last[last.layer == layer].iloc[0]
+        assert row["norm"] == pytest.approx(float(tokens.norm(dim=-1).mean()), abs=1e-4)
         likeness = F.cosine_similarity(tokens, embedded, dim=-1).mean()
-        assert last["cosine"][layer] == pytest.approx(float(likeness), abs=1e-4)
+        assert row["cosine"] == pytest.approx(float(likeness), abs=1e-4)
         pairs_of = F.cosine_similarity(tokens[:, :, None], tokens[:, None], dim=-1)
         apart = ~torch.eye(tokens.size(1), dtype=torch.bool)
-        likeness = float(pairs_of[:, apart].mean())
-        assert last["token_cosine"][layer] == pytest.approx(likeness, abs=1e-4)
-    assert all(0.01 < rms < 0.2 for rms in last["rms"])
+        assert row["token_cosine"] == pytest.approx(float(pairs_of[:, apart].mean()), abs=1e-4)
+    assert last.rms.between(0.01, 0.2).all()
 
 
 def test_a_layer_that_overwrites_its_input_and_tokens_that_collapse_are_said(tiny_corpus) -> None:

@@ -1,19 +1,23 @@
 """What each layer does to the residual stream, on a few validation rows: healthy or not."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stackbert.batches.batches import IGNORED, Batch
 from stackbert.growth.grow import find_layers
+from stackbert.pretraining.ledger import read_ledger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROWS = 8
 """Validation rows looked at: under a hundredth of an evaluation, so next to nothing of a run."""
+COLUMNS = ("norm", "cosine", "token_cosine", "rms")
 # Healthy models at 128 wide have cosines of 0.5-0.8 with the embedding, sick ones 0.0 (and the
 # norm of 1.7 becomes 113 in one layer); tokens of a sick one have cosines of 0.83-0.87.
 MIN_COSINE, MAX_GROWTH, MAX_TOKEN_COSINE = 0.05, 10.0, 0.8
@@ -57,7 +61,7 @@ def measure_layers(model: "PreTrainedModel", batch: Batch) -> dict[str, list[flo
     weights: Any = model.get_input_embeddings().weight
     matrices = [[weights], *([p for p in layer.parameters() if p.ndim == 2] for layer in layers)]
     embedded = F.normalize(stream[0][:, 1:].float(), dim=-1)
-    found: dict[str, list[float]] = {"norm": [], "cosine": [], "token_cosine": [], "rms": []}
+    found: dict[str, list[float]] = {column: [] for column in COLUMNS}
     for x_BSH, held in zip(stream, matrices, strict=True):
         tokens_BTH = x_BSH[:, 1:].float()
         one_BTH = F.normalize(tokens_BTH, dim=-1)
@@ -92,3 +96,22 @@ def layer_warning(found: dict[str, list[float]]) -> str | None:
                 f"cosine of {value:.2f} with each other. {remedy}"
             )
     return None
+
+
+def layer_table(run: str | Path) -> pd.DataFrame:
+    """What the evaluations of a run saw of its layers: one row an evaluation and layer.
+
+    Returns:
+        step, layer (0: the embeddings), norm, cosine, token_cosine, rms; as `measure_layers`.
+
+    Raises:
+        UserError: there is no ledger, or it is damaged.
+    """
+    ledger = read_ledger(run)
+    lines = ledger[ledger.layers.notna()] if "layers" in ledger else ledger[:0]
+    tables = [
+        pd.DataFrame({"step": int(line.step), **line.layers}).rename_axis("layer").reset_index()
+        for line in lines.itertuples()
+    ]
+    none = pd.DataFrame(columns=["step", "layer", *COLUMNS])
+    return pd.concat(tables, ignore_index=True)[[*none]] if tables else none

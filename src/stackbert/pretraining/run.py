@@ -278,17 +278,21 @@ def _load(
     tensors = world.broadcast(lambda: checkpoints.load(step))
     kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
     config_class: Any = kind.config_class
-    with reading(folder, "Its weights do not fit its config.json."):
+    with reading(folder / "config.json"):
         model = kind(config_class.from_dict(config)).train()
-        for name, parameter in model.named_parameters():
-            # Copied into fresh memory: loaded tensors look into a mapped file at any offset, and
-            # some CPU kernels round differently there.
-            parameter.data.copy_(tensors[name])
-    state = NamedState()
+    parameters, state = dict(model.named_parameters()), NamedState()
     for flat, tensor in tensors.items():
         name, _, key = flat.partition("|")
+        if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
+            raise UserError(f"{folder} does not fit its config.json: {flat} has no place in it.")
         if key:
             state.setdefault(name, {})[key] = tensor
+    for name, parameter in parameters.items():
+        if name not in tensors or name not in state:
+            raise UserError(f"{folder} lacks {name}, in its weights or its optimizer's state.")
+        # Copied into fresh memory: loaded tensors look into a mapped file at any offset, and some
+        # CPU kernels round differently there.
+        parameter.data.copy_(tensors[name])
     return model, state
 
 
