@@ -16,6 +16,7 @@ from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import (
     describe,
     explaining_out_of_memory,
+    gpu_settings,
     keep_memory,
     pick_device,
     synchronise,
@@ -96,7 +97,7 @@ def pretrain(
     """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
 
     A run that was killed and is called again ends with the same weights: to the last bit on the
-    same CPU, up to rounding on a GPU, whose fused attention adds up in no fixed order.
+    same CPU or with `deterministic` on the same GPU, otherwise up to rounding.
 
     Args:
         recipe: from `load_recipe`.
@@ -129,8 +130,9 @@ def pretrain(
     asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=corpus.fingerprint)
     folder = Path(out)
     keep_memory()
+    device = pick_device()
     with (
-        torch.random.fork_rng(),  # every step seeds dropout
+        gpu_settings(device, deterministic=recipe.deterministic),
         writing(f"training in {folder}"),
         init_distributed() as world,
         explaining_out_of_memory(),
@@ -138,7 +140,6 @@ def pretrain(
     ):
         world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
         progress = (progress or Progress()) if world.is_main else Progress()
-        device = pick_device()
         watch = Stopwatch(lambda: synchronise(device))
         with watch.measuring("start-up"):
             # Only rank 0 looks into the run directory, which may be on its machine alone.
