@@ -62,11 +62,11 @@ def test_a_short_run_and_what_the_recipe_says_are_not_measured(monkeypatch) -> N
 
 
 def test_a_long_run_measures_each_depth_and_leaves_nothing_open() -> None:
-    recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM)
+    recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM["cpu"])
     sizes = [stage.micro_batch for stage in recipe.stages]
     assert all(size and 8 % size == 0 for size in sizes)
     assert said[0] == f"micro-batch at depth 1: {sizes[0]} rows"
-    assert tuned(recipe, seconds=TUNE_FROM) == (recipe, [])
+    assert tuned(recipe, seconds=TUNE_FROM["cpu"]) == (recipe, [])
 
 
 @pytest.mark.parametrize(("compiled", "chosen"), [(0.7, True), (0.99, False)])
@@ -108,7 +108,7 @@ def test_micro_batches_that_divide_the_step_are_tried_until_memory_ends(monkeypa
 
     monkeypatch.setattr(tuning, "_pass_seconds", timed)
     recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 1}])
-    assert tuned(recipe, seconds=TUNE_FROM)[0].stages[0].micro_batch == 16
+    assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
     assert tried == [8, 16, 32]
 
 

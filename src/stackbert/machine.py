@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,25 @@ def keep_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # constants of malloc.h
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, -1)  # unsigned: never trim
+
+
+@contextlib.contextmanager
+def gpu_settings(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
+    """Within this block a GPU multiplies fp32 on its tensor cores (TF32), takes only kernels that
+    repeat to the bit if asked, and its random state is put back at the end as the CPU's is."""
+    with contextlib.ExitStack() as stack:
+        # Of one GPU: a process that touches another takes memory there.
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        if device.type == "cuda":
+            before = torch.get_float32_matmul_precision()
+            stack.callback(torch.set_float32_matmul_precision, before)
+            torch.set_float32_matmul_precision("high")
+        if device.type == "cuda" and deterministic:
+            repeats = torch.are_deterministic_algorithms_enabled()
+            stack.callback(torch.use_deterministic_algorithms, repeats)
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+            torch.use_deterministic_algorithms(True)
+        yield
 
 
 def synchronise(device: torch.device) -> None:
@@ -122,9 +141,12 @@ def compiling_lacks(device: torch.device) -> str | None:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record of a run."""
+    ours = "run from its source"
+    with contextlib.suppress(PackageNotFoundError):
+        ours = version("stackbert")
     cpu = f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
-        "stackbert": version("stackbert"),
+        "stackbert": ours,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),

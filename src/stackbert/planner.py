@@ -17,6 +17,7 @@ from stackbert.machine import (
     Precision,
     explaining_out_of_memory,
     fastest_precision,
+    gpu_settings,
     keep_memory,
     pick_device,
 )
@@ -130,8 +131,8 @@ def plan(
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
 
     notes: list[str] = []
-    with torch.random.fork_rng():  # measuring seeds dropout and draws matrices
-        here, asked = pick_device(), recipe.precision
+    here, asked = pick_device(), recipe.precision
+    with gpu_settings(here):  # measuring seeds dropout and draws matrices
         usual = next(iter(named.rates)) if named else None
         precision = (usual or fastest_precision(here)) if asked == "auto" else asked
         if named and precision not in named.rates:
@@ -215,8 +216,9 @@ def _measured(
     notes: list[str],
 ) -> tuple[Recipe, Timing]:
     """The recipe as a run would tune it, and seconds of steps and evaluations on this machine."""
-    models = stages.drop_duplicates("depth").fixed_memory.sum()  # all depths are timed in turn
-    needed = models + stages.row_memory.max()
+    models = stages.drop_duplicates("depth").fixed_memory
+    # A CPU times all depths in turn.
+    needed = (models.sum() if machine.is_cpu else models.max()) + stages.row_memory.max()
     if needed > USABLE * machine.memory:
         raise UserError(
             f"Measuring '{recipe.name}' here takes about {needed / GIB:.0f} GiB of memory, and "

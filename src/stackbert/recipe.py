@@ -207,6 +207,11 @@ class Recipe(_Part):
     compile: bool | Literal["auto"] = "auto"
     """torch.compile. auto: where the run is long enough to win back what compiling costs, and a
     measurement says that it would."""
+    bf16_norms: bool = False
+    """In bf16, norms with a bf16 output and so a bf16 residual stream, statistics in fp32. For a
+    compiled run on a GPU, where it halves the traffic between the matrix products."""
+    deterministic: bool = False
+    """On a GPU, only kernels that repeat to the bit, some of which are slower."""
     engine: Engine = "ddp"
     """How several processes share a model: ddp gives each a copy; fsdp (FSDP2) cuts weights,
     gradients and optimiser state into pieces, for models that do not fit. Nothing with one."""

@@ -20,7 +20,8 @@ from stackbert.comparison.reference import Reference
 from stackbert.comparison.results import evaluations_of
 from stackbert.errors import Interrupted, RunError, UserError
 from stackbert.pretraining.ledger import read_ledger
-from stackbert.pretraining.run import pretrain, read_run
+from stackbert.pretraining.record import read_run
+from stackbert.pretraining.run import pretrain
 from stackbert.recipes import parse_recipe
 
 

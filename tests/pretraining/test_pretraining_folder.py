@@ -138,10 +138,7 @@ def test_a_finished_run_called_again_changes_nothing(tiny_corpus, finished, monk
 
 
 def test_a_model_or_steps_that_cannot_be_are_refused_before_a_run_is_made(tiny_corpus, tmp_path):
-    for said, fields, steps in (
-        ("hiddensize", {"model__hiddensize": 3}, None),
-        ("1 step", {}, 1),
-    ):
+    for said, fields, steps in (("hiddensize", {"model__hiddensize": 3}, None), ("1 step", {}, 1)):
         with pytest.raises(UserError, match=said):
             pretrain(tiny_recipe(**fields), corpus=tiny_corpus, out=tmp_path, steps=steps)
         assert not content(tmp_path)

@@ -26,8 +26,7 @@ class Request(BaseModel):
     """As loaded: "auto" is open still, the steps are those before scaling."""
     budget: str | None
     steps: int | None
-    corpus: str
-    """Its fingerprint."""
+    corpus: str  # its fingerprint
 
 
 class RunRecord(Record):
@@ -35,13 +34,10 @@ class RunRecord(Record):
 
     what: ClassVar[str] = "a run directory"
     request: Request
-    recipe: Recipe
-    """As run: nothing in it is left open."""
+    recipe: Recipe  # as run: nothing in it is left open
     corpus_folder: str
-    machine: dict[str, Any]
-    """Versions and hardware; "processes" if there were several."""
-    matrix_rate: PositiveFloat
-    """Measured FLOP/s of one process' matrix products: what MFU is a share of."""
+    machine: dict[str, Any]  # versions and hardware; "processes" if there were several
+    matrix_rate: PositiveFloat  # FLOP/s of one process' matrix products: what MFU is a share of
 
 
 def is_run(folder: Path) -> bool:
@@ -80,10 +76,9 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
             f"{folder} holds a run already. Resume it (--resume auto) or choose a new folder."
         )
     record = read_run(folder)
-    then = record.request
-    differences = differing_fields(then.recipe, asked.recipe)
+    differences = differing_fields(record.request.recipe, asked.recipe)
     for name in ("budget", "steps", "corpus"):
-        there, here = getattr(then, name), getattr(asked, name)
+        there, here = getattr(record.request, name), getattr(asked, name)
         if there != here:
             differences.append(f"--{name} ({there or 'none'} there, {here or 'none'} here)")
     if differences:

@@ -16,6 +16,7 @@ from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import (
     describe,
     explaining_out_of_memory,
+    gpu_settings,
     keep_memory,
     pick_device,
     synchronise,
@@ -29,16 +30,7 @@ from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger,
 from stackbert.pretraining.loop import Run, train
 from stackbert.pretraining.model_card import model_card
 from stackbert.pretraining.optimizers import NamedState
-from stackbert.pretraining.record import (
-    CHECKPOINTS,
-    MODEL,
-    Request,
-    RunRecord,
-    find_run,
-    is_run,
-    read_run,
-    write_run,
-)
+from stackbert.pretraining.record import CHECKPOINTS, MODEL, Request, RunRecord, find_run, write_run
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import TRACKERS, open_tracker
 from stackbert.pretraining.trainer import Trainer, recipe_model
@@ -49,8 +41,6 @@ from stackbert.units import parse_duration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["CHECKPOINTS", "MODEL", "RunRecord", "RunResult", "is_run", "pretrain", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ def pretrain(
     """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
 
     A run that was killed and is called again ends with the same weights: to the last bit on the
-    same CPU, up to rounding on a GPU, whose fused attention adds up in no fixed order.
+    same CPU or with `deterministic` on the same GPU, otherwise up to rounding.
 
     Args:
         recipe: from `load_recipe`.
@@ -140,8 +130,9 @@ def pretrain(
     asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=corpus.fingerprint)
     folder = Path(out)
     keep_memory()
+    device = pick_device()
     with (
-        torch.random.fork_rng(),  # every step seeds dropout
+        gpu_settings(device, deterministic=recipe.deterministic),
         writing(f"training in {folder}"),
         init_distributed() as world,
         explaining_out_of_memory(),
@@ -149,7 +140,6 @@ def pretrain(
     ):
         world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
         progress = (progress or Progress()) if world.is_main else Progress()
-        device = pick_device()
         watch = Stopwatch(lambda: synchronise(device))
         with watch.measuring("start-up"):
             # Only rank 0 looks into the run directory, which may be on its machine alone.
@@ -158,7 +148,7 @@ def pretrain(
             )
             if world.broadcast_object((folder / MODEL).exists):
                 progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
-                return _result(folder, world)
+                return world.broadcast_object(lambda: _result(folder), RunResult)
             fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
             tokenizer = world.all_pass(lambda: _check(recipe, corpus, fingerprint, world))
             if record is None:
@@ -182,7 +172,8 @@ def pretrain(
                     model = recipe_model(recipe, corpus.vocabulary, state.depth, seed=recipe.seed)
                     moments = NamedState()
                 else:
-                    watch.carry_over(state.seconds)
+                    for kind, spent in state.seconds.items():
+                        watch.seconds[kind] += spent
                     model, moments = _load(checkpoints, state.counters.step, recipe, world)
                     done = f"{state.counters.step:,} of {recipe.total_steps:,}"
                     progress.say(f"resuming at step {done}")
@@ -211,25 +202,19 @@ def pretrain(
             with contextlib.suppress(UserError):  # a damaged ledger; said when the model is there
                 stages = stage_table(folder)
             with new_folder(folder / MODEL) as place:
+                options: dict[str, Any] = {"tokenizer": tokenizer, "weights": weights}
                 length = recipe.longest_sequence
-                save_model(
-                    trainer.model,
-                    place,
-                    tokenizer=tokenizer,
-                    sequence_length=length,
-                    weights=weights,
-                )
+                save_model(trainer.model, place, sequence_length=length, **options)
                 entropy = validation_entropy(recipe, corpus)
                 card = model_card(recipe, corpus.manifest, entropy, about, stages, record.machine)
                 (place / "README.md").write_text(card, encoding="utf-8")
-        return _result(folder, world)
+        return world.broadcast_object(lambda: _result(folder), RunResult)
 
 
 def _check(recipe: Recipe, corpus: Corpus, fingerprint: str, world: World) -> dict[str, bytes]:
     """Refuse rows that the processes cannot share, and a corpus that differs or is damaged.
 
-    Returns the files of its tokenizer, read before they are checked: what is changed while the run
-    trains reaches no checkpoint.
+    Returns its tokenizer's files, so that no change while the run trains reaches a checkpoint.
     """
     for index in range(len(recipe.stages)):
         rows = recipe.stage(index).sequences
@@ -264,14 +249,8 @@ def _new_record(
     def tune() -> tuple[Recipe, float]:
         with torch.device("meta"):  # a wrong model field is found before anything is written
             recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
-        return autotune(
-            recipe,
-            corpus,
-            device=device,
-            seconds=seconds,
-            world_size=world.size,
-            say=progress.say,
-        )
+        options: dict[str, Any] = {"seconds": seconds, "world_size": world.size}
+        return autotune(recipe, corpus, device=device, say=progress.say, **options)
 
     recipe, rate = world.broadcast_object(tune, tuple[Recipe, float])
     if seconds is not None:
@@ -318,14 +297,10 @@ def _load(
     return model, state
 
 
-def _result(folder: Path, world: World) -> RunResult:
-    def read() -> RunResult:
-        try:
-            stages, ledger = stage_table(folder), read_ledger(folder)
-        except UserError as error:
-            raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
-        loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
-        return RunResult(folder, folder / MODEL, stages, loss, ledger.wall.dropna().iloc[-1])
-
-    result: RunResult = world.broadcast_object(read, RunResult)
-    return result
+def _result(folder: Path) -> RunResult:
+    try:
+        stages, ledger = stage_table(folder), read_ledger(folder)
+    except UserError as error:
+        raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
+    loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
+    return RunResult(folder, folder / MODEL, stages, loss, ledger.wall.dropna().iloc[-1])
