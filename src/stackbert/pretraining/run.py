@@ -13,13 +13,7 @@ from stackbert.batches.batches import data_sentences, validation_entropy
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
-from stackbert.machine import (
-    describe,
-    explaining_out_of_memory,
-    keep_memory,
-    pick_device,
-    synchronise,
-)
+from stackbert.machine import describe, differing, keep_memory, pick_device, synchronise
 from stackbert.model import model_class
 from stackbert.model_files import read_config, save_model
 from stackbert.pretraining.autotune import autotune, measure, scaled_to
@@ -107,7 +101,8 @@ def pretrain(
     """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
 
     A run that was killed and is called again ends with the same weights: to the last bit on the
-    same CPU, up to rounding on a GPU, whose fused attention adds up in no fixed order.
+    same kind of CPU with as many threads and the same torch, up to rounding on a GPU, whose fused
+    attention adds up in no fixed order.
 
     Args:
         recipe: from `load_recipe`.
@@ -122,8 +117,8 @@ def pretrain(
 
     Raises:
         UserError: a wrong recipe, corpus or folder; nothing was trained.
-        RunError: the loss is not finite, the disk or a GPU's memory is full; the last good
-            checkpoint is kept.
+        RunError: the loss is not finite, or disk or memory is full; the last good checkpoint is
+            kept.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written, the same call resumes.
 
     Example:
@@ -144,7 +139,6 @@ def pretrain(
         torch.random.fork_rng(),  # every step seeds dropout
         writing(f"training in {folder}"),
         init_distributed() as world,
-        explaining_out_of_memory(),
         contextlib.ExitStack() as stack,
     ):
         world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
@@ -166,6 +160,11 @@ def pretrain(
                     record = _new_record(asked, corpus, seconds, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
+            elif changed := differing(record.machine, describe(device)):
+                progress.say(
+                    f"Warning: the run began elsewhere ({changed}). It goes on, and rounds "
+                    "differently from here on."
+                )
 
         recipe = record.recipe
         about = data_sentences(recipe, corpus)
@@ -261,22 +260,14 @@ def _new_record(
     """The request's recipe with nothing left open, over as many steps as fit into a budget."""
     recipe = asked.recipe if asked.steps is None else asked.recipe.scaled(asked.steps)
 
-    def tune() -> tuple[Recipe, float]:
-        with torch.device("meta"):  # a wrong model field is found before anything is written
-            recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
-        return autotune(
-            recipe,
-            corpus,
-            device=device,
-            seconds=seconds,
-            world_size=world.size,
-            say=progress.say,
-        )
-
-    recipe, rate = world.broadcast_object(tune, tuple[Recipe, float])
+    options: dict[str, Any] = {"device": device, "seconds": seconds, "say": progress.say}
+    recipe, rate = world.broadcast_object(
+        lambda: autotune(recipe, corpus, world_size=world.size, **options), tuple[Recipe, float]
+    )
     if seconds is not None:
         progress.say("measuring seconds per step at every depth …")
-        timing = measure(recipe, corpus, device=device, world=world)
+        patience = min(30.0, 0.01 * seconds) if world.size == 1 else 0.0
+        timing = measure(recipe, corpus, device=device, patience=patience, world=world)
         pairs = zip(timing.step, recipe.stages, strict=True)
         pace = ", ".join(f"{1000 * step:.0f} ms at depth {s.depth}" for step, s in pairs)
         # Rank 0's clock decides for all.
@@ -286,7 +277,7 @@ def _new_record(
         request=asked,
         recipe=recipe,
         corpus_folder=str(corpus.folder),
-        machine=describe(device) | ({"processes": world.size} if world.size > 1 else {}),
+        machine=describe(device),
         matrix_rate=rate,
     )
 

@@ -106,7 +106,7 @@ class Trainer:
         torch.manual_seed(derive_key(seed, "rank", self._world.rank) if self._world.rank else seed)
         batch = batch.to(self.device)
         rows = len(batch) * self._world.size
-        masked = batch.columns_BK.numel() * self._world.size
+        masked = self._world.all_reduce((batch.labels_BK != IGNORED).sum()).clamp(min=1)
         size, *_ = self._shape(batch)
         sums = torch.zeros(2, device=self.device)
         for start in range(0, len(batch), size):
@@ -131,7 +131,9 @@ class Trainer:
             self._last_step.record()
         return result
 
-    def backward(self, batch: Batch, masked: int, rows: int, *, last: bool = True) -> Tensor:
+    def backward(
+        self, batch: Batch, masked: int | Tensor, rows: int, *, last: bool = True
+    ) -> Tensor:
         """Add the gradients of some rows, on the device, to the model's; the two losses (2,),
         summed over these rows. `masked` positions and `rows` are those of the whole step; with this
         process' `last` rows of it, gradients are exchanged."""
