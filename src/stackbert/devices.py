@@ -1,13 +1,12 @@
 """Machines to plan for: accelerators by their data sheets, and the machine in use as measured."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from stackbert.errors import UserError
-from stackbert.machine import Precision, describe, matrix_rate
+from stackbert.machine import Precision, describe, matrix_rate, memory
 
 GIB = 2**30
 NODE = 8  # devices of one machine
@@ -61,8 +60,5 @@ def find_device(name: str) -> Device:
 
 def this_machine(device: torch.device, precision: Precision) -> Device:
     """The machine in use, with its memory and the measured rate of its matrix products."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if device.type == "cuda":
-        memory = int(torch.cuda.get_device_properties(device).total_memory)
     rates = {precision: matrix_rate(device, precision)}
-    return Device(describe(device)["device"], memory, rates, device.type == "cpu")
+    return Device(describe(device)["device"], memory(device), rates, device.type == "cpu")

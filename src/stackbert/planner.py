@@ -15,7 +15,6 @@ from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
 from stackbert.machine import (
     Precision,
-    explaining_out_of_memory,
     fastest_precision,
     gpu_settings,
     keep_memory,
@@ -29,7 +28,7 @@ from stackbert.pretraining.autotune import (
     measure,
     scaled_to,
 )
-from stackbert.pretraining.memory import footprint
+from stackbert.pretraining.memory import footprint, refuse_beyond_memory
 from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import recipe_model, rows_at_once
@@ -126,9 +125,10 @@ def plan(
         )
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
-    if corpus is None:
-        corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
-    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    opened: Corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
+    if corpus is not None:
+        opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+        opened.verify()
 
     notes: list[str] = []
     here, asked = pick_device(), recipe.precision
@@ -141,6 +141,8 @@ def plan(
                 "many times slower than fp32. Plan with --set precision=fp32."
             )
         recipe = recipe.model_copy(update={"precision": precision})
+        if named is None:
+            refuse_beyond_memory(recipe, opened.vocabulary, here)
         machine = named or this_machine(here, precision)
         rate = machine.rates[precision]
         stages = _stages(recipe, opened, machine, precision, devices)
@@ -234,9 +236,8 @@ def _measured(
         )
     else:
         recipe, _ = autotune(recipe, corpus, device=here, seconds=budget)
-    with explaining_out_of_memory():
-        patience = MAX_TIMING_SECONDS
-        return recipe, measure(recipe, corpus, device=here, share=share, patience=patience)
+    patience = MAX_TIMING_SECONDS
+    return recipe, measure(recipe, corpus, device=here, share=share, patience=patience)
 
 
 def _micro_batches(

@@ -23,31 +23,35 @@ class Progress:
 
 
 class Bar(Progress):
-    """A progress bar that redraws itself; for terminals."""
+    """A progress bar that redraws itself; for terminals, whose closing must not end a run."""
 
     def __init__(self) -> None:
+        from rich.console import Console
         from rich.progress import Progress as RichProgress
 
-        self._bar = RichProgress()
+        self._bar = RichProgress(console=Console(stderr=True))
 
     def __enter__(self) -> Self:
         self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
 
     def step(self, done: int, total: int, text: str) -> None:
         """Redraw the bar."""
         text = f"{done:,}/{total:,} {text}"
         if not self._bar.task_ids:
             # Counted from where the run resumed, so that the time left is not flattered.
-            self._bar.add_task(text, total=total, completed=done)
+            with contextlib.suppress(OSError):
+                self._bar.add_task(text, total=total, completed=done)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text)
 
     def say(self, text: str) -> None:
         """Print above the bar."""
-        self._bar.console.print(text, markup=False, highlight=False)
+        with contextlib.suppress(OSError):
+            self._bar.console.print(text, markup=False, highlight=False)
 
 
 class Lines(Progress):
@@ -64,7 +68,6 @@ class Lines(Progress):
     def say(self, text: str) -> None:
         """Print a line at once."""
         self._last = time.monotonic()
-        # A closed pipe must not end a run of hours.
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 

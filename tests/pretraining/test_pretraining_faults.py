@@ -140,6 +140,20 @@ def test_a_tokenizer_that_is_changed_under_a_run_reaches_no_checkpoint(
     assert outcome(run) == outcome(finished(RECIPE))
 
 
+def test_a_text_that_is_changed_under_a_run_reaches_no_checkpoint(
+    tiny_corpus, finished, tmp_path
+) -> None:
+    mine, run = shutil.copytree(tiny_corpus.folder, tmp_path / "mine"), tmp_path / "run"
+    tokens = mine / "train" / "tokens.bin"
+    true = tokens.read_bytes()
+    with pytest.raises(UserError, match=f"{mine} was changed after it was built"):
+        pretrain(RECIPE, corpus=mine, out=run, progress=At(5, lambda: flip_bit(tokens)))
+    assert max(checkpoints(run)) == GROWTH
+    tokens.write_bytes(true)
+    pretrain(RECIPE, corpus=mine, out=run, progress=At(7, tokens.touch))
+    assert outcome(run) == outcome(finished(RECIPE))
+
+
 # The run's folder
 
 
@@ -198,6 +212,12 @@ def test_a_cut_off_ledger_is_refused_and_a_damaged_one_costs_no_model(
     start = first + second
     ledger.write_bytes(start + ledger.read_bytes()[len(start) :])
     assert outcome(tmp_path) == outcome(finished(RECIPE))
+
+
+def test_memory_that_is_full_is_a_sentence(tiny_corpus, tmp_path) -> None:
+    everything = functools.partial(torch.empty, 1 << 60, dtype=torch.uint8)
+    with pytest.raises(RunError, match=r"The memory is full while training in .*micro_batch"):
+        pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path, progress=At(2, everything))
 
 
 # The disk

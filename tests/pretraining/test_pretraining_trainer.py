@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from stackbert import encoder
-from stackbert.batches.batches import Batch, training_plan
+from stackbert.batches.batches import IGNORED, Batch, training_plan
 from stackbert.encoder import supports_masked_forward
 from stackbert.growth.grow import grow
 from stackbert.model import FAMILIES
@@ -102,6 +102,16 @@ def test_micro_batches_of_any_size_give_a_steps_gradients(size, tiny_corpus, mon
     parts = step_gradients(small, batch, monkeypatch)
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_only_masked_positions_count_in_the_loss_of_a_step(tiny_corpus) -> None:
+    """In rows with fewer tokens than are to be masked, places are left over."""
+    batch, fast = batches(tiny_corpus)[0], make(tiny_corpus)
+    batch.labels_BK[:5, 1:] = IGNORED
+    labels = torch.full(batch.input_ids_BS.shape, IGNORED)
+    labels.scatter_(1, batch.columns_BK, batch.labels_BK)
+    plain = float(fast.model(input_ids=batch.input_ids_BS, labels=labels).loss.detach())
+    assert float(fast.step(0, batch, 0.0)[0]) == pytest.approx(plain, rel=1e-5)
 
 
 def test_the_optimizers_state_follows_a_growth_if_the_recipe_says_so(tiny_corpus) -> None:

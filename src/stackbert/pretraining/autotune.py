@@ -16,9 +16,10 @@ import torch
 from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.corpus.store import Corpus
 from stackbert.encoder import supports_masked_forward
-from stackbert.errors import UserError
+from stackbert.errors import StackBertError, UserError
 from stackbert.machine import compiling_lacks, fastest_precision, matrix_rate, synchronise
 from stackbert.pretraining.distributed import SINGLE, World
+from stackbert.pretraining.memory import refuse_beyond_memory
 from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, stage_flops
 from stackbert.recipe import Recipe
 
@@ -57,8 +58,10 @@ def autotune(
         The recipe, and the FLOP/s of matrix products in its precision.
 
     Raises:
-        UserError: the recipe asks for compilation or bf16, which cannot work here.
+        UserError: a model that cannot be built or does not fit, or compilation or bf16 that cannot
+            work here.
     """
+    refuse_beyond_memory(recipe, corpus.vocabulary, device, world_size=world_size)
     lacks = compiling_lacks(device)
     if recipe.compile is True and lacks:
         raise UserError(f"compile: {lacks}, or set compile to false.")
@@ -108,22 +111,23 @@ def _with_micro_batches(
 def _fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
     """The even division of a step whose rows take least time each; None if none can be tried."""
     device = trainer.device
-    best, best_time, slower = None, math.inf, 0
+    best, slower = None, 0
     for size in _even_divisions(len(batch), batch.input_ids_BS.shape[1], device.type):
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             limit = 0.8 * torch.cuda.get_device_properties(device).total_memory
-        try:
-            (seconds,) = _pass_seconds([trainer], batch, size)
+        tried = [(trainer, size), *([(trainer, best)] if best else [])]
+        try:  # in turns with the best so far: a busy minute slows both
+            seconds, *of_best = _pass_seconds(batch, tried)
         except torch.OutOfMemoryError:
             break
         if device.type == "cuda" and torch.cuda.max_memory_allocated() > limit:
             break
         if best is None:
             trainer.optimizers.step(0.0)  # AdamW allocates its state at the first update
-        if seconds / size < best_time * WORTH_IT:
-            best, best_time, slower = size, seconds / size, 0
+        if best is None or seconds / size < of_best[0] / best * WORTH_IT:
+            best, slower = size, 0
         elif (slower := slower + 1) == 2:
             break
     return best
@@ -151,7 +155,9 @@ def _compiling_pays(
     trainers = [Trainer(model, choice, device=device) for choice in choices]
     size = rows_at_once(last.micro_batch, len(batch), last.sequence_length, device)
     try:
-        eager, compiled = _pass_seconds(trainers, batch, size)
+        eager, compiled = _pass_seconds(batch, [(trainer, size) for trainer in trainers])
+    except StackBertError:
+        raise
     except Exception as error:  # a compiler may raise anything, and a run can do without one
         first = str(error).strip().partition("\n")[0]
         say(f"torch.compile fails here ({type(error).__name__}: {first[:200]})")
@@ -160,24 +166,26 @@ def _compiling_pays(
     return compiled < eager * WORTH_IT
 
 
-def _pass_seconds(trainers: Sequence[Trainer], batch: Batch, size: int) -> list[float]:
-    """Seconds that each trainer takes forward and backward over the batch's first `size` rows."""
+def _pass_seconds(batch: Batch, tried: Sequence[tuple[Trainer, int]]) -> list[float]:
+    """Least seconds of each trainer for its number of the batch's rows, forward and backward."""
     rows, masked = len(batch), batch.columns_BK.numel()
-    device = trainers[0].device
-    part = batch.rows(0, size).to(device)
-    passes = [lambda _, t=trainer: t.backward(part, masked, rows) for trainer in trainers]
-    return _medians(passes, device, warmup=1, timed=3)  # the first one allocates, or compiles
+    device = tried[0][0].device
+    parts = [(trainer, batch.rows(0, size).to(device)) for trainer, size in tried]
+    passes = [lambda _, t=trainer, b=part: t.backward(b, masked, rows) for trainer, part in parts]
+    # The first one allocates, or compiles.
+    return _seconds_of(passes, device, warmup=1, timed=3, pick=min)
 
 
-def _medians(
+def _seconds_of(
     works: Sequence[Callable[[int], object]],
     device: torch.device,
     *,
     warmup: int,
     timed: int,
     patience: float = 0.0,
+    pick: Callable[[Sequence[float]], float] = statistics.median,
 ) -> list[float]:
-    """Median seconds of each work, which is called with the number of the turn.
+    """Median (or other) seconds of each work, which is called with the number of the turn.
 
     They take turns, as a machine's speed drifts: `timed` ones after the warm-up, up to six times as
     many while `patience` (seconds) lasts.
@@ -192,7 +200,7 @@ def _medians(
             work(turn)
             synchronise(device)
             seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds[warmup:]) for seconds in times]
+    return [pick(seconds[warmup:]) for seconds in times]
 
 
 @dataclass(frozen=True)
@@ -247,8 +255,9 @@ def measure(
             trainers[depth] = Trainer(model, recipe, device=device, world=world)
         steps = [functools.partial(step, index) for index in group]
         evaluations = [lambda _, t=trainers[stages[i].depth]: t.evaluate(part) for i in group]
-        step_seconds += _medians(steps, device, warmup=2, timed=5, patience=patience / len(groups))
-        part_seconds += _medians(evaluations, device, warmup=1, timed=3)
+        share_of_patience = patience / len(groups)
+        step_seconds += _seconds_of(steps, device, warmup=2, timed=5, patience=share_of_patience)
+        part_seconds += _seconds_of(evaluations, device, warmup=1, timed=3)
     scale = [s.sequences / (len(b) * world.size) for s, b in zip(stages, first, strict=True)]
     return Timing(
         tuple(seconds * each for seconds, each in zip(step_seconds, scale, strict=True)),

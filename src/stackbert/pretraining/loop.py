@@ -276,6 +276,7 @@ def _evaluate(run: Run) -> None:
 
 
 def _save(run: Run) -> None:
+    run.corpus.verify_if_touched()  # what was trained on another text is not kept
     _read_losses(run)
     trainer = run.trainer
     with run.watch.measuring("checkpoint"):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from stackbert.errors import UserError
-from stackbert.files import Record, write_text
+from stackbert.files import Record, refuse_foreign, write_text
 from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields, load_recipe
 
@@ -64,12 +64,7 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
             difference is named), or any run where `resume` is "never".
     """
     if not is_run(folder):
-        held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if held:
-            raise UserError(
-                f"{folder} is not empty and not a run directory (it holds {', '.join(held[:3])}"
-                f"{', …' if len(held) > 3 else ''}). Choose a new folder for --out."
-            )
+        refuse_foreign(folder, RunRecord.what, RUN)
         return None
     if resume == "never":
         raise UserError(

@@ -15,7 +15,7 @@ from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import (
     describe,
-    explaining_out_of_memory,
+    differing,
     gpu_settings,
     keep_memory,
     pick_device,
@@ -97,7 +97,8 @@ def pretrain(
     """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
 
     A run that was killed and is called again ends with the same weights: to the last bit on the
-    same CPU or with `deterministic` on the same GPU, otherwise up to rounding.
+    same kind of CPU with as many threads and the same torch, or with `deterministic` on the same
+    GPU, otherwise up to rounding.
 
     Args:
         recipe: from `load_recipe`.
@@ -112,8 +113,8 @@ def pretrain(
 
     Raises:
         UserError: a wrong recipe, corpus or folder; nothing was trained.
-        RunError: the loss is not finite, the disk or a GPU's memory is full; the last good
-            checkpoint is kept.
+        RunError: the loss is not finite, or disk or memory is full; the last good checkpoint is
+            kept.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written, the same call resumes.
 
     Example:
@@ -135,7 +136,6 @@ def pretrain(
         gpu_settings(device, deterministic=recipe.deterministic),
         writing(f"training in {folder}"),
         init_distributed() as world,
-        explaining_out_of_memory(),
         contextlib.ExitStack() as stack,
     ):
         world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
@@ -156,6 +156,11 @@ def pretrain(
                     record = _new_record(asked, corpus, seconds, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
+            elif changed := differing(record.machine, describe(device)):
+                progress.say(
+                    f"Warning: the run began elsewhere ({changed}). It goes on, and rounds "
+                    "differently from here on."
+                )
 
         recipe = record.recipe
         about = data_sentences(recipe, corpus)
@@ -246,16 +251,14 @@ def _new_record(
     """The request's recipe with nothing left open, over as many steps as fit into a budget."""
     recipe = asked.recipe if asked.steps is None else asked.recipe.scaled(asked.steps)
 
-    def tune() -> tuple[Recipe, float]:
-        with torch.device("meta"):  # a wrong model field is found before anything is written
-            recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
-        options: dict[str, Any] = {"seconds": seconds, "world_size": world.size}
-        return autotune(recipe, corpus, device=device, say=progress.say, **options)
-
-    recipe, rate = world.broadcast_object(tune, tuple[Recipe, float])
+    options: dict[str, Any] = {"device": device, "seconds": seconds, "say": progress.say}
+    recipe, rate = world.broadcast_object(
+        lambda: autotune(recipe, corpus, world_size=world.size, **options), tuple[Recipe, float]
+    )
     if seconds is not None:
         progress.say("measuring seconds per step at every depth …")
-        timing = measure(recipe, corpus, device=device, world=world)
+        patience = min(30.0, 0.01 * seconds) if world.size == 1 else 0.0
+        timing = measure(recipe, corpus, device=device, patience=patience, world=world)
         pairs = zip(timing.step, recipe.stages, strict=True)
         pace = ", ".join(f"{1000 * step:.0f} ms at depth {s.depth}" for step, s in pairs)
         # Rank 0's clock decides for all.
@@ -265,7 +268,7 @@ def _new_record(
         request=asked,
         recipe=recipe,
         corpus_folder=str(corpus.folder),
-        machine=describe(device) | ({"processes": world.size} if world.size > 1 else {}),
+        machine=describe(device),
         matrix_rate=rate,
     )
 

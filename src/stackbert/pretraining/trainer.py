@@ -114,7 +114,7 @@ class Trainer:
         seed = derive_key(seed, "rank", self._world.rank) if self._world.rank else seed
         batch = batch.to(self.device)
         rows = len(batch) * self._world.size
-        masked = batch.columns_BK.numel() * self._world.size
+        masked = self._world.all_reduce((batch.labels_BK != IGNORED).sum()).clamp(min=1)
         sums = None
         while sums is None:
             torch.manual_seed(seed)
@@ -137,7 +137,7 @@ class Trainer:
             self._last_step.record()
         return result
 
-    def _backward_in_parts(self, batch: Batch, masked: int, rows: int) -> Tensor | None:
+    def _backward_in_parts(self, batch: Batch, masked: Tensor, rows: int) -> Tensor | None:
         """`backward` in micro-batches; None if memory ended, after which these are half as large.
         Not until this has returned are the tensors of the failed pass freed."""
         size, *_ = self._shape(batch)
@@ -154,7 +154,9 @@ class Trainer:
             return None
         return sums
 
-    def backward(self, batch: Batch, masked: int, rows: int, *, last: bool = True) -> Tensor:
+    def backward(
+        self, batch: Batch, masked: int | Tensor, rows: int, *, last: bool = True
+    ) -> Tensor:
         """Add the gradients of some rows, on the device; returns their losses (2,), summed.
 
         `masked` positions and `rows` are those of the whole step; with this process' `last` rows of
