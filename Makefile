@@ -1,12 +1,13 @@
 # make demo   set up and run the main job on a small real corpus
 # make test   set up and run every check
-# Both need Python 3.11 or newer and nothing else; PYTHON=python3.12 chooses another one.
+# make docs   set up and build the documentation's site in site/
+# All need Python 3.11 or newer and nothing else; PYTHON=python3.12 chooses another one.
 
 PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(INSTALLED)
 	$(PY) -m stackbert demo --out demo
@@ -18,6 +19,10 @@ test: $(INSTALLED)
 	$(PY) -m mypy
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n auto --dist worksteal
 
+docs: $(INSTALLED)
+	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'
+	$(PY) -m mkdocs build --strict --quiet
+
 # The stamp is touched last, so an interrupted installation is done again.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,4 +32,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

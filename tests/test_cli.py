@@ -1,6 +1,7 @@
 """The command line: exit codes, one sentence instead of a traceback, help with examples."""
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -12,11 +13,12 @@ import sys
 import pytest
 
 import stackbert as sb
+from stackbert.errors import Interrupted
 from stackbert.pretraining import memory as pretraining_memory
 from stackbert.pretraining import run as run_module
 from stackbert.progress import Bar, Lines, console_progress
 from stackbert.recipes import shipped_recipes
-from tiny_runs import checkpoints, pretrain_command, tiny_recipe
+from tiny_runs import At, checkpoints, interrupt, outcome, pretrain_command, tiny_recipe
 
 COMMANDS = [
     *("demo", "corpus", "plan", "pretrain", "compare", "grow"),
@@ -74,6 +76,43 @@ def test_corpus_pretrain_and_grow_say_what_they_made(
     names = {path.name for path in (tmp_path / "deeper").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not names & {"optimizer.safetensors", "state.json"}, "of the source's training"
+
+
+def test_recipes_prints_one_that_can_be_loaded(stackbert, tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text(stackbert("recipes", "small-cpu").out)
+    assert sb.load_recipe(tmp_path / "mine.yaml") == sb.load_recipe("small-cpu")
+
+
+def test_out_alone_resumes_quietly_with_tables_as_json_and_a_log(
+    stackbert, tiny_corpus, finished, tmp_path
+) -> None:
+    recipe, run = tiny_recipe(), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        sb.pretrain(recipe, corpus=tiny_corpus, out=run, progress=At(5, interrupt))
+    assert stackbert("pretrain", "--out", run, "--set", "seed=1").code == 2
+    done = stackbert("pretrain", "--out", run, "--quiet", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert [row["steps"] for row in json.loads(done.out)["stages"]] == [4, 4]
+    assert outcome(run) == outcome(finished(recipe))
+    lines = (run / "log.txt").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \w", line) for line in lines)
+    assert len([line for line in lines if line.endswith("resuming at step 5 of 8")]) == 1
+    assert "validation loss" in lines[-1]
+
+
+def test_without_its_extra_a_report_names_it_and_results_come_without_a_page(
+    stackbert, tiny_corpus, finished, tmp_path, monkeypatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("stackbert.reports")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "altair", None)
+    run, named = finished(tiny_recipe()), "pip install 'stackbert[report]'."
+    done = stackbert("report", run, "--out", tmp_path / "report.html")
+    assert (done.code, done.err) == (2, f"stackbert: A report takes altair: {named}\n")
+    folders = ("--data", tiny_corpus.folder, "--out", tmp_path / "found")
+    done = stackbert("evaluate", run / "model", *folders, "--json")
+    assert (done.code, json.loads(done.out).keys()) == (0, {"scores"})
+    assert done.err.endswith(f"No page was written: A report takes altair: {named}\n")
 
 
 TRAIN = "pretrain {recipe} --corpus {corpus} --out {out}"

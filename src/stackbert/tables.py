@@ -1,6 +1,8 @@
 """DataFrames: as a field of a record, and as text."""
 
+import html
 import io
+import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -32,6 +34,28 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (a cell)
 
 Frame = Annotated[pd.DataFrame, PlainValidator(_from_json), PlainSerializer(_to_json)]
 """A table in a `Record`; stored as columns and rows, a missing value as null."""
+
+
+class Tables:
+    """A result that shows itself as tables: in a notebook, and as JSON."""
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What was found, by title."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """The tables as lists of rows; a missing number is null."""
+        found = {
+            name: json.loads(frame.to_json(orient="records", double_precision=15))
+            for name, frame in self.tables().items()
+        }
+        return json.dumps(found, indent=2, ensure_ascii=False)
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f"<h4>{html.escape(name)}</h4>{frame.to_html(index=False, na_rep='', border=0)}"
+            for name, frame in self.tables().items()
+        )
 
 
 def table_text(

@@ -87,7 +87,7 @@ def test_ctrl_c_sigterm_and_sighup_save_and_exit_with_128_and_their_number(
     for step, number in ((2, signal.SIGINT), (GROWTH, signal.SIGTERM), (7, signal.SIGHUP)):
         stop = At(step, lambda number=number: signal.raise_signal(number))
         with monkeypatch.context() as patch:
-            patch.setattr("stackbert.cli.console_progress", lambda stop=stop: stop)
+            patch.setattr("stackbert.cli.console_progress", lambda quiet, stop=stop: stop)
             done = stackbert(*command)
         assert done.code == 128 + number
         assert done.err == (

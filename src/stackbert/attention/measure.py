@@ -28,14 +28,14 @@ from stackbert.files import Record, reading, refuse_foreign, writing
 from stackbert.model_files import open_tokenizer
 from stackbert.pretraining.record import is_run
 from stackbert.progress import Progress
-from stackbert.tables import Frame
+from stackbert.tables import Frame, Tables
 from stackbert.units import counted
 
 ATTENTION = "attention.json"
 ARRAYS = "attention.npz"
 
 
-class AttentionResult(Record):
+class AttentionResult(Record, Tables):
     """What `measure_attention` found.
 
     Layers and heads count from 1, and layer 1 is at the bottom. A model is called "measured",
@@ -64,6 +64,10 @@ class AttentionResult(Record):
     def heads_of(self, model: str = "measured") -> pd.DataFrame:
         """The heads of a model."""
         return self.heads[self.heads["model"] == model]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The measures of each head."""
+        return {"heads": self.heads_of()}
 
     def save(self, folder: str | Path) -> None:
         """Write both files into a folder, which is made if need be."""

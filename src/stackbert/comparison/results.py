@@ -17,7 +17,7 @@ from stackbert.files import Record
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.record import MODEL, read_run
 from stackbert.recipe import Recipe
-from stackbert.tables import Frame
+from stackbert.tables import Frame, Tables
 
 COMPARISON = "comparison.json"
 RUNS = "runs"
@@ -37,7 +37,7 @@ class Request(BaseModel):
     jobs: PositiveInt
 
 
-class Comparison(Record):
+class Comparison(Record, Tables):
     """A comparison and all that its runs gave so far."""
 
     what: ClassVar[str] = "a comparison"
@@ -101,6 +101,10 @@ class Comparison(Record):
         parameters = self.reference.steps.set_index("depth")["parameters"].to_dict()
         spent["tokens_a_parameter"] = spent["tokens"] / spent.pop("depth").map(parameters)
         return table.merge(spent, on=_RUN[:2])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The standings, beside scratch."""
+        return {"standings": self.standings()}
 
     def best_fixed(self, share: float = 1.0) -> str:
         """The control with the lowest mean loss at a share of the budget; "" if none has finished.

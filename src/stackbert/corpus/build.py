@@ -67,6 +67,8 @@ def build_corpus(
     strip_accents: bool = False,
     allow_unknown: bool = False,
     validation: float = 0.005,
+    language: str = "",
+    license: str = "",
     progress: Progress | None = None,
 ) -> Corpus:
     """Turn text into a corpus: a tokenizer, and memory-mapped token ids with a manifest.
@@ -96,6 +98,7 @@ def build_corpus(
         allow_unknown: build even if a fifth of the text, or more, is unknown to the tokenizer.
         validation: fraction of the documents held out; 0.005 is the paper's 199:1 split (Gong et
             al., "Efficient Training of BERT by Progressively Stacking", ICML 2019).
+        language, license: for the cards of models, as the hub writes them ("de", "cc-by-4.0").
         progress: hears of the phases, of the megabytes read, and of what is wrong with the text.
 
     Raises:
@@ -139,6 +142,9 @@ def build_corpus(
         found = sum(each.found for each in texts)
         manifest = Manifest(
             stackbert_version=version("stackbert"),
+            language=language,
+            license=license,
+            dataset="" if dataset is None or Path(dataset).exists() else dataset.partition(":")[0],
             sources=tuple(Source(each.label, each.size, each.found) for each in texts),
             left_out=left_out,
             duplicate_documents=duplicates,

@@ -77,6 +77,10 @@ class Manifest(Record):
 
     what: ClassVar[str] = "a corpus built by 'stackbert corpus'"
     stackbert_version: str
+    language: str = ""
+    """Codes with commas, for the model card; so are `license` and `dataset`, a name on the hub."""
+    license: str = ""
+    dataset: str = ""
     sources: tuple[Source, ...]
     left_out: Mapping[str, int] = Field(default_factory=dict)
     """Files that are not read, by suffix."""

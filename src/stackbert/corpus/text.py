@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from stackbert.errors import UserError
+from stackbert.errors import UserError, need
 from stackbert.files import reading
 
 MAX_LINE_BYTES = 64 << 20
@@ -180,13 +180,9 @@ class DataSet(Text):
 
 
 def _training_split(name: str, folder: Path) -> Any:  # noqa: ANN401 (datasets is not typed)
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(
-            f"Reading the data set {name} needs the 'datasets' library. "
-            "Install it with: pip install 'stackbert[datasets]'"
-        ) from error
+    need("datasets", "datasets", to=f"Reading the data set {name}")
+    import datasets
+
     if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
         found = datasets.load_from_disk(str(folder))
     else:

@@ -15,7 +15,7 @@ from stackbert.evaluation.scores import Score, difference
 from stackbert.files import Record, refuse_foreign, writing
 from stackbert.machine import describe, pick_device
 from stackbert.progress import Progress
-from stackbert.tables import Frame
+from stackbert.tables import Frame, Tables
 from stackbert.units import did_you_mean
 
 EVALUATION = "evaluation.json"
@@ -29,7 +29,7 @@ Layers = list[dict[str, Score]]
 """Scores by metric, of the embeddings and of each layer; of what is not a probe only one."""
 
 
-class EvaluationResult(Record):
+class EvaluationResult(Record, Tables):
     """What `evaluate` found: accuracies, F1 and pairs in hundredths, losses in nats."""
 
     what: ClassVar[str] = "a folder of 'stackbert evaluate'"
@@ -47,11 +47,14 @@ class EvaluationResult(Record):
     score, low, high (95 %)."""
     notes: tuple[str, ...] = ()
 
-    def tables(self) -> list[pd.DataFrame]:
-        """The scores of probes, then the others, without what `sentences` say."""
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The scores of probes and the others, without what `sentences` say."""
         shown = self.scores.loc[:, ~self.scores.columns.str.match("above|± ")]
         others = ~shown["test"].isin(self.layers.get("test", ()))
-        return [own.dropna(axis=1, how="all") for _, own in shown.groupby(others)]
+        return {
+            "scores" if other else "probes": own.dropna(axis=1, how="all")
+            for other, own in shown.groupby(others)
+        }
 
     def sentences(self) -> list[str]:
         """What a probe means, then what the layers and pre-training add to each model's probes."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from stackbert.errors import UserError
+from stackbert.errors import UserError, need
 from stackbert.files import reading
 from stackbert.finetuning.squad import load_squad
 from stackbert.finetuning.tasks import GLUE, TASKS, Task, TaskData
@@ -80,6 +80,7 @@ def _read_dataset(name: str, configuration: str = "", labels: Sequence[str] = ()
     """The splits of a data set; its classes become names, if they are those of a known task."""
     repository, _, own = name.partition(":")
     with reading(name, "It is a folder of save_to_disk or a name on the hub, NAME:CONFIGURATION."):
+        need("datasets", "datasets", to=f"Reading {name}")
         import datasets
 
         if Path(name).is_dir():

@@ -14,7 +14,7 @@ from stackbert.finetuning.models import Model
 from stackbert.finetuning.tasks import Settings
 from stackbert.finetuning.train import RunResult
 from stackbert.intervals import interval
-from stackbert.tables import Frame, table_text
+from stackbert.tables import Frame, Tables, table_text
 from stackbert.units import counted, format_duration
 
 FINETUNE = "finetune.json"
@@ -38,7 +38,7 @@ class TaskRecord(BaseModel):
     controls: Scores = Field(default_factory=dict)
 
 
-class FinetuneResult(Record):
+class FinetuneResult(Record, Tables):
     """All runs that have ended in a folder: its finetune.json."""
 
     what: ClassVar[str] = "a folder of 'stackbert finetune'"
@@ -127,6 +127,10 @@ class FinetuneResult(Record):
                     row |= {"pairs": len(pairs), "outcome": outcome}
                 rows.append(row)
         return pd.DataFrame(rows)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The headline scores."""
+        return {"scores": self.table()}
 
     def summary(self) -> str:
         """The table as text, with fewer columns, for a terminal."""

@@ -3,10 +3,9 @@
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from stackbert.errors import Interrupted, UserError
+from stackbert.errors import Interrupted, UserError, need
 from stackbert.files import locked, refuse_foreign, write_text, writing
 from stackbert.finetuning.controls import control_scores
 from stackbert.finetuning.data import LabelKind, official_tasks, own_data
@@ -70,9 +69,7 @@ def finetune(
         RunError: memory ran out, or the disk is full.
         Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
     """
-    for library in ("accelerate", "sklearn"):
-        if not find_spec(library):
-            raise UserError(f"There is no {library}: pip install 'stackbert[finetuning]'.")
+    need("finetuning", "accelerate", "sklearn", to="Fine-tuning")
     if (data is None) == (dataset is None):
         raise UserError(
             "Name the data (--data), the folder of the tasks' files or your training table, or a "

@@ -239,8 +239,8 @@ def _log(run: Run, last: Tensor) -> None:
     }
     run.write("step", **line)
     text = (
-        f"stage {run.stage + 1}/{len(recipe.stages)}, depth {line['depth']}, loss "
-        f"{line['loss']:.3f}, lr {line['lr']:.2e}, {line['tokens_per_second']:,.0f} tokens/s"
+        f"loss {line['loss']:.3f}, stage {run.stage + 1}/{len(recipe.stages)}, depth "
+        f"{line['depth']}, lr {line['lr']:.2e}, {line['tokens_per_second']:,.0f} tokens/s"
     )
     run.progress.step(at.step, recipe.total_steps, text)
     at.window = Window(started=line["seconds"])

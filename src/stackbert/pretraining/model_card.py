@@ -3,30 +3,46 @@
 import html
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from huggingface_hub import ModelCardData
 
-from stackbert.corpus.store import Manifest
+from stackbert.corpus.store import Corpus
+from stackbert.model_files import open_tokenizer, read_config
 from stackbert.recipe import Recipe
 
 
 def model_card(
     recipe: Recipe,
-    manifest: Manifest,
+    corpus: Corpus,
     entropy: float,
     data: Sequence[str],
     stages: pd.DataFrame | None,
     machine: dict[str, Any],
+    folder: Path,
 ) -> str:
     """How to use the model, how it was trained, and on what.
 
     `entropy` is of the validation rows' tokens; `data` says how the text was passed over; `stages`
-    is the run's `stage_table`, None if its ledger is damaged.
+    is the run's `stage_table`, None if its ledger is damaged; `folder` holds the saved model.
     """
+    manifest = corpus.manifest
     tags = ["stackbert", "progressive-stacking", recipe.model.type]
-    header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
+    header = ModelCardData(
+        language=[code.strip() for code in manifest.language.split(",") if code.strip()] or None,
+        license=manifest.license or None,
+        datasets=[manifest.dataset] if manifest.dataset else None,
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=tags,
+    )
+    rates = [
+        f"`{name}` {rate}"
+        for name, rate in read_config(folder).items()
+        if "dropout" in name and isinstance(rate, float)
+    ]
     names = [html.escape(source.name.replace("`", "")) for source in manifest.sources]
     sources = "".join(
         f"- {name}: {source.documents:,} documents, {source.bytes:,} bytes\n"
@@ -49,8 +65,10 @@ stacking (Gong et al., ICML 2019) with StackBERT {machine.get("stackbert", "")}.
 from transformers import pipeline
 
 fill = pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")
-print(fill(f"The capital is the {{fill.tokenizer.mask_token}} of the country."))
+print(fill({_masked_sentence(corpus)!r}))
 ```
+
+Dropout is as in training: {", ".join(rates) or "the type's own"}. Fine-tuning usually sets 0.1.
 
 ## Training
 
@@ -71,6 +89,15 @@ Corpus fingerprint: `{manifest.fingerprint}`.
 
 {yaml}
 """
+
+
+def _masked_sentence(corpus: Corpus) -> str:
+    """The first words of the held-out text, a token of them masked."""
+    tokenizer = open_tokenizer(corpus.tokenizer_folder)
+    ids = corpus.validation.read(0, 12).tolist()
+    ids = ids[: ids.index(corpus.vocabulary.sep)] if corpus.vocabulary.sep in ids else ids
+    ids[len(ids) // 2] = corpus.vocabulary.mask
+    return str(tokenizer.decode(ids))
 
 
 def _training(recipe: Recipe, stages: pd.DataFrame | None) -> str:

@@ -1,6 +1,7 @@
 """run.json: what was asked for, and the recipe that was made of it.
 
-RUN/run.json  RUN/recipe.yaml  RUN/metrics.jsonl  RUN/checkpoints/step-00000500/  RUN/model/
+RUN/run.json  RUN/recipe.yaml  RUN/metrics.jsonl  RUN/log.txt  RUN/checkpoints/step-00000500/
+RUN/model/
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields, load_recipe
 
 RUN, RECIPE = "run.json", "recipe.yaml"
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS, MODEL, LOG = "checkpoints", "model", "log.txt"
 
 
 class Request(BaseModel):

@@ -30,13 +30,21 @@ from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger,
 from stackbert.pretraining.loop import Run, train
 from stackbert.pretraining.model_card import model_card
 from stackbert.pretraining.optimizers import NamedState
-from stackbert.pretraining.record import CHECKPOINTS, MODEL, Request, RunRecord, find_run, write_run
+from stackbert.pretraining.record import (
+    CHECKPOINTS,
+    LOG,
+    MODEL,
+    Request,
+    RunRecord,
+    find_run,
+    write_run,
+)
 from stackbert.pretraining.signals import StopRequest
 from stackbert.pretraining.tracking import TRACKERS, open_tracker
 from stackbert.pretraining.trainer import Trainer, recipe_model
-from stackbert.progress import Progress
+from stackbert.progress import Lines, Progress
 from stackbert.recipe import Recipe
-from stackbert.tables import Frame, table_text
+from stackbert.tables import Frame, Tables, table_text
 from stackbert.units import parse_duration
 
 if TYPE_CHECKING:
@@ -44,7 +52,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Tables):
     """A finished run."""
 
     folder: Path
@@ -61,6 +69,10 @@ class RunResult:
     def seconds(self) -> float:
         """Seconds of training."""
         return float(self.stages.seconds.sum())
+
+    def tables(self) -> dict[str, Frame]:
+        """The stages."""
+        return {"stages": self.stages}
 
     def table(self) -> str:
         """The stages as text, and where the time went in a sentence or two."""
@@ -162,11 +174,13 @@ def pretrain(
                     "differently from here on."
                 )
 
-        recipe = record.recipe
+        recipe, console = record.recipe, progress
+        if world.is_main:
+            progress = Lines(folder / LOG, beside=console)
         about = data_sentences(recipe, corpus)
         for sentence in about:
             progress.say(sentence)
-        with progress, StopRequest() as stop:
+        with console, StopRequest() as stop:
             with watch.measuring("start-up"):
                 checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, tokenizer)
                 state = world.broadcast_object(
@@ -211,7 +225,7 @@ def pretrain(
                 length = recipe.longest_sequence
                 save_model(trainer.model, place, sequence_length=length, **options)
                 entropy = validation_entropy(recipe, corpus)
-                card = model_card(recipe, corpus.manifest, entropy, about, stages, record.machine)
+                card = model_card(recipe, corpus, entropy, about, stages, record.machine, place)
                 (place / "README.md").write_text(card, encoding="utf-8")
         return world.broadcast_object(lambda: _result(folder), RunResult)
 

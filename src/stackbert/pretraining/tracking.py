@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stackbert.errors import UserError
+from stackbert.errors import need
 from stackbert.recipe import Recipe
 
 TRACKERS = ("tensorboard", "wandb")
@@ -31,12 +31,8 @@ class Tracker(NamedTuple):
 def open_tracker(name: str, run: Path, step: int, recipe: Recipe) -> Tracker:
     """One of `TRACKERS`, for a run that begins, or resumes, at `step`; UserError without its
     package."""
-    try:
-        return _tensorboard(run, step) if name == "tensorboard" else _wandb(run, recipe)
-    except ImportError as error:
-        raise UserError(
-            f"--track {name} needs the package {name}: pip install 'stackbert[{name}]'."
-        ) from error
+    need(name, name, to=f"--track {name}")
+    return _tensorboard(run, step) if name == "tensorboard" else _wandb(run, recipe)
 
 
 def _tensorboard(run: Path, step: int) -> Tracker:

@@ -19,7 +19,7 @@ def evaluation_page(folder: Path) -> Page:
     """The report of a folder that `stackbert evaluate` wrote; UserError if it is another."""
     result = read_evaluation(folder)
     parts: list[Chart | Table] = []
-    for table in result.tables():
+    for table in result.tables().values():
         is_probes = "embeddings" in table
         parts += _by_layer(result.layers) if is_probes else _intervals(table)
         formats = dict.fromkeys(table.select_dtypes("float"), "{:.4g}")
