@@ -79,10 +79,9 @@ def _attend(parts: Any, x_BSH: Tensor, positions_M: Tensor | None) -> Tensor:  #
     else:
         query = own.query(_at(normed_BSH, positions_M))
         key, value = _linear(normed_BSH, own.key, own.value)
-    query, key, value = (
-        each.unflatten(-1, (own.num_attention_heads, -1)) for each in (query, key, value)
-    )
-    return _mix(query, key, value, dropout=own.dropout.p if own.training else 0.0)
+    shape = (own.num_attention_heads, -1)
+    heads = [each.view(*each.shape[:-1], *shape) for each in (query, key, value)]
+    return _mix(*heads, dropout=own.dropout.p if own.training else 0.0)
 
 
 def _on_cpu(x: Tensor) -> bool:
