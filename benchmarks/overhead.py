@@ -27,12 +27,6 @@ from stackbert.recipes import load_recipe
 
 SHORT = 40
 """Steps of a run that is too short to measure anything before it starts."""
-SMOKE = (
-    "model={hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}",
-    "batch={sequences: 4, sequence_length: 16}",
-    "evaluation.sequences=16",
-    "precision=fp32",
-)
 
 
 def recipe_at(name: str, depths: list[int], overrides: list[str]) -> Recipe:
@@ -103,10 +97,7 @@ def main() -> None:
     add("--starts", type=int, default=3, help="short runs that are watched to their first step")
     add("--out", type=Path, default=reporting.RESULTS, help="folder of the report")
     add("--name", help="of the report; overhead-RECIPE")
-    add("--smoke", action="store_true", help="a tiny model and two seconds, to see that it runs")
     given = parser.parse_args()
-    if given.smoke:
-        given.budget, given.starts, given.set = "2s", 1, [*SMOKE, *given.set]
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
@@ -140,13 +131,12 @@ def main() -> None:
     print(
         reporting.write_report(
             given.out,
-            given.name or f"overhead-{'smoke' if given.smoke else Path(given.recipe).stem}",
+            given.name or f"overhead-{Path(given.recipe).stem}",
             "Time outside training",
             {"Where the time goes": time_table(watched, ledger)},
             notes=notes,
             seconds=time.monotonic() - begun,
             formats={"seconds": "{:,.2f}", "share": "{:.2%}"},
-            smoke=given.smoke,
         )
     )
 

@@ -31,20 +31,18 @@ def write_report(
     notes: Sequence[str],
     seconds: float,
     formats: dict[str, str],
-    smoke: bool = False,
 ) -> str:
     """Write NAME.json and NAME.md into `folder`; return the Markdown.
 
     `tables` are headings and their tables, `formats` how to show a column's values, `notes` what a
-    reader must know; `smoke` says that the shapes are tiny.
+    reader must know.
     """
     # The command as typed, without the folders of anybody's disk.
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     facts = {"command": command, "date": date, "seconds": round(seconds), **_machine()}
-    lines = [f"# {title}", "", *(["**Tiny shapes: these figures say nothing.**", ""] * smoke)]
-    lines += [f"    {facts['command']}", ""]
+    lines = [f"# {title}", "", f"    {facts['command']}", ""]
     lines += [", ".join(f"{k} {v}" for k, v in facts.items() if k != "command" and v) + ".", ""]
     for heading, table in tables.items():
         rows = table.itertuples(index=False, name=None)
@@ -59,7 +57,7 @@ def write_report(
     plain = {
         heading: json.loads(table.to_json(orient="records")) for heading, table in tables.items()
     }
-    report = {"title": title, "smoke": smoke, **facts, "notes": list(notes), "tables": plain}
+    report = {"title": title, **facts, "notes": list(notes), "tables": plain}
     text = json.dumps(report, indent=1, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     markdown = "\n".join(lines).rstrip() + "\n"

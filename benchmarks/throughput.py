@@ -12,9 +12,8 @@ The setups train the same BERT on the same number of random tokens with the same
     stackbert-compiled  the same, always compiled
 
 A Trainer's name with "-dropout0" behind it trains without dropout. Every setup is a process of its
-own. They take turns, one at a time, so that a machine whose speed drifts treats them alike; a ratio
-is the median over the rounds of the ratios within a round. With --depths the last setup is timed at
-these depths, and a straight line drawn through them.
+own; they take turns, so that a machine whose speed drifts treats them alike. With --depths the last
+setup is timed at these depths, and a straight line drawn through them.
 """
 
 import argparse
@@ -25,20 +24,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 import reporting
 
+if TYPE_CHECKING:
+    from stackbert.recipe import Recipe
+
 MASK_RATE = 0.15
 SHAPE = ["depth", "width", "sequence"]
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
+def main() -> None:
+    """Measure, and write the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,26 +58,14 @@ def arguments() -> argparse.Namespace:
     add("--within", type=float, default=1e6, metavar="SECONDS", help="then stop, and say so")
     add("--out", type=Path, default=reporting.RESULTS, help="folder of the report")
     add("--name", help="of the report")
-    add("--smoke", action="store_true", help="tiny shapes on the CPU, to see that it runs")
     add("--child", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.smoke:
-        given.sizes, given.sequences = given.sizes or "2x64", given.sequences or "32"
-        given.tokens, given.vocab_size = 128, 1000
-        given.rounds, given.steps, given.warmup = 1, 2, 1
-        given.setups = given.setups.replace("stackbert", "stackbert-eager")
-    return given
-
-
-def main() -> None:
-    """Measure, and write the report."""
-    given, begun = arguments(), time.monotonic()
+    given, begun = parser.parse_args(), time.monotonic()
     if given.child:
         child(given.child)
         return
     import torch
 
-    gpu = torch.cuda.is_available() and not given.smoke
+    gpu = torch.cuda.is_available()
     names = given.sizes or "6x256,12x512" + (",12x768,24x1024" if gpu else "")
     sizes = [tuple(map(int, size.split("x"))) for size in names.split(",")]
     setups = given.setups.split(",")
@@ -86,11 +77,8 @@ def main() -> None:
     job = {
         "tokens": given.tokens or (65536 if gpu else 2048),
         "shapes": [[*size, sequence] for sequence in sequences for size in sizes],
-        "vocab_size": given.vocab_size,
-        "warmup": given.warmup,
-        "steps": given.steps,
         "device": "cuda" if gpu else "cpu",
-        "backend": "eager" if given.smoke else "inductor",  # the way without making kernels
+        **{name: getattr(given, name) for name in ("vocab_size", "warmup", "steps")},
     }
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
@@ -115,38 +103,21 @@ def main() -> None:
     tables = {"Steps": summary(frame, job["tokens"])}
     if given.depths:
         tables["A line through the depths"] = lines(frame)
-    print(
-        reporting.write_report(
-            given.out,
-            given.name or ("throughput-smoke" if given.smoke else f"throughput-{job['device']}"),
-            "Training throughput",
-            tables,
-            notes=[*NOTES, *missing],
-            seconds=time.monotonic() - begun,
-            formats=FORMATS,
-            smoke=given.smoke,
-        )
-    )
+    options = {"notes": [*NOTES, *missing], "seconds": time.monotonic() - begun}
+    name = given.name or f"throughput-{job['device']}"
+    report = given.out, name, "Training throughput", tables
+    print(reporting.write_report(*report, formats=FORMATS, **options))
 
 
 NOTES = (
-    "A step's time is from the end of a step to the end of the next, its batch included; on a GPU "
-    "StackBERT's batches are made before, as a thread makes them in a run.",
+    "A step's time includes making its batch; on a GPU StackBERT's are made before, by a thread.",
     "its time ÷ StackBERT's: the median of the ratios within each round, with their range.",
-    "MFU: the arithmetic that StackBERT's step needs, as a share of the rate of a large matrix "
-    "product in its precision, measured in the same process.",
-    "Peak memory: of the GPU, or of the whole process with Python's libraries.",
-    "First step: autotuning and compilation included.",
+    "MFU: the arithmetic of StackBERT's step as a share of a large matrix product's rate.",
+    "Peak memory: of the GPU, or of the whole process. First step: tuning and compiling included.",
 )
-FORMATS = {
-    "tokens/s": "{:,.0f}",
-    "MFU": "{:.0%}",
-    "peak memory, GB": "{:.2f}",
-    "first step, s": "{:.1f}",
-    "ms a layer": "{:.1f}",
-    "intercept, ms": "{:.1f}",
-    "largest deviation": "{:.1%}",
-}
+FORMATS = dict.fromkeys(("first step, s", "ms a layer", "intercept, ms"), "{:.1f}")
+FORMATS |= {"tokens/s": "{:,.0f}", "MFU": "{:.0%}", "peak memory, GB": "{:.2f}"}
+FORMATS["largest deviation"] = "{:.1%}"
 
 
 def run(job: dict[str, Any], folder: Path, left: float) -> tuple[list[dict[str, Any]], str]:
@@ -280,6 +251,17 @@ def child(path: Path) -> None:
             file.flush()
 
 
+def make_recipe(depths: Iterable[int], width: int, steps: int, **fields: Any) -> "Recipe":  # noqa: ANN401
+    """As many steps at every depth of a BERT with heads of 64 units."""
+    from stackbert.recipes import parse_recipe
+
+    heads = {"num_attention_heads": max(1, width // 64), "intermediate_size": 4 * width}
+    model = {"hidden_size": width, "type": fields.pop("type", "bert"), **heads}
+    stages = [{"depth": depth, "steps": steps} for depth in depths]
+    usual = {"name": "benchmark", "precision": "bf16", "compile": False}
+    return parse_recipe({**usual, "model": model, "stages": stages, **fields}, "the benchmark")
+
+
 def with_transformers(
     job: dict[str, Any], depth: int, width: int, sequence: int, rows: int, parts: int
 ) -> dict[str, Any]:
@@ -338,7 +320,6 @@ def with_transformers(
                 gradient_accumulation_steps=parts,
                 bf16=bf16,
                 torch_compile=fast,
-                torch_compile_backend=job["backend"] if fast else None,
                 use_cpu=clock.device.type == "cpu",
                 save_strategy="no",
                 report_to="none",
@@ -362,26 +343,15 @@ def with_stackbert(
     from stackbert.pretraining.autotune import autotune
     from stackbert.pretraining.synthetic import SyntheticCorpus
     from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, stage_flops
-    from stackbert.recipes import parse_recipe
 
     steps = job["warmup"] + job["steps"]
     compile = {"stackbert-eager": False, "stackbert-compiled": True}.get(job["setup"], "auto")
-    raw = {
-        "name": "throughput",
-        "model": {
-            "hidden_size": width,
-            "num_attention_heads": max(1, width // 64),
-            "intermediate_size": 4 * width,
-            "max_position_embeddings": max(512, sequence),
-        },
-        "objective": {"mask_rate": MASK_RATE},
-        "stages": [{"depth": depth, "steps": steps}],
-        "batch": {"sequences": rows, "sequence_length": sequence},
-        # What TrainingArguments sets by default.
-        "optimizer": {"lr": 5e-5, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0},
-        "compile": compile,
-    }
-    recipe, corpus = parse_recipe(raw, "throughput.py"), SyntheticCorpus(job["vocab_size"])
+    # What TrainingArguments sets by default.
+    adamw = {"lr": 5e-5, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
+    shape = {"sequences": rows, "sequence_length": sequence}
+    fields = {"objective": {"mask_rate": MASK_RATE}, "optimizer": adamw, "precision": "auto"}
+    recipe = make_recipe([depth], width, steps, batch=shape, compile=compile, **fields)
+    corpus = SyntheticCorpus(job["vocab_size"])
     clock = Clock(job)
     recipe, rate = autotune(recipe, corpus, device=clock.device, seconds=1e6)
     plan = training_plan(recipe, corpus)

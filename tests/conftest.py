@@ -1,5 +1,6 @@
 """Corpora, finished runs and a command line that tests share; hypothesis without a clock."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,9 @@ def stackbert(monkeypatch, capsys):
     """Runs the command line as a shell would; gives exit code, output and errors."""
     from stackbert.__main__ import main
 
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+
     def run(*arguments: object) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["stackbert", *map(str, arguments)])
         code: object = 0
@@ -90,4 +94,6 @@ def stackbert(monkeypatch, capsys):
         out, err = capsys.readouterr()
         return SimpleNamespace(code=code, out=out, err=err)
 
-    return run
+    yield run
+    for number, handler in before.items():  # of a process of its own
+        signal.signal(number, handler)

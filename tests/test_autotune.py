@@ -1,12 +1,16 @@
 """What a run chooses by measuring: micro-batches, compilation, the steps of a budget."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe_fields import recipe_of
+from stackbert import machine
 from stackbert.errors import UserError
+from stackbert.machine import fastest_precision
 from stackbert.pretraining import autotune as tuning
 from stackbert.pretraining.autotune import (
     EVALUATION_SHARE,
@@ -62,17 +66,17 @@ def test_a_short_run_and_what_the_recipe_says_are_not_measured(monkeypatch) -> N
 
 
 def test_a_long_run_measures_each_depth_and_leaves_nothing_open() -> None:
-    recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM)
+    recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM["cpu"])
     sizes = [stage.micro_batch for stage in recipe.stages]
     assert all(size and 8 % size == 0 for size in sizes)
     assert said[0] == f"micro-batch at depth 1: {sizes[0]} rows"
-    assert tuned(recipe, seconds=TUNE_FROM) == (recipe, [])
+    assert tuned(recipe, seconds=TUNE_FROM["cpu"]) == (recipe, [])
 
 
 @pytest.mark.parametrize(("compiled", "chosen"), [(0.7, True), (0.99, False)])
 def test_compiling_is_chosen_where_it_is_faster(compiled, chosen, monkeypatch) -> None:
-    def timed(trainers, batch, size):
-        return [compiled if trainer.will_compile(batch) else 1.0 for trainer in trainers]
+    def timed(batch, tried):
+        return [compiled if trainer.will_compile(batch) else 1.0 for trainer, _ in tried]
 
     monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
     monkeypatch.setattr(tuning, "_pass_seconds", timed)
@@ -81,7 +85,7 @@ def test_compiling_is_chosen_where_it_is_faster(compiled, chosen, monkeypatch) -
 
 
 def test_a_compiler_that_is_missing_or_fails_leaves_the_run_uncompiled(monkeypatch) -> None:
-    def failing(trainers, batch, size):
+    def failing(batch, tried):
         raise RuntimeError("no Python.h\nand more")
 
     monkeypatch.setattr(tuning, "_pass_seconds", failing)
@@ -100,16 +104,43 @@ def test_a_compiler_that_is_missing_or_fails_leaves_the_run_uncompiled(monkeypat
 def test_micro_batches_that_divide_the_step_are_tried_until_memory_ends(monkeypatch) -> None:
     tried: list[int] = []
 
-    def timed(trainers, batch, size):
-        tried.append(size)
-        if size > 16:
+    def timed(batch, pairs):
+        tried.append(pairs[0][1])
+        if tried[-1] > 16:
             raise torch.OutOfMemoryError
-        return [0.1]
+        return [0.1 for _ in pairs]
 
     monkeypatch.setattr(tuning, "_pass_seconds", timed)
     recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 1}])
-    assert tuned(recipe, seconds=TUNE_FROM)[0].stages[0].micro_batch == 16
+    assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
     assert tried == [8, 16, 32]
+
+
+@pytest.mark.parametrize("busy", range(-8, 40, 4))
+def test_a_busy_while_does_not_change_what_is_chosen(busy: int, monkeypatch) -> None:
+    """Eight seconds in which everything takes three times as long, whenever they begin."""
+    now = [0.0]
+
+    def backward(self, batch, masked, rows) -> None:
+        slow = 3.0 if busy <= now[0] < busy + 8 else 1.0
+        now[0] += slow * (0.3 + 0.02 * len(batch) + 0.002 * max(0, len(batch) - 16) ** 2)
+
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(Trainer, "backward", backward)
+    recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 1}])
+    assert tuned(recipe, seconds=TUNE_FROM)[0].stages[0].micro_batch == 16
+
+
+def test_precision_is_what_an_x86_processor_has_and_else_is_measured(monkeypatch) -> None:
+    has = {"amx_bf16": False, "avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(machine, "matrix_rate", None)  # nothing is measured
+    assert fastest_precision(CPU) == "bf16"
+    has["avx512_bf16"] = False
+    assert fastest_precision(CPU) == "fp32"
+    has.clear()
+    monkeypatch.setattr(machine, "matrix_rate", lambda _, kind: {"fp32": 2.0, "bf16": 4.0}[kind])
+    assert fastest_precision(CPU) == "bf16"
 
 
 def test_steps_and_evaluations_are_timed_at_every_depth_in_the_stages_micro_batches(

@@ -1,7 +1,12 @@
 """The command line: exit codes, one sentence instead of a traceback, help with examples."""
 
+import contextlib
 import json
+import os
+import pty
 import re
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,7 +14,9 @@ import pytest
 
 import stackbert as sb
 from stackbert.errors import Interrupted
+from stackbert.pretraining import memory as pretraining_memory
 from stackbert.pretraining import run as run_module
+from stackbert.progress import Bar, Lines, console_progress
 from stackbert.recipes import shipped_recipes
 from tiny_runs import At, checkpoints, interrupt, outcome, pretrain_command, tiny_recipe
 
@@ -135,14 +142,30 @@ OWN = "finetune {model} --task own --data {recipe} --out {out}"
         (f"{OWN} --text a --label b", "{recipe}"),
         ("finetune --group a --task rte --data {corpus} --out {out}", "NAME=RUN,RUN,RUN"),
         ("report {model} --out {out}/x.html", "{model}"),
+        ("attention {model} --text {recipe} --out {run}", "{run} is not empty and not a measure"),
+        ("plan {recipe} --corpus {small}", "{small} was changed after it was built"),
+        ("compare {recipe} --corpus {small} --out {out}", "{small} was changed after it was built"),
+        (f"{TRAIN} --set optimizer.betas=[1,1]", "optimizer.betas.0: input should be less than 1"),
+        (f"{TRAIN} --set stages.0.depth=1000000000", "less than or equal to 1000, got 1000000000"),
+        (f"{TRAIN} --set batch.sequences=10000000000", "less than or equal to 1000000000"),
+        (f"{TRAIN} --set batch.sequences=1000000000", "A step of 16,000,000,000 tokens takes at"),
+        (f"{TRAIN} --set batch.sequence_length=1000000000", "parameters takes at least"),
+        (f"{TRAIN} --set model.hidden_size=10000000", "parameters takes at least"),
+        ("grow {model} {out} --depth 1000000000", "1,000,000,000 layers are too many"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(
-    line: str, said: str, stackbert, tiny_corpus, finished, tmp_path
+    line: str, said: str, stackbert, tiny_corpus, finished, tmp_path, monkeypatch
 ) -> None:
+    monkeypatch.setattr(pretraining_memory, "memory", lambda device: 1 << 35)
     (tmp_path / "tiny.yaml").write_text(tiny_recipe().to_yaml())
     places = {"recipe": tmp_path / "tiny.yaml", "corpus": tiny_corpus.folder}
-    places |= {"out": tmp_path / "out", "model": finished(tiny_recipe()) / "model"}
+    run = finished(tiny_recipe())
+    places |= {"out": tmp_path / "out", "run": run, "model": run / "model"}
+    places["small"] = shutil.copytree(tiny_corpus.folder, tmp_path / "small")
+    manifest = (places["small"] / "manifest.json").read_text()
+    few = re.sub(r'"size": \d+', '"size": 3', manifest)
+    (places["small"] / "manifest.json").write_text(few)
     done = stackbert(*line.format(**places).split())
     assert done.code == 2, done.err
     assert done.err.startswith("stackbert: ")
@@ -160,12 +183,28 @@ def test_a_wrong_command_line_is_exit_code_2_with_a_hint(line: str, stackbert) -
     assert "Traceback" not in done.err
 
 
-def test_ctrl_c_outside_training_is_exit_code_130_without_a_traceback(
-    stackbert, tiny_corpus, tmp_path, monkeypatch
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_in_a_measurement_is_one_sentence_and_nothing_is_left(
+    name, stackbert, tiny_corpus, tmp_path, monkeypatch
 ) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_module, "pretrain", stopped)
+    number = signal.Signals[name]
+    monkeypatch.setattr(run_module, "autotune", lambda *_, **__: signal.raise_signal(number))
     done = stackbert(*pretrain_command(tiny_recipe(), tiny_corpus, tmp_path))
-    assert (done.code, done.err) == (130, "")
+    said = f"stackbert: Stopped by {name}. Run the same command again.\n"
+    assert (done.code, done.err) == (128 + number, said)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_terminal_that_is_closed_ends_no_work(monkeypatch) -> None:
+    master, slave = pty.openpty()
+    said: list[str] = []
+    with contextlib.suppress(OSError), os.fdopen(slave, "w", buffering=1) as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with console_progress() as progress:
+            assert isinstance(progress, Bar)
+            os.close(master)
+            progress.step(1, 2, "half")
+            progress.say("x" * 9999)
+        Lines().say("to the end")
+        said.append("all")
+    assert said == ["all"]

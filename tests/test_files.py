@@ -111,6 +111,9 @@ def test_a_new_folder_appears_whole_or_not_at_all_and_follows_the_umask(tmp_path
         with new_folder(out) as partial:
             write_text(partial / "a.txt", "x")
             assert not out.exists()
+        with locked(out, "it is read"):
+            assert (out / ".lock").stat().st_mode & 0o777 == 0o600
+        (out / ".lock").unlink()
     finally:
         os.umask(before)
     assert names(out.parent) == ["out"]
@@ -127,6 +130,10 @@ def test_leftovers_of_a_killed_writer_are_removed_but_never_a_users_own_folder(t
     with new_folder(tmp_path / "out") as partial:
         (partial / "whole").touch()
     assert names(tmp_path / "out") == ["whole"]
+
+    (tmp_path / "out" / ".run.json.4711.partial").touch()
+    with locked(tmp_path / "out", "it is read"):
+        assert names(tmp_path / "out") == [".lock", "whole"]
 
     thesis = tmp_path / "mine.partial" / "thesis.txt"
     thesis.parent.mkdir()

@@ -61,7 +61,7 @@ def test_a_named_device_takes_flops_over_its_peak_times_the_mfu() -> None:
     auto = small(precision="auto")
     assert rates(auto, "rtx-4090", mfu=0.5) == pytest.approx([0.5 * 165e12] * 4)
     assert rates(auto, "CPU") == pytest.approx([0.4 * 0.1e12] * 4)
-    assert rates(small(), "A100") == pytest.approx([0.4 * 19.5e12] * 4)
+    assert rates(small(), "A100") == pytest.approx([0.4 * 156e12] * 4)
     # An evaluation of eight rows with as many masks is the forward pass of two steps.
     stage = plan(small(evaluation__mask_rate=0.5), device="A100").table.loc["stage 2"]
     assert stage.evaluation_seconds / stage.evaluations == pytest.approx(2 / 3 * stage.step_seconds)
@@ -163,7 +163,7 @@ def steps(monkeypatch) -> list[Batch]:
 def test_here_measures_what_a_run_would_do_and_touches_nothing_of_the_caller(
     steps, factbook_corpus, monkeypatch
 ) -> None:
-    monkeypatch.setattr("stackbert.pretraining.autotune.TUNE_FROM", 0.0)
+    monkeypatch.setattr("stackbert.pretraining.autotune.TUNE_FROM", {"cpu": 0.0})
     stages = [{"depth": 1, "steps": 10}, {"depth": 4, "steps": 20}]
     batch = {"sequences": 64, "sequence_length": 16}
     recipe = small(objective__next_sentence=True, batch=batch, stages=stages)

@@ -1,26 +1,38 @@
 """`stackbert` and `python -m stackbert`: run a command, turn errors into sentences."""
 
 import contextlib
+import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
-    """Run the command line; exits with 2 for wrong input, 1 for a failed run."""
-    from stackbert.cli import app
-    from stackbert.errors import StackBertError
-    from stackbert.files import writing
+    """Run the command line; exits with 2 for wrong input, 1 for a failed run, 128 + a signal."""
+    from stackbert.errors import Interrupted, StackBertError
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise Interrupted(f"Stopped by {name}. Run the same command again.", number)
+
+    # Of several ranks torchrun speaks, and gloo and NCCL wait in C++, where no handler runs.
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if is_alone else ():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
+        from stackbert.cli import app
+        from stackbert.files import writing
+
         with writing("running the command"):
             app()
     except StackBertError as error:
         if str(error):  # of several ranks one says it
             with contextlib.suppress(OSError):
-                print(f"stackbert: {error}", file=sys.stderr)
+                print(f"stackbert: {error}", file=sys.stderr, flush=True)
+        if not is_alone:
+            os._exit(error.exit_code)  # gloo's threads may wait minutes for a rank that was lost
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stackbert: stopped.", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -190,8 +190,8 @@ def pretrain(
     Example: stackbert pretrain small-cpu --corpus corpus --out run --budget 30m
     """
     from stackbert.pretraining.distributed import is_main_process
+    from stackbert.pretraining.record import read_run
     from stackbert.pretraining.run import pretrain as run_pretraining
-    from stackbert.pretraining.run import read_run
     from stackbert.recipes import load_recipe
 
     if recipe is not None:

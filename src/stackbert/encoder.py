@@ -19,7 +19,7 @@ Shape letters: B rows, S positions of a row, K looked at in each row, H hidden s
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +74,26 @@ def _attend(parts: Any, x_BSH: Tensor, positions_M: Tensor | None) -> Tensor:  #
     # What the pre-norm types call their norm; post-norm BERT's belongs to attention.output.
     norm = getattr(attention, "ln", None) or getattr(attention, "LayerNorm", None)
     normed_BSH = x_BSH if norm is None else norm(x_BSH)
-    asking = normed_BSH if positions_M is None else _at(normed_BSH, positions_M)
-    heads = own.num_attention_heads
-    return _mix(
-        own.query(asking).unflatten(-1, (heads, -1)),
-        own.key(normed_BSH).unflatten(-1, (heads, -1)),
-        own.value(normed_BSH).unflatten(-1, (heads, -1)),
-        dropout=own.dropout.p if own.training else 0.0,
-    )
+    if positions_M is None:
+        query, key, value = _linear(normed_BSH, own.query, own.key, own.value)
+    else:
+        query = own.query(_at(normed_BSH, positions_M))
+        key, value = _linear(normed_BSH, own.key, own.value)
+    shape = (own.num_attention_heads, -1)
+    heads = [each.view(*each.shape[:-1], *shape) for each in (query, key, value)]
+    return _mix(*heads, dropout=own.dropout.p if own.training else 0.0)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+def _linear(x: Tensor, *maps: nn.Linear) -> Sequence[Tensor]:
+    """Linear maps of one input; on a GPU one product, and one for the input's gradient."""
+    if _on_cpu(x):
+        return [linear(x) for linear in maps]
+    weight, bias = (torch.cat([getattr(m, name) for m in maps]) for name in ("weight", "bias"))
+    return F.linear(x, weight, bias).chunk(len(maps), -1)
 
 
 @dataclass(frozen=True)
@@ -139,8 +151,8 @@ def _mix(
 ) -> Tensor:
     """Attention of (B, S, heads, D) each, to (B, S, H): torch's fused one but for bf16 on a CPU."""
     query, key, value = (each.transpose(1, 2) for each in (query, key, value))
-    in_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if in_bf16 and key.size(2) <= MULTIPLIED_OUT and sees is None:
+    in_bf16 = query.dtype == torch.bfloat16
+    if _on_cpu(query) and in_bf16 and key.size(2) <= MULTIPLIED_OUT and sees is None:
         context = _products(query, key, value, dropout)
     else:
         context = F.scaled_dot_product_attention(
@@ -163,7 +175,7 @@ def _at(x_BSH: Tensor, positions_M: Tensor) -> Tensor:
 def masked_loss(head: Head, hidden_MH: Tensor, labels_M: Tensor) -> Tensor:
     """Cross-entropy in nats of the head's predictions, summed; labels of -100 do not count."""
     logits_MV = head(hidden_MH)
-    if logits_MV.device.type == "cpu" and logits_MV.requires_grad:
+    if _on_cpu(logits_MV) and logits_MV.requires_grad:
         loss: Tensor = _CrossEntropy.apply(logits_MV, labels_M)  # type: ignore[no-untyped-call]
         return loss
     return F.cross_entropy(logits_MV.float(), labels_M, reduction="sum")
@@ -198,6 +210,15 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         (gradient_MV,) = ctx.saved_tensors
         return gradient_MV.mul_(gradients[0]), None
+
+
+class BF16Norm(nn.LayerNorm):
+    """Its output and, with it, a residual stream in bf16; statistics stay fp32. Compiled, this
+    halves what passes through a GPU's memory between the products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, H) to (…, H)."""
+        return super().forward(x).bfloat16()
 
 
 @dataclass(frozen=True)
@@ -277,7 +298,7 @@ def encode(
         layers, final_norm = base.layers, base.final_norm
         rotations = _rotations(base, hidden)
     else:
-        hidden = base.embeddings(input_ids=ids_BS, token_type_ids=types_BS)
+        hidden = _embed(base.embeddings, ids_BS, types_BS)
         layers = base.encoder.layer
         final_norm = getattr(base.encoder, "ln", None) or getattr(base, "LayerNorm", None)
         rotations = [None] * len(layers)
@@ -289,6 +310,23 @@ def encode(
     if pooler is None:
         return hidden.flatten(0, 1), None
     return hidden[:, 1:].flatten(0, 1), pooler(hidden)
+
+
+def _embed(parts: Any, ids_BS: Tensor, types_BS: Tensor | None) -> Tensor:  # noqa: ANN401
+    """The embeddings' forward pass. On a GPU positions and token types are broadcast: the gradient
+    of a row that is looked up thousands of times would be a serial sum."""
+    if _on_cpu(ids_BS):
+        total_BSH: Tensor = parts(input_ids=ids_BS, token_type_ids=types_BS)
+        return total_BSH
+    first = getattr(parts, "padding_idx", -1) + 1  # RoBERTa counts positions from there
+    types = parts.token_type_embeddings.weight
+    added = parts.position_embeddings.weight[first : first + ids_BS.size(1)] + types[0]
+    if types_BS is not None:
+        added = added + types_BS[..., None] * (types[1] - types[0])
+    total_BSH = parts.word_embeddings(ids_BS) + added
+    norm = getattr(parts, "LayerNorm", None)
+    result: Tensor = parts.dropout(total_BSH if norm is None else norm(total_BSH))
+    return result
 
 
 def _rotations(base: Any, hidden_BSH: Tensor) -> list["Rotation | None"]:  # noqa: ANN401

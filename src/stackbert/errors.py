@@ -40,7 +40,7 @@ class RunError(StackBertError):
 
 
 class Interrupted(StackBertError):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and saved its state: exit code 128 + signal."""
+    """A signal asked the command to stop (a run saves its state): exit code 128 + signal."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -22,6 +22,8 @@ from stackbert.units import did_you_mean
 LOCK = ".lock"
 _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 _UNUSABLE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+# Python, torch, the system and the loader of libraries.
+_NO_MEMORY = re.compile(r"MemoryError|(allocate|enough|out of) memory|new thread|map segment")
 
 
 def reason(error: BaseException) -> str:
@@ -44,6 +46,8 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
     except (StackBertError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # each parser has its own; a panic in Rust is no Exception
+        if _NO_MEMORY.search(repr(error)) or "Too many open files" in str(error):
+            raise  # it says nothing of the file
         if isinstance(error, FileNotFoundError) and error.filename:
             raise UserError(f"{error.filename} does not exist. {hint}") from error
         raise UserError(f"{path} cannot be read: {reason(error)}. {hint}") from error
@@ -53,11 +57,18 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
 def writing(doing: str) -> Iterator[None]:
     """Turn an error of the operating system in this block into a sentence: "… while `doing`."
 
-    A path that cannot be used is a UserError, a full disk and all else a RunError.
+    A path that cannot be used is a UserError; a full disk or memory and all else a RunError.
     """
     try:
         yield
+    except StackBertError:
+        raise
     except Exception as error:
+        if _NO_MEMORY.search(repr(error)):
+            raise RunError(
+                f"The memory is full while {doing}. Take a smaller model, or fewer rows at a time "
+                "(batch.micro_batch), which leaves the result as it is."
+            ) from error
         # safetensors reports a failed write with an exception of its own.
         code = re.search(r"os error (\d+)", str(error))
         if type(error).__name__ == "SafetensorError" and code:
@@ -120,7 +131,7 @@ def new_folder(folder: Path, *, parents: bool = True) -> Iterator[Path]:
     if folder.exists():
         raise UserError(f"{folder} exists already. Remove it or choose another folder.")
     if partial.exists():
-        if not (partial / LOCK).exists():
+        if any(partial.iterdir()) and not (partial / LOCK).exists():
             raise UserError(f"{partial} is in the way and was not written by StackBERT. Move it.")
         with locked(partial, doing):
             shutil.rmtree(partial)
@@ -128,14 +139,24 @@ def new_folder(folder: Path, *, parents: bool = True) -> Iterator[Path]:
     try:
         with locked(partial, doing):
             yield partial
-        (partial / LOCK).unlink(missing_ok=True)
-        for path in (*partial.rglob("*"), partial):
-            sync(path)
-        partial.rename(folder)
+            for path in (*partial.rglob("*"), partial):
+                sync(path)
+            (partial / LOCK).unlink()  # last, as it tells that the folder is ours
+            partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync(folder.parent)
+
+
+def refuse_foreign(folder: Path, what: str, *own: str) -> None:
+    """Raise UserError if a folder holds anything, but none of the files that tell what it is."""
+    held = sorted(path.name for path in folder.glob("[!.]*"))
+    if held and not set(held) & set(own):
+        raise UserError(
+            f"{folder} is not empty and not {what} (it holds {', '.join(held[:3])}"
+            f"{', …' if len(held) > 3 else ''}). Choose a new folder for --out."
+        )
 
 
 @contextlib.contextmanager
@@ -145,7 +166,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     If another one holds it, `doing` begins the UserError: "out/ is in use by another process".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0, mode=0o666)  # the system applies the umask
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         held = lock.acquire()
     except Timeout:
@@ -153,6 +174,8 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
             f"{doing} by another process. Wait for it to end or choose another folder."
         ) from None
     with held:
+        for left in folder.glob(".*.partial"):  # by a killed `write_text`
+            left.unlink()
         yield
 
 

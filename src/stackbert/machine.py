@@ -4,17 +4,16 @@ import contextlib
 import ctypes
 import os
 import platform
+import resource
 import shutil
-import statistics
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from stackbert.errors import RunError
 from stackbert.recipe import Recipe
 
 Precision = Literal["bf16", "fp32"]
@@ -46,14 +45,42 @@ def keep_memory() -> None:
         mallopt(trim_threshold, -1)  # unsigned: never trim
 
 
+@contextlib.contextmanager
+def gpu_settings(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
+    """Within this block a GPU multiplies fp32 on its tensor cores (TF32), takes only kernels that
+    repeat to the bit if asked, and its random state is put back at the end as the CPU's is."""
+    with contextlib.ExitStack() as stack:
+        # Of one GPU: a process that touches another takes memory there.
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        if device.type == "cuda":
+            before = torch.get_float32_matmul_precision()
+            stack.callback(torch.set_float32_matmul_precision, before)
+            torch.set_float32_matmul_precision("high")
+        if device.type == "cuda" and deterministic:
+            repeats = torch.are_deterministic_algorithms_enabled()
+            stack.callback(torch.use_deterministic_algorithms, repeats)
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+            torch.use_deterministic_algorithms(True)
+        yield
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has finished, so that a clock read afterwards is right."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
+def memory(device: torch.device) -> int:
+    """Bytes of memory of a GPU, or of this machine as far as this process may use it."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+
+
 def matrix_rate(device: torch.device, precision: Precision) -> float:
-    """Measured rate of a square matrix product, in FLOP/s: the median of 5 (on a GPU, of 20).
+    """Measured rate of a square matrix product, in FLOP/s: the best of 5 (on a GPU, of 20).
 
     A GPU multiplies 8192 × 8192. A CPU tries 256, 512 and 1024, because smaller products do not
     reach the rate of a model's, and stops at the first that takes over 20 ms: a processor without
@@ -82,29 +109,23 @@ def _product_seconds(device: torch.device, precision: Precision, size: int) -> f
     product()
     while device.type == "cuda" and time.perf_counter() - begun < 0.3:
         product()  # until an idle GPU has raised its clock
-    return statistics.median(product() for _ in range(20 if device.type == "cuda" else 5))
+    return min(product() for _ in range(20 if device.type == "cuda" else 5))
 
 
 def fastest_precision(device: torch.device) -> Precision:
-    """bf16 where it multiplies matrices faster than fp32 does, otherwise fp32."""
-    return "bf16" if matrix_rate(device, "bf16") > matrix_rate(device, "fp32") else "fp32"
+    """bf16 where a GPU or an x86 processor has instructions for it; others are measured."""
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif "amx_bf16" in (has := torch.cpu.get_capabilities()):  # x86
+        has_bf16 = has["amx_bf16"] or has["avx512_bf16"]
+    else:
+        has_bf16 = matrix_rate(device, "bf16") > matrix_rate(device, "fp32")
+    return "bf16" if has_bf16 else "fp32"
 
 
 def working_precision(recipe: Recipe) -> Precision:
     """The precision of an autotuned recipe; an "auto" that was never tuned means bf16."""
     return "fp32" if recipe.precision == "fp32" else "bf16"
-
-
-@contextlib.contextmanager
-def explaining_out_of_memory() -> Iterator[None]:
-    """Turn torch's out-of-memory error into a sentence, a RunError."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            "The GPU's memory is full. Set batch.micro_batch to fewer rows (the result stays the "
-            "same), or take a smaller model."
-        ) from error
 
 
 def compiling_lacks(device: torch.device) -> str | None:
@@ -120,11 +141,22 @@ def compiling_lacks(device: torch.device) -> str | None:
     return None
 
 
+def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What two machines differ in that decides how sums are rounded; "" if nothing."""
+    names = ("device", "threads", "torch", "processes")
+    changed = [name for name in names if there.get(name) != here.get(name)]
+    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in changed)
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record of a run."""
+    ours = "run from its source"
+    with contextlib.suppress(PackageNotFoundError):
+        ours = version("stackbert")
     cpu = f"CPU {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {
-        "stackbert": version("stackbert"),
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return ({"processes": processes} if processes > 1 else {}) | {
+        "stackbert": ours,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),

@@ -15,8 +15,8 @@ from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
 from stackbert.machine import (
     Precision,
-    explaining_out_of_memory,
     fastest_precision,
+    gpu_settings,
     keep_memory,
     pick_device,
 )
@@ -28,7 +28,7 @@ from stackbert.pretraining.autotune import (
     measure,
     scaled_to,
 )
-from stackbert.pretraining.memory import footprint
+from stackbert.pretraining.memory import footprint, refuse_beyond_memory
 from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import recipe_model, rows_at_once
@@ -129,13 +129,14 @@ def plan(
         )
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
-    if corpus is None:
-        corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
-    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    opened: Corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
+    if corpus is not None:
+        opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+        opened.verify()
 
     notes: list[str] = []
-    with torch.random.fork_rng():  # measuring seeds dropout and draws matrices
-        here, asked = pick_device(), recipe.precision
+    here, asked = pick_device(), recipe.precision
+    with gpu_settings(here):  # measuring seeds dropout and draws matrices
         usual = next(iter(named.rates)) if named else None
         precision = (usual or fastest_precision(here)) if asked == "auto" else asked
         if named and precision not in named.rates:
@@ -144,6 +145,8 @@ def plan(
                 "many times slower than fp32. Plan with --set precision=fp32."
             )
         recipe = recipe.model_copy(update={"precision": precision})
+        if named is None:
+            refuse_beyond_memory(recipe, opened.vocabulary, here)
         machine = named or this_machine(here, precision)
         rate = machine.rates[precision]
         stages = _stages(recipe, opened, machine, precision, devices)
@@ -219,8 +222,9 @@ def _measured(
     notes: list[str],
 ) -> tuple[Recipe, Timing]:
     """The recipe as a run would tune it, and seconds of steps and evaluations on this machine."""
-    models = stages.drop_duplicates("depth").fixed_memory.sum()  # all depths are timed in turn
-    needed = models + stages.row_memory.max()
+    models = stages.drop_duplicates("depth").fixed_memory
+    # A CPU times all depths in turn.
+    needed = (models.sum() if machine.is_cpu else models.max()) + stages.row_memory.max()
     if needed > USABLE * machine.memory:
         raise UserError(
             f"Measuring '{recipe.name}' here takes about {needed / GIB:.0f} GiB of memory, and "
@@ -236,9 +240,8 @@ def _measured(
         )
     else:
         recipe, _ = autotune(recipe, corpus, device=here, seconds=budget)
-    with explaining_out_of_memory():
-        patience = MAX_TIMING_SECONDS
-        return recipe, measure(recipe, corpus, device=here, share=share, patience=patience)
+    patience = MAX_TIMING_SECONDS
+    return recipe, measure(recipe, corpus, device=here, share=share, patience=patience)
 
 
 def _micro_batches(

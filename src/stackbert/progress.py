@@ -41,7 +41,7 @@ class Progress:
 
 
 class Bar(Progress):
-    """A progress bar that redraws itself in one line of any width; for terminals."""
+    """A bar in one line of any width, for terminals, whose closing must not end a run."""
 
     def __init__(self) -> None:
         from rich import progress
@@ -62,18 +62,21 @@ class Bar(Progress):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
 
     def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
         """Redraw the bar."""
         text = self._standing(done, total, text, left)
         if not self._bar.task_ids:
-            self._bar.add_task(text)
+            with contextlib.suppress(OSError):
+                self._bar.add_task(text)
         self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text)
 
     def say(self, text: str) -> None:
         """Print above the bar."""
-        self._bar.console.print(text, markup=False, highlight=False)
+        with contextlib.suppress(OSError):
+            self._bar.console.print(text, markup=False, highlight=False)
 
 
 class Lines(Progress):

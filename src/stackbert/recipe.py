@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stackbert.errors import UserError
-from stackbert.growth.operators import Operator, get_operator, layer_list
+from stackbert.growth.operators import MOST_LAYERS, Operator, get_operator, layer_list
 
 ModelType = Literal["bert", "roberta-prelayernorm", "megatron-bert", "roberta", "modernbert"]
 NEXT_SENTENCE_TYPES: tuple[ModelType, ...] = ("bert", "megatron-bert")
@@ -21,12 +21,14 @@ NEXT_SENTENCE_TYPES: tuple[ModelType, ...] = ("bert", "megatron-bert")
 _SET_BY_THE_CORPUS = ("vocab_size", *(f"{n}_token_id" for n in ("pad", "cls", "sep", "bos", "eos")))
 
 Engine = Literal["ddp", "fsdp"]
-PositiveInt = Annotated[int, Field(strict=True, gt=0)]
-Count = Annotated[int, Field(strict=True, ge=0)]
+PositiveInt = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
+Depth = Annotated[int, Field(strict=True, gt=0, le=MOST_LAYERS)]
 Positive = Annotated[float, Field(gt=0.0)]
-RowLength = Annotated[int, Field(strict=True, ge=8)]
+RowLength = Annotated[int, Field(strict=True, ge=8, le=10**9)]
 MaskRate = Annotated[float, Field(gt=0.0, le=0.6)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class _Part(BaseModel):
@@ -79,7 +81,7 @@ class Objective(_Part):
 class StageSpec(_Part):
     """Some steps at one depth. The optional fields override the recipe's for this stage."""
 
-    depth: PositiveInt
+    depth: Depth
     steps: PositiveInt
     sequence_length: RowLength | None = None
     sequences: PositiveInt | None = None
@@ -132,7 +134,7 @@ class OptimizerSpec(_Part):
     name: Literal["adamw", "muon"] = "adamw"
     lr: Positive = 8e-4
     """Peak learning rate of AdamW."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Positive = 1e-6
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Decoupled; on matrices only, never on biases and norms."""
@@ -140,7 +142,7 @@ class OptimizerSpec(_Part):
     """Largest gradient norm; the paper does not clip."""
     muon_lr: Positive = 0.02
     """Peak learning rate of Muon, in its own units (an orthogonal update has spectral norm 1)."""
-    muon_momentum: Fraction = 0.95
+    muon_momentum: Decay = 0.95
 
 
 class ScheduleSpec(_Part):
@@ -202,11 +204,16 @@ class Recipe(_Part):
     tail_average: Fraction = 0.0
     """The run's last share whose mean weights become the model; from the last growth at most."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast where this machine multiplies matrices faster in it, else fp32. Weights
-    and optimiser state are fp32 in any case."""
+    """auto: bf16 autocast where the processor has instructions for it, else fp32. Weights and
+    optimiser state are fp32 in any case."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile. auto: where the run is long enough to win back what compiling costs, and a
     measurement says that it would."""
+    bf16_norms: bool = False
+    """In bf16, norms with a bf16 output and so a bf16 residual stream, statistics in fp32. For a
+    compiled run on a GPU, where it halves the traffic between the matrix products."""
+    deterministic: bool = False
+    """On a GPU, only kernels that repeat to the bit, some of which are slower."""
     engine: Engine = "ddp"
     """How several processes share a model: ddp gives each a copy; fsdp (FSDP2) cuts weights,
     gradients and optimiser state into pieces, for models that do not fit. Nothing with one."""

@@ -19,8 +19,10 @@ from stackbert.comparison.processes import last_line, train_all
 from stackbert.comparison.reference import Reference
 from stackbert.comparison.results import evaluations_of
 from stackbert.errors import Interrupted, RunError, UserError
+from stackbert.growth.operators import OPERATORS, Operator
 from stackbert.pretraining.ledger import read_ledger
-from stackbert.pretraining.run import pretrain, read_run
+from stackbert.pretraining.record import read_run
+from stackbert.pretraining.run import pretrain
 from stackbert.recipes import parse_recipe
 
 
@@ -61,6 +63,35 @@ def test_a_comparison_measures_trains_and_equals_one_without(
     assert columns.to_numpy().tolist() == [[n, 16, n * layer] for n in (1, 2, 4)]
     assert (steps["seconds"] > 0.0).all()
     assert comparison.reference.growth_seconds.keys() == {(1, 2), (2, 4)}
+
+
+def test_an_operator_that_only_this_process_knows_is_refused(
+    factbook_corpus, tmp_path: Path, monkeypatch
+) -> None:
+    mine = Operator("mine", lambda old, new: [n % old for n in range(new)])
+    monkeypatch.setitem(OPERATORS, "mine", mine)
+    with pytest.raises(UserError, match=r"do not know 'mine', .*growth\.layers"):
+        compare(tiny_recipe(), corpus=factbook_corpus, out=tmp_path / "out", variants=["mine"])
+
+
+def test_an_interrupt_ends_the_measuring_processes(monkeypatch) -> None:
+    began: list[subprocess.Popen] = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen:
+        began.append(popen([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        if len(began) == 2:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        return began[-1]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    signal.signal(signal.SIGALRM, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibration._ask("measure", {}, 1, 2)
+    assert [process.returncode for process in began] == [-signal.SIGKILL] * 2
 
 
 def test_what_a_measuring_process_refuses_is_said(tmp_path: Path) -> None:

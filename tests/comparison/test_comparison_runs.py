@@ -16,7 +16,7 @@ from stackbert.comparison.statistics import final_losses
 from stackbert.corpus.store import Corpus
 from stackbert.errors import Interrupted, RunError
 from stackbert.pretraining.ledger import read_ledger
-from stackbert.pretraining.run import read_run
+from stackbert.pretraining.record import read_run
 from stackbert.reports.comparison import comparison_page
 from stackbert.reports.page import render
 

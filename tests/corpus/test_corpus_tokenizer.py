@@ -166,7 +166,8 @@ def test_a_tokenizer_without_the_tokens_needed_is_refused_naming_them(tmp_path):
 def test_what_is_no_tokenizer_is_told(tmp_path):
     with pytest.raises(UserError, match=r"none does not exist\. A fast tokenizer"):
         load_tokenizer(tmp_path / "none")
-    for content in (b"{}", b"\xff", b"[1"):
+    missing = Tokenizer(models.WordPiece({"[MASK]": 0, "a": 1}, unk_token="[UNK]"))
+    for content in (b"{}", b"\xff", b"[1", missing.to_str().encode()):
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
             load_tokenizer(tmp_path)

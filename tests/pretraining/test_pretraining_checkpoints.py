@@ -1,6 +1,8 @@
 """Which checkpoints are kept; a damaged one is passed over; they are written while a run trains."""
 
+import errno
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from stackbert.errors import UserError
+from stackbert.errors import RunError, UserError
 from stackbert.files import sha256
 from stackbert.pretraining import checkpoints as checkpoints_module
 from stackbert.pretraining.checkpoints import OPTIMIZER, STATE, Checkpoints, read_checkpoint
@@ -69,6 +71,18 @@ def test_any_damaged_file_is_found_and_named(damage: Callable, run: Path) -> Non
         assert str(path.parent) in said[0]
         assert name in said[0]
         assert path.parent.with_name(path.parent.name + ".damaged").is_dir()
+
+
+def test_a_checkpoint_is_not_called_damaged_for_want_of_file_handles(
+    run: Path, tiny_corpus, monkeypatch
+) -> None:
+    def scarce(path: Path) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(checkpoints_module, "sha256", scarce)
+    with pytest.raises(RunError, match="Too many open files while training in"):
+        pretrain(RECIPE, corpus=tiny_corpus, out=run)
+    assert not list(run.rglob("*.damaged"))
 
 
 def test_a_run_resumes_from_the_one_before_a_damaged_one_with_the_same_bits(

@@ -5,7 +5,7 @@ import math
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from tiny_runs import (
     Crash,
     checkpoints,
     content,
-    cut_off,
     flip_bit,
     outcome,
     pretrain_command,
@@ -44,15 +43,13 @@ RECIPE = tiny_recipe()
 
 def test_a_diverged_loss_stops_naming_step_stage_depth_and_causes(stackbert, tiny_corpus, tmp_path):
     recipe = tiny_recipe(optimizer={"name": "adamw", "lr": 1e30}, checkpoint__every_steps=None)
-    command = pretrain_command(recipe, tiny_corpus, tmp_path)
-    for _ in range(2):  # a run is a function of its recipe: called again, it fails the same way
-        done = stackbert(*command)
-        assert done.code == 1
-        *_, said = done.err.splitlines()
-        assert said.startswith("stackbert: The loss is not finite at step 1 (stage 1, depth 1)")
-        assert "No checkpoint was due yet." in said
-        assert "optimizer.lr" in said
-        assert not (tmp_path / "run" / "model").exists()
+    done = stackbert(*pretrain_command(recipe, tiny_corpus, tmp_path))
+    assert done.code == 1
+    *_, said = done.err.splitlines()
+    assert said.startswith("stackbert: The loss is not finite at step 1 (stage 1, depth 1)")
+    assert "No checkpoint was due yet." in said
+    assert "optimizer.lr" in said
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def spoil_steps(patch: pytest.MonkeyPatch, corpus, *steps: int) -> None:
@@ -69,7 +66,8 @@ def spoil_steps(patch: pytest.MonkeyPatch, corpus, *steps: int) -> None:
 
 
 def test_as_many_bad_steps_are_skipped_as_the_recipe_allows(tiny_corpus, tmp_path, monkeypatch):
-    recipe = tiny_recipe(skip_bad_steps=1, checkpoint__every_steps=1)
+    spec = {"every_steps": 1, "every_minutes": None, "keep": 9}
+    recipe = tiny_recipe(skip_bad_steps=1, checkpoint=spec)
     heard, run = At(), tmp_path / "run"
     with monkeypatch.context() as patch:
         spoil_steps(patch, tiny_corpus, 2, 6)
@@ -78,6 +76,9 @@ def test_as_many_bad_steps_are_skipped_as_the_recipe_allows(tiny_corpus, tmp_pat
                 pretrain(recipe, corpus=tiny_corpus, out=run, progress=heard)
             assert f"The last checkpoint is {checkpoints(run)[6]}." in str(stopped.value)
     assert any("step 2 was skipped" in text and "1 of at most 1" in text for text in heard.said)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        two, three = (sha256(checkpoints(run)[step] / file) for step in (2, 3))
+        assert two == three, "a skipped step changes nothing"
     pretrain(recipe, corpus=tiny_corpus, out=run)
     assert "NaN" not in (run / "metrics.jsonl").read_text()
     ledger = read_ledger(run)
@@ -111,28 +112,18 @@ def test_a_model_that_is_not_finite_is_never_saved(
 # The corpus
 
 
-DAMAGES: list[tuple[Callable[[Path], object], str]] = [
-    (flip_bit, "train/tokens.bin"),
-    (flip_bit, "tokenizer/tokenizer.json"),
-    (cut_off, "manifest.json"),
-    (Path.unlink, "train/sentences.bin"),
-]
-
-
 def test_a_changed_corpus_is_refused_at_the_start_and_on_resuming(tiny_corpus, finished, tmp_path):
     mine, run = shutil.copytree(tiny_corpus.folder, tmp_path / "mine"), tmp_path / "run"
     with pytest.raises(Crash):
         pretrain(RECIPE, corpus=mine, out=run, progress=At(5))
     before = content(run)
-    for damage, name in DAMAGES:
-        true = (mine / name).read_bytes()
-        damage(mine / name)
-        for out in (tmp_path / "new", run):
-            with pytest.raises(UserError, match=str(mine)):
-                pretrain(RECIPE, corpus=mine, out=out)
-        (mine / name).write_bytes(true)
+    flip_bit(mine / "train" / "tokens.bin")
+    for out in (tmp_path / "new", run):
+        with pytest.raises(UserError, match=str(mine)):
+            pretrain(RECIPE, corpus=mine, out=out)
     assert not content(tmp_path / "new")
     assert content(run) == before
+    flip_bit(mine / "train" / "tokens.bin")
     pretrain(RECIPE, corpus=mine, out=run)
     assert outcome(run) == outcome(finished(RECIPE))
 
@@ -146,6 +137,20 @@ def test_a_tokenizer_that_is_changed_under_a_run_reaches_no_checkpoint(
     true = sha256(tiny_corpus.tokenizer_folder / "tokenizer.json")
     for folder in (*checkpoints(run).values(), run / "model"):
         assert sha256(folder / "tokenizer.json") == true
+    assert outcome(run) == outcome(finished(RECIPE))
+
+
+def test_a_text_that_is_changed_under_a_run_reaches_no_checkpoint(
+    tiny_corpus, finished, tmp_path
+) -> None:
+    mine, run = shutil.copytree(tiny_corpus.folder, tmp_path / "mine"), tmp_path / "run"
+    tokens = mine / "train" / "tokens.bin"
+    true = tokens.read_bytes()
+    with pytest.raises(UserError, match=f"{mine} was changed after it was built"):
+        pretrain(RECIPE, corpus=mine, out=run, progress=At(5, lambda: flip_bit(tokens)))
+    assert max(checkpoints(run)) == GROWTH
+    tokens.write_bytes(true)
+    pretrain(RECIPE, corpus=mine, out=run, progress=At(7, tokens.touch))
     assert outcome(run) == outcome(finished(RECIPE))
 
 
@@ -204,10 +209,15 @@ def test_a_cut_off_ledger_is_refused_and_a_damaged_one_costs_no_model(
     with pytest.raises(UserError, match=r"Line 2 is damaged.* The model is whole"):
         pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path)
     assert "is damaged" in (tmp_path / "model" / "README.md").read_text("utf-8")
-    ledger.write_bytes(
-        whole[: len(first) + len(second)] + ledger.read_bytes()[len(first + second) :]
-    )
+    start = first + second
+    ledger.write_bytes(start + ledger.read_bytes()[len(start) :])
     assert outcome(tmp_path) == outcome(finished(RECIPE))
+
+
+def test_memory_that_is_full_is_a_sentence(tiny_corpus, tmp_path) -> None:
+    everything = functools.partial(torch.empty, 1 << 60, dtype=torch.uint8)
+    with pytest.raises(RunError, match=r"The memory is full while training in .*micro_batch"):
+        pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path, progress=At(2, everything))
 
 
 # The disk

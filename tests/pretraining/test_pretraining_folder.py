@@ -99,6 +99,19 @@ def test_a_moved_corpus_is_the_same_and_an_edited_recipe_is_not(
     assert pretrain(RECIPE, corpus=moved, out=run).model_folder.is_dir()
 
 
+def test_a_resume_on_another_machine_is_said(stopped, tiny_corpus, tmp_path) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
+    record = read_run(run)
+    machine = record.machine | {"threads": 64, "device": "CPU of another kind"}
+    record.model_copy(update={"machine": machine}).write(run / "run.json")
+    pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=(heard := At()))
+    (said,) = (text for text in heard.said if "the run began elsewhere" in text)
+    assert "device CPU of another kind there" in said
+    assert "threads 64 there, " in said
+    pretrain(RECIPE, corpus=tiny_corpus, out=stopped.with_name("same"), progress=(heard := At()))
+    assert not any("the run began elsewhere" in text for text in heard.said)
+
+
 def test_a_folder_of_something_else_or_a_file_is_refused_and_left_alone(
     tiny_corpus, tmp_path
 ) -> None:
@@ -140,10 +153,7 @@ def test_a_finished_run_called_again_changes_nothing(tiny_corpus, finished, monk
 
 
 def test_a_model_or_steps_that_cannot_be_are_refused_before_a_run_is_made(tiny_corpus, tmp_path):
-    for said, fields, steps in (
-        ("hiddensize", {"model__hiddensize": 3}, None),
-        ("1 step", {}, 1),
-    ):
+    for said, fields, steps in (("hiddensize", {"model__hiddensize": 3}, None), ("1 step", {}, 1)):
         with pytest.raises(UserError, match=said):
             pretrain(tiny_recipe(**fields), corpus=tiny_corpus, out=tmp_path, steps=steps)
         assert not content(tmp_path)

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
@@ -46,21 +47,20 @@ def run_ranks(
 
 def assert_same_run(run: Path, alone: Path) -> None:
     """Up to rounding: losses and norms, counters to the digit, and all tensors whole."""
-    ours, theirs = (ledger[ledger.kind != "time"] for ledger in map(read_ledger, (run, alone)))
-    for column in ("kind", "step", "depth", "tokens", "flops", "lr", "operator"):
-        same = ours[column].reset_index(drop=True) == theirs[column].reset_index(drop=True)
-        assert (same | theirs[column].isna().to_numpy()).all(), column
-    losses = ["loss", "next_sentence", "loss_before", "loss_after", "plain_loss"]
-    for column in theirs.columns.intersection(losses):
-        expected = pytest.approx(theirs[column].tolist(), abs=1e-5, nan_ok=True)
-        assert ours[column].tolist() == expected, column
-    expected = pytest.approx(theirs.gradient_norm.tolist(), rel=1e-3, nan_ok=True)
-    assert ours.gradient_norm.tolist() == expected
+    ours, theirs = (
+        ledger[ledger.kind != "time"].reset_index(drop=True)
+        for ledger in map(read_ledger, (run, alone))
+    )
+    exact = ["kind", "step", "depth", "tokens", "flops", "lr", "operator"]
+    pd.testing.assert_frame_equal(ours[exact], theirs[exact], check_exact=True)
+    losses = ["loss", "next_sentence", "loss_before", "loss_after"]
+    losses += ["plain_loss"] * ("plain_loss" in theirs)
+    pd.testing.assert_frame_equal(ours[losses], theirs[losses], rtol=0, atol=1e-5)
+    norms = ours.gradient_norm, theirs.gradient_norm
+    pd.testing.assert_series_equal(*norms, rtol=1e-3, atol=0)
     for file in ("model/model.safetensors", f"checkpoints/step-{TOTAL:08}/optimizer.safetensors"):
-        shapes = [
-            {name: t.shape for name, t in load_file(each / file).items()} for each in (run, alone)
-        ]
-        assert shapes[0] == shapes[1]
+        found, expected = (load_file(each / file) for each in (run, alone))
+        assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
 
 
 def test_ddp_has_the_losses_of_one_process_through_a_kill_a_signal_and_another_number_of_processes(

@@ -24,7 +24,7 @@ from stackbert.attention.subject import (
     untrained,
 )
 from stackbert.errors import UserError
-from stackbert.files import Record, reading, writing
+from stackbert.files import Record, reading, refuse_foreign, writing
 from stackbert.model_files import open_tokenizer
 from stackbert.pretraining.record import is_run
 from stackbert.progress import Progress
@@ -127,6 +127,7 @@ def measure_attention(
     """
     say = (progress or Progress()).say
     if out is not None:  # said before the long work
+        refuse_foreign(Path(out), AttentionResult.what, ATTENTION, ARRAYS)
         with writing(f"making {out}"):
             Path(out).mkdir(parents=True, exist_ok=True)
     own_run = [model] if isinstance(model, str | Path) and is_run(Path(model)) else []

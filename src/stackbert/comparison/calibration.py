@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,20 +109,24 @@ def calibrate(
 
 
 def _ask(what: str, request: dict[str, Any], threads: int, processes: int) -> list[Any]:
-    command = [sys.executable, "-m", __name__, what, json.dumps(request)]
-
-    def ask(_: int) -> Any:  # noqa: ANN401 (JSON)
-        options: dict[str, Any] = {"stdin": lifeline(), "env": environment(threads)}
-        done = subprocess.run(command, capture_output=True, text=True, **options)
-        last = (done.stderr if done.returncode else done.stdout).strip().rpartition("\n")[2]
-        if done.returncode == UserError.exit_code:
-            raise UserError(last)
-        if done.returncode:
-            raise RunError(f"Measuring seconds per step failed: {last}")
-        return json.loads(last)
-
-    with ThreadPoolExecutor(processes) as pool:
-        return list(pool.map(ask, range(processes)))
+    command, answers = [sys.executable, "-m", __name__, what, json.dumps(request)], []
+    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    options = {"stdin": lifeline(), "env": environment(threads), "text": True, **pipes}
+    asked = [subprocess.Popen(command, **options) for _ in range(processes)]
+    try:
+        for process in asked:
+            out, err = process.communicate()
+            last = (err if process.returncode else out).strip().rpartition("\n")[2]
+            if process.returncode == UserError.exit_code:
+                raise UserError(last)
+            if process.returncode:
+                raise RunError(f"Measuring seconds per step failed: {last}")
+            answers.append(json.loads(last))
+    finally:  # an interrupt ends them, too
+        for process in asked:
+            process.kill()
+            process.wait()
+    return answers
 
 
 def _answer(what: str, request: dict[str, Any]) -> Any:  # noqa: ANN401 (JSON)

@@ -13,7 +13,8 @@ from stackbert.comparison.results import COMPARISON, RUNS, Comparison, Request, 
 from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants, refuse_twins
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
-from stackbert.files import locked, write_text, writing
+from stackbert.files import locked, refuse_foreign, write_text, writing
+from stackbert.growth.operators import BUILT_IN
 from stackbert.pretraining.record import CHECKPOINTS
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
@@ -77,7 +78,13 @@ def compare(
     options = {"fractions": fractions, "learning_rates": learning_rates}
     options["shares"] = parse_budgets(budget)[1]
     asked = load_variants(variants, recipe, seeds=seeds, **options)
+    for operator in {variant.recipe.growth.operator for variant in asked}.difference(BUILT_IN):
+        raise UserError(
+            f"compare trains in processes of their own, which do not know '{operator}', as it is "
+            "registered in this one. Give its layers in a variant's file (growth.layers)."
+        )
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    opened.verify()
     request = Request(recipe=recipe, corpus=opened.fingerprint, budget=budget, jobs=jobs)
     folder, tell = Path(out), progress or Progress()
     with writing(f"comparing in {folder}"), locked(folder, f"{folder} is in use"):
@@ -92,12 +99,7 @@ def _opened(
     folder: Path, request: Request, asked: Sequence[Variant], corpus: Corpus, progress: Progress
 ) -> Comparison:
     before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
-    foreign = [path.name for path in folder.glob("[!.]*") if path.name != RUNS]
-    if foreign and not before:
-        raise UserError(
-            f"{folder} is not empty and not a comparison (it holds {', '.join(foreign[:3])}). "
-            "Choose a new folder for --out."
-        )
+    refuse_foreign(folder, Comparison.what, COMPARISON)
     recipes = dict(before.variants) if before else {}
     differing = differing_fields(before.request, request) if before else []
     for variant in asked:

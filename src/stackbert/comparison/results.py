@@ -207,8 +207,9 @@ class Comparison(Record, Tables):
     ) -> tuple[Self, dict[str, Recipe]]:
         """The comparison with the runs of some variants added, and their recipes by folder.
 
-        Those that answer the first question come first. With `trials` only those that choose
-        between several learning rates: one seed each at the smallest budget.
+        Those that answer the first question come first; of several budgets the smallest does, for a
+        first answer comes early then. With `trials` only those that choose between several learning
+        rates: one seed each at the smallest budget.
 
         Raises:
             UserError: the budget does not buy one step of each stage.
@@ -232,7 +233,8 @@ class Comparison(Record, Tables):
                     recipes[name] = complete.model_copy(update=changes)
                     rows.append((variant.name, fraction, seed, rate, stages_text(filled), name, ""))
         new = pd.DataFrame(rows, columns=self.runs.columns)
-        new = new.sort_values(["seed", "fraction"], ascending=[True, False], kind="stable")
+        rising = [True, len(self.shares) > 1]
+        new = new.sort_values(["seed", "fraction"], ascending=rising, kind="stable")
         runs = joined(self.runs, new).drop_duplicates("folder", ignore_index=True)
         return self.model_copy(update={"runs": runs}), {name: recipes[name] for name in new.folder}
 

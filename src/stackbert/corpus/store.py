@@ -208,6 +208,7 @@ class Corpus:
     vocabulary: Vocabulary
     train: TokenStream
     validation: TokenStream
+    stamps: Mapping[Path, tuple[int, int]]  # of the streams' files, when they were opened
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -218,6 +219,11 @@ class Corpus:
     def fingerprint(self) -> str:
         """The manifest's."""
         return self.manifest.fingerprint
+
+    def verify_if_touched(self) -> None:
+        """`verify`, if tokens were written since they were opened; what is removed stays open."""
+        if not _stamps(self.folder).items() <= self.stamps.items():
+            self.verify()
 
     def verify(self) -> None:
         """Read every file and compare the fingerprint with the manifest's; about 1 s a gigabyte.
@@ -243,6 +249,12 @@ def open_corpus(folder: str | Path) -> Corpus:
     """
     folder = Path(folder).expanduser()
     manifest = Manifest.read(folder / MANIFEST)
-    words = manifest.vocabulary
-    sides = (TokenStream(folder / side, words.dtype) for side in SIDES)
-    return Corpus(folder, manifest, words, *sides)
+    words, stamps = manifest.vocabulary, _stamps(folder)
+    train, validation = (TokenStream(folder / side, words.dtype) for side in SIDES)
+    return Corpus(folder, manifest, words, train, validation, stamps)
+
+
+def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    paths = [folder / side / name for side in SIDES for name in (TOKENS, SENTENCES)]
+    found = {path: path.stat() for path in paths if path.exists()}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}

@@ -12,7 +12,7 @@ from stackbert.evaluation import masked, probes
 from stackbert.evaluation.data import PROBES, Test, read_tests
 from stackbert.evaluation.models import Subject, find_places, open_subject
 from stackbert.evaluation.scores import Score, difference
-from stackbert.files import Record, writing
+from stackbert.files import Record, refuse_foreign, writing
 from stackbert.machine import describe, pick_device
 from stackbert.progress import Progress
 from stackbert.tables import Frame, Tables
@@ -109,6 +109,7 @@ def evaluate(
             raise UserError(f"{data} has no test '{name}'{did_you_mean(name, known)}.")
     tests = [each for each in tests if each.name in only or not only]
     if out is not None:  # said before the long work
+        refuse_foreign(Path(out), EvaluationResult.what, EVALUATION)
         with writing(f"making {out}"):
             Path(out).mkdir(parents=True, exist_ok=True)
     about, rows, layer_rows = [], [], []

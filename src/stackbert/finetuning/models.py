@@ -29,7 +29,7 @@ from stackbert.model_files import (
     quiet_transformers,
     read_config,
 )
-from stackbert.pretraining.run import MODEL, is_run
+from stackbert.pretraining.record import MODEL, is_run
 
 ModelPath = str | Path
 CONTROL = "untrained"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stackbert.errors import Interrupted, UserError, need
-from stackbert.files import locked, write_text, writing
+from stackbert.files import locked, refuse_foreign, write_text, writing
 from stackbert.finetuning.controls import control_scores
 from stackbert.finetuning.data import LabelKind, official_tasks, own_data
 from stackbert.finetuning.models import Model, ModelPath, control_of, find_models, head_class
@@ -153,10 +153,9 @@ def _joined(
     seeds: int | None,
 ) -> FinetuneResult:
     """What the folder holds, with the models and tasks of this call."""
+    refuse_foreign(folder, FinetuneResult.what, FINETUNE)
     if (folder / FINETUNE).is_file():
         result = FinetuneResult.read(folder / FINETUNE)
-    elif foreign := sorted(path.name for path in folder.iterdir() if path.name[0] != "."):
-        raise UserError(f"{folder} holds {', '.join(foreign[:3])}. Choose a new folder for --out.")
     else:
         result = FinetuneResult(machine=describe(pick_device()))
     found, tasks = {model.label: model for model in result.models}, dict(result.tasks)

@@ -29,7 +29,7 @@ from stackbert.finetuning import sentences, squad
 from stackbert.finetuning.models import Model, Opened, open_with_head
 from stackbert.finetuning.pooled import CARD, MeanPooled
 from stackbert.finetuning.tasks import Settings, Task, TaskData
-from stackbert.machine import explaining_out_of_memory, pick_device
+from stackbert.machine import pick_device
 from stackbert.model_files import quiet_transformers, save_model
 
 OnStep = Callable[[float], None]  # hears of the share of a run that is done; may raise to stop it
@@ -77,7 +77,7 @@ def finetune_once(
 ) -> RunResult:
     """Fine-tune a model on a task once, then predict `splits`; keep the model in `save_to`."""
     result, kind = RunResult(learning_rate=float(settings.learning_rate)), _kind_of(data.task)
-    with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
+    with torch.random.fork_rng(), quiet_transformers():
         opened = open_with_head(model, data.task, settings, seed=seed)
         names = dict.fromkeys(("train", *splits))
         encoded = {split: kind.encode(data, split, opened, settings) for split in names}
@@ -117,7 +117,7 @@ def choose_rate(
     looked at.
     """
     losses = []
-    with torch.random.fork_rng(), quiet_transformers(), explaining_out_of_memory():
+    with torch.random.fork_rng(), quiet_transformers():
         opened = open_with_head(model, data.task, settings, seed=0)
         rows = _kind_of(data.task).encode(data, "train", opened, settings).rows
         order = _shuffled(len(rows), 0, "held out", 0)

@@ -12,6 +12,8 @@ from stackbert.errors import UserError
 
 Outputs = Literal["kept", "zeroed", "noised"]
 
+MOST_LAYERS = 1000
+"""Of a model: far more than any has, and few enough to be built."""
 NOISE_SIGMA = 0.03
 """Standard deviation of the noise on output projections (Gong et al. 2019, section 4)."""
 
@@ -56,6 +58,8 @@ class Operator:
         Raises:
             UserError: this operator cannot get there, or its rule gives something else.
         """
+        if target_depth > MOST_LAYERS:
+            raise UserError(f"{target_depth:,} layers are too many; at most {MOST_LAYERS:,}.")
         if not self.reaches(source_depth, target_depth):
             # A rule that repeats blocks reaches something within two source depths of any target.
             last = max(target_depth, source_depth) + 2 * source_depth
@@ -128,6 +132,7 @@ _BUILT_IN = (
     ),
     Operator("random", _on_top("kept")),
 )
+BUILT_IN = tuple(operator.name for operator in _BUILT_IN)
 OPERATORS = {operator.name: operator for operator in _BUILT_IN}
 """The operators by the name that recipes use; `register_operator` adds to it."""
 

@@ -16,18 +16,20 @@ import torch
 from stackbert.batches.batches import Batch, training_plan, validation_batch
 from stackbert.corpus.store import Corpus
 from stackbert.encoder import supports_masked_forward
-from stackbert.errors import UserError
+from stackbert.errors import StackBertError, UserError
 from stackbert.machine import compiling_lacks, fastest_precision, matrix_rate, synchronise
 from stackbert.pretraining.distributed import SINGLE, World
+from stackbert.pretraining.memory import refuse_beyond_memory
 from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, stage_flops
 from stackbert.recipe import Recipe
 
-# Seconds of training from which it pays to measure micro-batches (about ten), and to try
-# torch.compile (up to a minute, and on a CPU it saves a tenth at best).
-TUNE_FROM, COMPILE_FROM = 600.0, {"cpu": 3600.0, "cuda": 900.0}
+# Seconds of training from which it pays to measure micro-batches (about ten, on a GPU each is
+# compiled), and to try torch.compile (up to a minute, and on a CPU it saves a tenth at best).
+TUNE_FROM = {"cpu": 600.0, "cuda": 1800.0}
+COMPILE_FROM = {"cpu": 3600.0, "cuda": 180.0}
 WORTH_IT = 0.98
 """A candidate must take less than this share of the best time, or noise would choose."""
-POSITIONS = {"cpu": (512, 1 << 15), "cuda": (4096, 1 << 18)}
+POSITIONS = {"cpu": (512, 1 << 15), "cuda": (1 << 14, 1 << 18)}
 """Micro-batches with fewer or more positions are not tried."""
 EVALUATIONS, EVALUATION_SHARE = 20, 0.1
 """Of a run whose recipe names no interval; fewer if they took more than this share of a budget."""
@@ -56,11 +58,16 @@ def autotune(
         The recipe, and the FLOP/s of matrix products in its precision.
 
     Raises:
-        UserError: the recipe asks for compilation, which cannot work here.
+        UserError: a model that cannot be built or does not fit, or compilation or bf16 that cannot
+            work here.
     """
+    refuse_beyond_memory(recipe, corpus.vocabulary, device, world_size=world_size)
     lacks = compiling_lacks(device)
     if recipe.compile is True and lacks:
         raise UserError(f"compile: {lacks}, or set compile to false.")
+    half = torch.cuda.is_bf16_supported(including_emulation=False)
+    if recipe.precision == "bf16" and device.type == "cuda" and not half:
+        raise UserError("precision: this GPU has no bf16 (Ampere and later have). Set it to auto.")
     precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
     recipe = recipe.model_copy(update={"precision": precision})
     rate = matrix_rate(device, precision)
@@ -72,44 +79,55 @@ def autotune(
     plan = training_plan(recipe, corpus)
     batches = [plan.batch(step, 0, world_size) for step in recipe.boundaries[:-1]]
 
-    if recipe.batch.micro_batch == "auto" and seconds >= TUNE_FROM and fits:
-        stages = []
-        for stage, batch in zip(recipe.stages, batches, strict=True):
-            size = stage.micro_batch
-            if size is None:
-                model = recipe_model(recipe, corpus.vocabulary, stage.depth)
-                size = _fastest_micro_batch(Trainer(model, recipe, device=device), batch)
-                say(f"micro-batch at depth {stage.depth}: {size or 'default'} rows")
-            stages.append(stage.model_copy(update={"micro_batch": size}))
-        recipe = recipe.model_copy(update={"stages": tuple(stages)})
-
+    tunes = recipe.batch.micro_batch == "auto" and seconds >= TUNE_FROM[device.type] and fits
+    if tunes and device.type == "cpu":
+        recipe = _with_micro_batches(recipe, corpus, batches, device, say)
     if recipe.compile == "auto":
         pays = lacks is None and seconds >= COMPILE_FROM[device.type] and fits
         pays = pays and _compiling_pays(recipe, corpus, batches[-1], device, say)
         recipe = recipe.model_copy(update={"compile": pays})
+    if tunes and device.type == "cuda":  # compiled, another size may be the fastest
+        recipe = _with_micro_batches(recipe, corpus, batches, device, say)
     return recipe, rate
+
+
+def _with_micro_batches(
+    recipe: Recipe,
+    corpus: Corpus,
+    batches: Sequence[Batch],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Recipe:
+    stages = list(recipe.stages)
+    for index, (stage, batch) in enumerate(zip(recipe.stages, batches, strict=True)):
+        if stage.micro_batch is None:
+            model = recipe_model(recipe, corpus.vocabulary, stage.depth)
+            size = _fastest_micro_batch(Trainer(model, recipe, device=device), batch)
+            say(f"micro-batch at depth {stage.depth}: {size or 'default'} rows")
+            stages[index] = stage.model_copy(update={"micro_batch": size})
+    return recipe.model_copy(update={"stages": tuple(stages)})
 
 
 def _fastest_micro_batch(trainer: Trainer, batch: Batch) -> int | None:
     """The even division of a step whose rows take least time each; None if none can be tried."""
     device = trainer.device
-    best, best_time, slower = None, math.inf, 0
+    best, slower = None, 0
     for size in _even_divisions(len(batch), batch.input_ids_BS.shape[1], device.type):
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        try:
-            (seconds,) = _pass_seconds([trainer], batch, size)
+            limit = 0.8 * torch.cuda.get_device_properties(device).total_memory
+        tried = [(trainer, size), *([(trainer, best)] if best else [])]
+        try:  # in turns with the best so far: a busy minute slows both
+            seconds, *of_best = _pass_seconds(batch, tried)
         except torch.OutOfMemoryError:
             break
-        if device.type == "cuda":
-            memory = torch.cuda.get_device_properties(device).total_memory
-            if torch.cuda.max_memory_allocated() > 0.8 * memory:  # too close to the limit
-                break
+        if device.type == "cuda" and torch.cuda.max_memory_allocated() > limit:
+            break
         if best is None:
             trainer.optimizers.step(0.0)  # AdamW allocates its state at the first update
-        if seconds / size < best_time * WORTH_IT:
-            best, best_time, slower = size, seconds / size, 0
+        if best is None or seconds / size < of_best[0] / best * WORTH_IT:
+            best, slower = size, 0
         elif (slower := slower + 1) == 2:
             break
     return best
@@ -128,7 +146,6 @@ def _even_divisions(rows: int, length: int, device: str) -> Iterator[int]:
 def _compiling_pays(
     recipe: Recipe, corpus: Corpus, batch: Batch, device: torch.device, say: Callable[[str], None]
 ) -> bool:
-    """Whether a compiled pass at the last stage's depth is faster."""
     last = recipe.stage(len(recipe.stages) - 1)
     model = recipe_model(recipe, corpus.vocabulary, last.depth)
     if not supports_masked_forward(model):
@@ -138,7 +155,9 @@ def _compiling_pays(
     trainers = [Trainer(model, choice, device=device) for choice in choices]
     size = rows_at_once(last.micro_batch, len(batch), last.sequence_length, device)
     try:
-        eager, compiled = _pass_seconds(trainers, batch, size)
+        eager, compiled = _pass_seconds(batch, [(trainer, size) for trainer in trainers])
+    except StackBertError:
+        raise
     except Exception as error:  # a compiler may raise anything, and a run can do without one
         first = str(error).strip().partition("\n")[0]
         say(f"torch.compile fails here ({type(error).__name__}: {first[:200]})")
@@ -147,27 +166,29 @@ def _compiling_pays(
     return compiled < eager * WORTH_IT
 
 
-def _pass_seconds(trainers: Sequence[Trainer], batch: Batch, size: int) -> list[float]:
-    """Seconds that each trainer takes forward and backward over the batch's first `size` rows."""
+def _pass_seconds(batch: Batch, tried: Sequence[tuple[Trainer, int]]) -> list[float]:
+    """Least seconds of each trainer for its number of the batch's rows, forward and backward."""
     rows, masked = len(batch), batch.columns_BK.numel()
-    device = trainers[0].device
-    part = batch.rows(0, size).to(device)
-    passes = [lambda _, t=trainer: t.backward(part, masked, rows) for trainer in trainers]
-    return _medians(passes, device, warmup=1, timed=3)  # the first one allocates, or compiles
+    device = tried[0][0].device
+    parts = [(trainer, batch.rows(0, size).to(device)) for trainer, size in tried]
+    passes = [lambda _, t=trainer, b=part: t.backward(b, masked, rows) for trainer, part in parts]
+    # The first one allocates, or compiles.
+    return _seconds_of(passes, device, warmup=1, timed=3, pick=min)
 
 
-def _medians(
+def _seconds_of(
     works: Sequence[Callable[[int], object]],
     device: torch.device,
     *,
     warmup: int,
     timed: int,
     patience: float = 0.0,
+    pick: Callable[[Sequence[float]], float] = statistics.median,
 ) -> list[float]:
-    """Median seconds of each work, which is called with the number of the turn.
+    """Median (or other) seconds of each work, which is called with the number of the turn.
 
-    They take turns, so that a machine whose speed drifts treats them alike: `timed` turns after the
-    warm-up, up to six times as many while `patience` (seconds) lasts.
+    They take turns, as a machine's speed drifts: `timed` ones after the warm-up, up to six times as
+    many while `patience` (seconds) lasts.
     """
     times: list[list[float]] = [[] for _ in works]
     for turn in range(warmup + 6 * timed):
@@ -179,7 +200,7 @@ def _medians(
             work(turn)
             synchronise(device)
             seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds[warmup:]) for seconds in times]
+    return [pick(seconds[warmup:]) for seconds in times]
 
 
 @dataclass(frozen=True)
@@ -202,16 +223,12 @@ def measure(
     """Time training steps and evaluations at every stage's depth, on models thrown away afterwards.
 
     An evaluation may be as long as many steps, so it is timed on a part of its rows and scaled up;
-    steps are if only a `share` of their rows is to be timed. For `patience` seconds steps take
-    further turns, so that a short burst of load does not move the median; that is for one process
-    only, as several would not stop at the same turn.
+    so are steps of which a `share` is timed. For `patience` seconds steps take further turns, so
+    that a burst of load does not move the median (in one process only: several would not stop at
+    the same turn).
     """
     plan, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
-    stages = [recipe.stage(index) for index in range(len(recipe.stages))]
-    trainers = {}
-    for depth in {stage.depth: None for stage in stages}:
-        model = recipe_model(recipe, corpus.vocabulary, depth)
-        trainers[depth] = Trainer(model, recipe, device=device, world=world)
+    stages, trainers = plan.stages, dict[int, Trainer]()
 
     def batch(index: int, turn: int) -> Batch:
         step = min(recipe.boundaries[index] + turn, recipe.boundaries[index + 1] - 1)
@@ -227,10 +244,20 @@ def measure(
         trainer.step(turn, first[index] if device.type == "cuda" else batch(index, turn), 0.1)
 
     part = validation.rows(0, 4 * max(map(len, first)))
-    steps = [functools.partial(step, index) for index in range(len(stages))]
-    evaluations = [lambda _, t=trainers[stage.depth]: t.evaluate(part) for stage in stages]
-    step_seconds = _medians(steps, device, warmup=2, timed=5, patience=patience)
-    part_seconds = _medians(evaluations, device, warmup=1, timed=3)
+    step_seconds, part_seconds = [], []
+    groups = [list(range(len(stages)))]
+    if device.type == "cuda":  # its memory may hold one depth alone, and its speed drifts less
+        groups = [[index] for index in groups[0]]
+    for group in groups:
+        trainers.clear()
+        for depth in dict.fromkeys(stages[index].depth for index in group):
+            model = recipe_model(recipe, corpus.vocabulary, depth)
+            trainers[depth] = Trainer(model, recipe, device=device, world=world)
+        steps = [functools.partial(step, index) for index in group]
+        evaluations = [lambda _, t=trainers[stages[i].depth]: t.evaluate(part) for i in group]
+        share_of_patience = patience / len(groups)
+        step_seconds += _seconds_of(steps, device, warmup=2, timed=5, patience=share_of_patience)
+        part_seconds += _seconds_of(evaluations, device, warmup=1, timed=3)
     scale = [s.sequences / (len(b) * world.size) for s, b in zip(stages, first, strict=True)]
     return Timing(
         tuple(seconds * each for seconds, each in zip(step_seconds, scale, strict=True)),

@@ -56,17 +56,14 @@ class Counters:
 
 
 class CheckpointState(Record):
-    """The content of state.json; everything else follows from the recipe."""
+    """The content of state.json."""
 
     what: ClassVar[str] = "a checkpoint"
     counters: Counters = Field(default_factory=Counters)
-    depth: PositiveInt
-    """Layers of the saved model: before a growth that is due at this step, the smaller number."""
-    seconds: dict[str, NonNegativeFloat] = Field(default_factory=dict)
-    """By kind of work."""
+    depth: PositiveInt  # of the saved model, before a growth that is due at this step
+    seconds: dict[str, NonNegativeFloat] = Field(default_factory=dict)  # by kind of work
     ledger_bytes: NonNegativeInt = 0
-    sha256: dict[str, str] = Field(default_factory=dict)
-    """Checksum of every other file."""
+    sha256: dict[str, str] = Field(default_factory=dict)  # of every other file
 
 
 def checkpoint_name(step: int) -> str:
@@ -105,25 +102,24 @@ class Checkpoints:
         for partial in self.folder.glob("step-*.partial"):
             shutil.rmtree(partial)
         problems: dict[Path, str] = {}
+        state = None
         for path in reversed(self.paths()):
             try:
                 state = read_checkpoint(path)
+                break
             except UserError as error:
                 problems[path] = str(error)
-                continue
-            # Only now that there is a good one: without any, the next call must not start anew.
-            for damaged, problem in problems.items():
-                say(f"a damaged checkpoint was passed over: {problem}")
-                aside = damaged.with_name(damaged.name + ".damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                damaged.rename(aside)
-            return state
-        if problems:
+        if problems and state is None:  # all stay, or the next call would start anew
             raise UserError(
                 f"Every checkpoint in {self.folder} is damaged: {' '.join(problems.values())} "
                 "Start a new run in another folder."
             )
-        return None
+        for damaged, problem in problems.items():
+            say(f"a damaged checkpoint was passed over: {problem}")
+            aside = damaged.with_name(damaged.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
+        return state
 
     def load(self, step: int) -> dict[str, Tensor]:
         """A checkpoint's weights by parameter, its optimizer's tensors by "parameter|tensor"."""
@@ -131,24 +127,23 @@ class Checkpoints:
         with reading(folder):
             return load_file(folder / "model.safetensors") | load_file(folder / OPTIMIZER)
 
-    def save(
+    def save(self, *parts: Any) -> None:  # noqa: ANN401 (those of `_write`)
+        """Write a checkpoint on the thread, from copies of the tensors; errors come with `wait`."""
+        self._running = self._thread.submit(self._write, *parts)
+
+    def _write(
         self,
         state: CheckpointState,
         model: "PreTrainedModel",
         weights: dict[str, Tensor],
         optimizer_state: dict[str, Tensor],
     ) -> None:
-        """Write one checkpoint from copies of the tensors, and remove old ones after it."""
         place = self.folder / checkpoint_name(state.counters.step)
         # Without its parents: a run's folder that was removed must not come back.
         with writing(f"saving {place}"), new_folder(place, parents=False) as folder:
-            save_model(
-                model,
-                folder,
-                tokenizer=self._tokenizer,
-                sequence_length=self._recipe.longest_sequence,
-                weights=weights,
-            )
+            length = self._recipe.longest_sequence
+            options: dict[str, Any] = {"tokenizer": self._tokenizer, "weights": weights}
+            save_model(model, folder, sequence_length=length, **options)
             save_file(optimizer_state, folder / OPTIMIZER)
             (folder / OPTIMIZER).chmod((folder / "config.json").stat().st_mode)
             files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -159,15 +154,8 @@ class Checkpoints:
                 # Renamed first: a kill in the middle must not leave half a checkpoint.
                 shutil.rmtree(path.rename(path.with_name(path.name + ".partial")))
 
-    def save_on_thread(self, *arguments: Any) -> None:  # noqa: ANN401 (those of `save`)
-        """`save` while the caller goes on; its error comes out of `wait`."""
-        self._running = self._thread.submit(self.save, *arguments)
-
     def wait(self, *, if_done: bool = False) -> None:
-        """Wait for the checkpoint that is being written, and raise what that raised.
-
-        With `if_done`, return at once if it is still being written.
-        """
+        """Wait for the checkpoint being written, unless only `if_done`; raise its error."""
         if self._running is not None and (self._running.done() or not if_done):
             running, self._running = self._running, None
             running.result()

@@ -1,7 +1,4 @@
-"""Several processes that train together: torch.distributed under torchrun, with DDP or FSDP2.
-
-Plain values travel as JSON: nothing is pickled.
-"""
+"""Several processes that train together: torch.distributed under torchrun, with DDP or FSDP2."""
 
 import contextlib
 import functools
@@ -10,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,6 +29,7 @@ from stackbert.recipe import Engine
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Value = TypeVar("Value")
 # What gloo and NCCL say when a peer is gone; gloo has no exception of its own for it.
 _LOST = re.compile(
     r"connection (closed|reset|refused|was)|connectFullMesh|broken pipe|timed out|timeout|"
@@ -42,7 +40,7 @@ _LOST = re.compile(
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run. With one process nothing here communicates."""
+    """This process among those of the run. Values travel as JSON: nothing is pickled."""
 
     rank: int = 0
     size: int = 1
@@ -81,7 +79,7 @@ class World:
             raise OtherRankError(first % 256)
         return result
 
-    def broadcast_object(self, make: Callable[[], Any], kind: Any = Any) -> Any:  # noqa: ANN401
+    def broadcast_object(self, make: Callable[[], Value], kind: Any = Any) -> Value:  # noqa: ANN401
         """What `make` returns on rank 0, a value of a type that pydantic writes as JSON, on every
         rank. An error of `make` is raised on rank 0; the others raise `OtherRankError`."""
         if self.size == 1:
@@ -91,7 +89,8 @@ class World:
         text = bytearray(made).ljust(self.all_reduce_max(len(made)))
         data = torch.frombuffer(text, dtype=torch.uint8)
         dist.broadcast(data, src=0, group=self.cpu_group)
-        return adapter.validate_json(text)
+        value: Value = adapter.validate_json(text)
+        return value
 
     def broadcast(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors, in host memory, that `make` returns on rank 0, by name on every rank."""
@@ -180,22 +179,19 @@ class _Losses(nn.Module):
 
 
 class ParallelModel:
-    """A model, already on its device, in one of the engines; a single process needs none.
-
-    With "ddp" each process holds a copy, with "fsdp" a shard of each parameter (a DTensor).
-    """
+    """A model on its device; several processes hold a copy each ("ddp"), or a shard of each
+    parameter ("fsdp", a DTensor)."""
 
     def __init__(self, model: "PreTrainedModel", world: World, engine: Engine) -> None:
         self.model = model
         self.is_sharded = world.size > 1 and engine == "fsdp"
-        self._is_copied = world.size > 1 and engine == "ddp"
         self._losses: Any = _Losses(model)
         if self.is_sharded:
             mesh = init_device_mesh(model.device.type, (world.size,))
             for layer in find_layers(model)[1]:
                 fully_shard(layer, mesh=mesh)
             fully_shard(self._losses, mesh=mesh)
-        elif self._is_copied:
+        elif world.size > 1:
             self._losses = DistributedDataParallel(self._losses, gradient_as_bucket_view=True)
 
     def __call__(self, batch: Batch, kernels: Kernels = EAGER) -> Tensor:
@@ -212,7 +208,8 @@ class ParallelModel:
         """Around a forward and backward pass: exchange gradients, or only accumulate them here."""
         if self.is_sharded:
             self._losses.set_requires_gradient_sync(now)
-        with self._losses.no_sync() if self._is_copied and not now else contextlib.nullcontext():
+        waits = isinstance(self._losses, DistributedDataParallel) and not now
+        with self._losses.no_sync() if waits else contextlib.nullcontext():
             yield
 
     def reshard(self) -> None:
@@ -223,13 +220,11 @@ class ParallelModel:
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's state_dict, every tensor whole; a collective call."""
-        whole: dict[Tensor, Tensor] = {}  # tied parameters stay one tensor, saved once
-        weights = dict(self.model.state_dict())
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if parameter not in whole:
-                whole[parameter] = full_tensor(parameter.detach())
-            weights[name] = whole[parameter]
-        return weights
+        weights = dict(self.model.state_dict())  # first, as it makes parameters shards again
+        whole = {p: full_tensor(p.detach()) for p in self.model.parameters()}
+        # Tied parameters stay one tensor, saved once.
+        tied = self.model.named_parameters(remove_duplicate=False)
+        return weights | {name: whole[parameter] for name, parameter in tied}
 
 
 def _in_forward(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:

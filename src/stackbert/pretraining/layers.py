@@ -60,7 +60,8 @@ def measure_layers(model: "PreTrainedModel", batch: Batch) -> dict[str, list[flo
 
     weights: Any = model.get_input_embeddings().weight
     matrices = [[weights], *([p for p in layer.parameters() if p.ndim == 2] for layer in layers)]
-    embedded, rows = F.normalize(stream[0][:, 1:].float(), dim=-1), []
+    embedded = F.normalize(stream[0][:, 1:].float(), dim=-1)
+    found: dict[str, list[float]] = {column: [] for column in COLUMNS}
     for x_BSH, held in zip(stream, matrices, strict=True):
         tokens_BTH = x_BSH[:, 1:].float()
         one_BTH = F.normalize(tokens_BTH, dim=-1)
@@ -72,12 +73,13 @@ def measure_layers(model: "PreTrainedModel", batch: Batch) -> dict[str, list[flo
             (one_BTH * others_BTH).sum(-1).mean() / (one_BTH.size(1) - 1),
             (squares / count) ** 0.5,
         )
-        rows.append([round(float(number), 5) for number in numbers])
-    return dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+        for column, number in zip(found.values(), numbers, strict=True):
+            column.append(round(float(number), 5))
+    return found
 
 
-def layer_warning(found: dict[str, list[float]]) -> str:
-    """A sentence if a layer overwrites its input or the tokens collapse; empty if all is well."""
+def layer_warning(found: dict[str, list[float]]) -> str | None:
+    """A sentence if a layer overwrites its input or the tokens collapse; None if all is well."""
     norm, cosine, token_cosine = found["norm"], found["cosine"], found["token_cosine"]
     remedy = "A norm on the embeddings or more weight decay may help."
     for layer in range(1, len(norm)):
@@ -93,7 +95,7 @@ def layer_warning(found: dict[str, list[float]]) -> str:
                 f"Tokens collapse: after layer {layer} the vectors of a row's tokens have a mean "
                 f"cosine of {value:.2f} with each other. {remedy}"
             )
-    return ""
+    return None
 
 
 def layer_table(run: str | Path) -> pd.DataFrame:

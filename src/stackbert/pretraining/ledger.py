@@ -36,29 +36,27 @@ class Ledger:
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
         self.path = path
         self._file = path.open("ab")
+        self.close = self._file.close
         self._opened = os.fstat(self._file.fileno())
-        if self.size < keep_bytes:
+        if self._opened.st_size < keep_bytes:
             raise UserError(
-                f"{path} is shorter than when the last checkpoint was saved ({self.size:,} bytes "
-                f"instead of {keep_bytes:,}). Put the file back, or start a new run."
+                f"{path} is shorter than when the last checkpoint was saved "
+                f"({self._opened.st_size:,} bytes instead of {keep_bytes:,}). Put the file back, "
+                "or start a new run."
             )
         self._file.truncate(keep_bytes)
 
     def write(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 (JSON values)
         """Append one line. A number that is not finite becomes null, so the file stays JSON."""
         self.check_place()
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in fields.items()
-        }
-        self._file.write(json.dumps({"kind": kind, **clean}).encode() + b"\n")
+        for key, value in fields.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                fields[key] = None
+        self._file.write(json.dumps({"kind": kind, **fields}).encode() + b"\n")
         self._file.flush()
 
     def check_place(self) -> None:
-        """Raise RunError unless the file at the path is still the one that was opened.
-
-        The system would let us write into a removed file for days.
-        """
+        """Raise RunError unless the file at the path is still the one that was opened."""
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(self._opened, self.path.stat()):
                 return
@@ -68,19 +66,11 @@ class Ledger:
             "back, and run the same command again to resume from its last checkpoint."
         )
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return os.fstat(self._file.fileno()).st_size
-
-    def sync(self) -> None:
-        """Bring every line to the disk."""
+    def sync(self) -> int:
+        """Bring every line to the disk; how many bytes these are."""
         self.check_place()
         os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        return os.fstat(self._file.fileno()).st_size
 
 
 def read_ledger(run: str | Path) -> pd.DataFrame:
@@ -131,26 +121,19 @@ def stage_table(run: str | Path) -> pd.DataFrame:
         spent = ends[["tokens", "flops", "seconds"]].diff()[1:]
         grown = ledger[ledger.kind == "growth"].set_index("step").loss_after
         stages = record.recipe.stages[: len(spent)]
-        table = pd.DataFrame(
-            {"depth": [s.depth for s in stages], "steps": [s.steps for s in stages]}
-        ).assign(
-            tokens=spent.tokens.astype(int).array,
-            flops=spent.flops.array,
-            seconds=spent.seconds.array,
-            mfu=(spent.flops / spent.seconds / rate).array,
-            loss_grown=grown.reindex(ends.index[:-1]).array,
-            loss=ends.loss[1:].array,
-        )
+        table = spent.reset_index(drop=True).astype({"tokens": int})
+        table.insert(0, "depth", [stage.depth for stage in stages])
+        table.insert(1, "steps", [stage.steps for stage in stages])
+        table["mfu"] = table.flops / table.seconds / rate
+        table["loss_grown"] = grown.reindex(ends.index[:-1]).array
+        table["loss"] = ends.loss[1:].array
     if table.empty:
         raise UserError(f"{run} has no finished stage yet.")
     return table
 
 
 class Stopwatch:
-    """Seconds by kind of work, carried over when a run resumes.
-
-    Every moment belongs to one kind: while an inner kind is measured, the outer one pauses.
-    """
+    """Seconds by kind of work: while an inner kind is measured, the outer one pauses."""
 
     def __init__(self, synchronise: Callable[[], None]) -> None:
         self.seconds = dict.fromkeys(WORK, 0.0)
@@ -158,17 +141,9 @@ class Stopwatch:
         self._kinds: list[str] = []
         self._since = time.perf_counter()
 
-    def carry_over(self, seconds: dict[str, float]) -> None:
-        """Add what earlier processes of this run took."""
-        for kind in WORK:
-            self.seconds[kind] += seconds.get(kind, 0.0)
-
     @contextlib.contextmanager
     def measuring(self, kind: str, *, on_device: bool = True) -> Iterator[None]:
-        """Add the time of this block, and of the work that it gives the device, to `kind`.
-
-        `on_device` is False where it gives none and waiting for the device would hold it up.
-        """
+        """Add the time of this block, and of the device's work if `on_device`, to `kind`."""
         self._lap(on_device)
         self._kinds.append(kind)
         try:

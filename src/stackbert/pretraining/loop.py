@@ -1,7 +1,6 @@
 """The training loop: grow if due → step → ledger → evaluate if due → save if due.
 
-Nothing in here waits for the device inside a step: losses are read when a line of the ledger is
-due, batches are made ahead, checkpoints are written by a thread.
+It seldom waits for the device: losses are read when due, threads make batches and checkpoints.
 """
 
 import contextlib
@@ -39,7 +38,7 @@ _AHEAD = {"cpu": 0, "cuda": 3}
 
 @dataclass
 class Run:
-    """A run in progress, in one process."""
+    """A run in progress, in one process; only the main one has a ledger and trackers."""
 
     folder: Path
     record: RunRecord
@@ -51,7 +50,6 @@ class Run:
     progress: Progress
     world: World
     ledger: Ledger | None = None
-    """None on every rank but the main one."""
     trackers: Sequence[Tracker] = ()
 
     def __post_init__(self) -> None:
@@ -60,8 +58,7 @@ class Run:
         self.flops = stage_flops(self.recipe, self.corpus)
         stages = zip(self.recipe.stages, self.flops, strict=True)
         self.total_flops = sum(stage.steps * flops for stage, flops in stages)
-        self.unread: list[tuple[int, Tensor]] = []
-        """Steps, by their numbers, whose losses are still on the device."""
+        self.unread: list[tuple[int, Tensor]] = []  # losses on the device, by their step's number
         self.warned = False
 
     def close(self) -> None:
@@ -134,8 +131,7 @@ def train(run: Run, stop: StopRequest) -> None:
                 each.tokens += tokens
                 each.flops += run.flops[index]
 
-            before = averaged_before(recipe, at.step)
-            if before is not None:
+            if (before := averaged_before(recipe, at.step)) is not None:
                 trainer.average(before)
 
             ends_stage = at.step in recipe.boundaries
@@ -192,12 +188,11 @@ def _grow(run: Run, depth: int) -> None:
         trainer.grow(depth, at.step)
     with run.watch.measuring("evaluation"):
         after = sum(trainer.evaluate(run.validation))
-    place = {"step": at.step, "stage": run.recipe.stage_index(at.step)}
-    how = {"operator": growth.rule.name, "optimizer_state": growth.optimizer_state}
-    change: dict[str, Any] = {"source_depth": source, "target_depth": depth}
-    change |= {"loss_before": before, "loss_after": after}
-    seconds, spent = run.watch.read("training"), run.watch.seconds["growth"]
-    run.write("growth", **place, **how, **change, seconds=seconds, growth_seconds=spent)
+    line: dict[str, Any] = {"step": at.step, "stage": run.recipe.stage_index(at.step)}
+    line |= {"operator": growth.rule.name, "optimizer_state": growth.optimizer_state}
+    line |= {"source_depth": source, "target_depth": depth}
+    line |= {"loss_before": before, "loss_after": after, "seconds": run.watch.read("training")}
+    run.write("growth", **line, growth_seconds=run.watch.seconds["growth"])
     was = "" if before is None else f" from {before:.3f}"
     run.progress.say(
         f"step {at.step:,}: grown {source} → {depth} layers by {growth.rule.name}; validation "
@@ -234,26 +229,23 @@ def _log(run: Run, last: Tensor) -> None:
     line = run.standing()
     seconds = line["seconds"] - window.started
     finite = window.steps or math.nan  # all steps of a window may have been skipped
-    masked = window.masked_lm / finite
-    pair = window.next_sentence / finite if recipe.objective.next_sentence else None
+    masked, pair = window.masked_lm / finite, window.next_sentence / finite
     line |= {
-        "loss": masked + (pair or 0.0),
+        "loss": masked + pair,
         "masked_lm": masked,
-        "next_sentence": pair,
+        "next_sentence": pair if recipe.objective.next_sentence else None,
         "lr": learning_rate_factor(recipe, at.step - 1) * recipe.optimizer.lr,
         "gradient_norm": float(last[2]),
         "tokens_per_second": window.tokens / seconds,
         "mfu": window.flops / seconds / (run.record.matrix_rate * run.world.size),
     }
     run.write("step", **line)
-    run.progress.step(
-        at.step,
-        recipe.total_steps,
+    text = (
         f"loss {line['loss']:.3f}, stage {run.stage + 1}/{len(recipe.stages)}, depth "
-        f"{line['depth']}, lr {line['lr']:.2e}, {line['tokens_per_second']:,.0f} tokens/s",
-        # By FLOPs: deeper stages are slower.
-        left=line["seconds"] * (run.total_flops / at.flops - 1.0),
+        f"{line['depth']}, lr {line['lr']:.2e}, {line['tokens_per_second']:,.0f} tokens/s"
     )
+    left = line["seconds"] * (run.total_flops / at.flops - 1.0)  # deeper stages are slower
+    run.progress.step(at.step, recipe.total_steps, text, left)
     at.window = Window(started=line["seconds"])
 
 
@@ -275,19 +267,19 @@ def _evaluate(run: Run) -> None:
     if not math.isfinite(loss):
         raise _not_finite(run, "validation loss", at.step, run.stage)
     at.last_loss = loss
-    warning = layer_warning(layers) if layers else ""
-    line |= {"loss": loss, "masked_lm": masked_lm, "layers": layers, "warning": warning or None}
+    warning = layer_warning(layers) if layers else None
+    line |= {"loss": loss, "masked_lm": masked_lm, "layers": layers, "warning": warning}
     line["next_sentence"] = pair if recipe.objective.next_sentence else None
     run.write("evaluation", **run.standing(), **line)
-    mean = " of the mean weights" if averaged else ""
-    depth = f"depth {trainer.depth}"
-    run.progress.say(f"step {at.step:,}: validation loss{mean} {loss:.3f} ({depth})")
+    what = "validation loss of the mean weights" if averaged else "validation loss"
+    run.progress.say(f"step {at.step:,}: {what} {loss:.3f} (depth {trainer.depth})")
     if warning and not run.warned:
         run.progress.say(f"step {at.step:,}: {warning}")
         run.warned = True
 
 
 def _save(run: Run) -> None:
+    run.corpus.verify_if_touched()  # what was trained on another text is not kept
     _read_losses(run)
     trainer = run.trainer
     with run.watch.measuring("checkpoint"):
@@ -306,14 +298,13 @@ def _save(run: Run) -> None:
             for key, tensor in held.items()
         }
         run.watch.read("checkpoint")  # so that the state has the time of these copies
-        run.ledger.sync()
         state = CheckpointState(
             counters=copy.deepcopy(run.counters),
             depth=trainer.depth,
             seconds=dict(run.watch.seconds),
-            ledger_bytes=run.ledger.size,
+            ledger_bytes=run.ledger.sync(),
         )
-        run.checkpoints.save_on_thread(state, trainer.model, weights, tensors)
+        run.checkpoints.save(state, trainer.model, weights, tensors)
 
 
 def _not_finite(run: Run, what: str, step: int, stage: int) -> RunError:

@@ -1,5 +1,5 @@
-"""How much memory training takes: a step of the real model, loss and optimiser on fake tensors,
-which have shapes and no storage. So it is right for every type of model.
+"""How much memory training takes: at least, by counting; or a step of the real model, loss and
+optimiser on fake tensors, which have shapes and no storage: right for every type of model.
 """
 
 from typing import TYPE_CHECKING
@@ -9,14 +9,41 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stackbert.batches.batches import Batch
+from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.devices import GIB
 from stackbert.encoder import IN_CACHE
-from stackbert.machine import DTYPES, Precision
-from stackbert.model import loss_sums
+from stackbert.errors import UserError
+from stackbert.machine import DTYPES, Precision, memory
+from stackbert.model import loss_sums, parameter_count
 from stackbert.pretraining.optimizers import Optimizers
-from stackbert.recipe import OptimizerSpec
+from stackbert.pretraining.trainer import recipe_model
+from stackbert.recipe import OptimizerSpec, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def refuse_beyond_memory(
+    recipe: Recipe, vocabulary: Vocabulary, device: torch.device, *, world_size: int = 1
+) -> None:
+    """Raise UserError where a run cannot fit, or a model's field is wrong, before it is allocated.
+
+    It takes at least weights, gradients and a moment in fp32; making a batch, six arrays of int64.
+    """
+    with torch.device("meta"):
+        deepest = recipe_model(recipe, vocabulary, recipe.stages[-1].depth)
+    parameters, shards = parameter_count(deepest), world_size if recipe.engine == "fsdp" else 1
+    stages = map(recipe.stage, range(len(recipe.stages)))
+    tokens = max(stage.sequences * stage.sequence_length for stage in stages)
+    for what, needed, place in (
+        (f"Training {parameters:,} parameters", 12 * parameters // shards, device),
+        (f"A step of {tokens:,} tokens", 6 * 8 * tokens // world_size, torch.device("cpu")),
+    ):
+        if needed > (there := memory(place)):
+            raise UserError(
+                f"{what} takes at least {needed / GIB:,.1f} GiB of memory, and there are "
+                f"{there / GIB:,.1f}. Take a smaller model, or fewer or shorter rows."
+            )
 
 
 def footprint(

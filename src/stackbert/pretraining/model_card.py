@@ -43,16 +43,15 @@ def model_card(
         for name, rate in read_config(folder).items()
         if "dropout" in name and isinstance(rate, float)
     ]
-    sources = [
-        f"- {html.escape(source.name.replace('`', ''))}: {source.documents:,} documents, "
-        f"{source.bytes:,} bytes"
-        for source in manifest.sources
-    ]
-    if len(sources) > 20:
-        sources[20:] = [f"- … and {len(sources) - 20:,} more"]
+    names = [html.escape(source.name.replace("`", "")) for source in manifest.sources]
+    sources = "".join(
+        f"- {name}: {source.documents:,} documents, {source.bytes:,} bytes\n"
+        for name, source in zip(names[:20], manifest.sources, strict=False)
+    )
+    if len(names) > 20:
+        sources += f"- … and {len(names) - 20:,} more\n"
     # Indented as a whole, which no text of the user's can end as it could end a fence.
     yaml = textwrap.indent(recipe.to_yaml().strip(), "    ")
-    newline = "\n"
     return f"""---
 {header.to_yaml()}
 ---
@@ -85,8 +84,7 @@ Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
 {manifest.train.words:,} words. {html.escape(manifest.summary(), quote=False)}
 Corpus fingerprint: `{manifest.fingerprint}`.
 
-{newline.join(sources)}
-
+{sources}
 ## Recipe
 
 {yaml}

@@ -14,8 +14,8 @@ from stackbert.recipe import OptimizerSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NEWTON_SCHULZ_STEPS = 5
-"""Of Muon's iteration, as in Jordan et al. (2024)."""
+# Muon's iteration in Jordan et al. (2024) and torch: five steps of one polynomial.
+NEWTON_SCHULZ_STEPS, COEFFICIENTS, EPS = 5, (3.4445, -4.775, 2.0315), 1e-7
 NamedState = dict[str, dict[str, Tensor]]
 """Optimizer tensors by parameter name, then by their own name ("exp_avg", "step", …)."""
 
@@ -24,11 +24,19 @@ class BatchedMuon(torch.optim.Muon):
     """torch.optim.Muon (Jordan et al., 2024), its orthogonalisation batched and its dtype chosen.
 
     All matrices of one shape go through Newton-Schulz in one product; where the processor emulates
-    bf16 the iteration runs in fp32. The update rule is torch's, and a test holds the two together.
+    bf16 the iteration runs in fp32. The update rule is torch's, with Nesterov's momentum.
     """
 
-    def __init__(self, params: Any, *, newton_schulz: torch.dtype, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(params, **options)
+    def __init__(
+        self,
+        params: list[Tensor],
+        *,
+        newton_schulz: torch.dtype,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         self._dtype = newton_schulz
 
     @torch.no_grad()
@@ -50,16 +58,9 @@ class BatchedMuon(torch.optim.Muon):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
-        updates = (
-            torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
-        )
-        directions_NRC = orthogonalise(
-            torch.stack([full_tensor(update) for update in updates]),  # a shard will not do
-            dtype=self._dtype,
-            coefficients=group["ns_coefficients"],
-            steps=group["ns_steps"],
-            eps=group["eps"],
-        )
+        updates = torch._foreach_lerp(gradients, buffers, momentum)
+        whole_NRC = torch.stack([full_tensor(update) for update in updates])  # a shard will not do
+        directions_NRC = orthogonalise(whole_NRC, self._dtype)
         moves = [distribute_tensor(d, p) for d, p in zip(directions_NRC, parameters, strict=True)]
         # A tall matrix's orthogonal update moves its outputs less; torch's "original" adjustment.
         rows, columns = parameters[0].shape
@@ -68,25 +69,18 @@ class BatchedMuon(torch.optim.Muon):
         torch._foreach_add_(parameters, moves, alpha=scale)
 
 
-def orthogonalise(
-    x_NRC: Tensor,
-    *,
-    dtype: torch.dtype,
-    coefficients: tuple[float, float, float],
-    steps: int,
-    eps: float,
-) -> Tensor:
+def orthogonalise(x_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     """Bring each of N matrices (R × C) near the orthogonal one of its singular vectors.
 
     The quintic Newton-Schulz iteration of Muon; singular values end between about 0.7 and 1.2.
     """
-    a, b, c = coefficients
+    a, b, c = COEFFICIENTS
     tall = x_NRC.size(-2) > x_NRC.size(-1)
     x = x_NRC.to(dtype)
     if tall:
         x = x.mT
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for together in _taken_together(x.size(-2), x.size(-1), steps):
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
+    for together in _taken_together(x.size(-2), x.size(-1)):
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         if together == 1:
@@ -103,25 +97,17 @@ def orthogonalise(
     return (x.mT if tall else x).to(x_NRC.dtype)
 
 
-def _taken_together(short: int, long: int, steps: int) -> list[int]:
+def _taken_together(short: int, long: int) -> tuple[int, ...]:
     """How many steps of the iteration are taken on the small Gram matrix before it is made anew.
 
     A long matrix saves products that way. Not all five steps: what rounding leaves of the smallest
     eigenvalues would grow.
     """
-    if long < 2 * short:
-        return [1] * steps
-    pairs, odd = divmod(steps, 2)
-    return [2] * (pairs - 1) + [2 + odd] if pairs else [1] * odd
+    return (2, 3) if long >= 2 * short else (1,) * NEWTON_SCHULZ_STEPS
 
 
 def step_flops(
-    model: "PreTrainedModel",
-    spec: OptimizerSpec,
-    *,
-    rows: int,
-    sequence_length: int,
-    masked: int,
+    model: "PreTrainedModel", spec: OptimizerSpec, *, rows: int, sequence_length: int, masked: int
 ) -> int:
     """FLOPs of a whole training step: forward, backward, and Muon's Newton-Schulz iterations.
 
@@ -130,7 +116,7 @@ def step_flops(
     total = training_flops(model, rows=rows, sequence_length=sequence_length, masked=masked)
     for name in _muon_names(model, spec):
         short, long = sorted(model.get_parameter(name).shape)
-        for together in _taken_together(short, long, NEWTON_SCHULZ_STEPS):
+        for together in _taken_together(short, long):
             # The Gram matrix and its product with x are long, the others as small as it is.
             small = 4 * (together - 1) + 1
             total += 2 * short * short * (2 * long + small * short)
@@ -147,7 +133,7 @@ def _muon_names(model: "PreTrainedModel", spec: OptimizerSpec) -> set[str]:
 
 
 class Optimizers:
-    """Every parameter of a model, on its device already, in one group of one optimizer.
+    """Every parameter of a model on its device in one optimizer: `places`, by their names.
 
     `newton_schulz` is the dtype of Muon's iteration.
     """
@@ -159,36 +145,27 @@ class Optimizers:
         *,
         newton_schulz: torch.dtype = torch.bfloat16,
     ) -> None:
-        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         muon_names = _muon_names(model, spec)
-        muon: list[Tensor] = []
-        decayed: list[Tensor] = []
-        plain: list[Tensor] = []
-        for parameter, name in self._names.items():
-            if parameter.ndim < 2:
-                plain.append(parameter)
-            elif name in muon_names:
-                muon.append(parameter)
-            else:
-                decayed.append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": spec.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        adamw = torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
+        muon = [p for p, name in names.items() if name in muon_names]
+        others = [p for p, name in names.items() if name not in muon_names]
+        decayed, plain = ([p for p in others if (p.ndim > 1) == decays] for decays in (True, False))
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        decay: dict[str, Any] = {"weight_decay": spec.weight_decay}
+        options = decay | {"betas": spec.betas, "eps": spec.eps, "fused": True}
         # Each with its peak learning rate.
-        self._all: list[tuple[torch.optim.Optimizer, float]] = [(adamw, spec.lr)]
+        self._all: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.AdamW(groups, lr=spec.lr, **options), spec.lr)
+        ]
         if muon:
-            optimizer = BatchedMuon(
-                muon,
-                newton_schulz=newton_schulz,
-                lr=spec.muon_lr,
-                momentum=spec.muon_momentum,
-                weight_decay=spec.weight_decay,
-                ns_steps=NEWTON_SCHULZ_STEPS,
-            )
-            self._all.append((optimizer, spec.muon_lr))
+            options = decay | {"momentum": spec.muon_momentum, "newton_schulz": newton_schulz}
+            self._all.append((BatchedMuon(muon, lr=spec.muon_lr, **options), spec.muon_lr))
+        self.places = {
+            names[parameter]: (parameter, optimizer)
+            for optimizer, _ in self._all
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
 
     def step(self, factor: float) -> None:
         """Update every parameter at `factor` times its peak learning rate; drop gradients."""
@@ -203,32 +180,18 @@ class Optimizers:
         for optimizer, _ in self._all:
             optimizer.zero_grad(set_to_none=True)
 
-    def groups(self) -> list[list[str]]:
-        """Parameter names of each group of each optimizer."""
-        return [
-            [self._names[p] for p in group["params"]]
-            for optimizer, _ in self._all
-            for group in optimizer.param_groups
-        ]
-
     def state(self) -> NamedState:
         """The optimizers' tensors by parameter name; no copies."""
         return {
-            self._names[parameter]: dict(tensors)
-            for optimizer, _ in self._all
-            for parameter, tensors in optimizer.state.items()
+            name: dict(optimizer.state[parameter])
+            for name, (parameter, optimizer) in self.places.items()
+            if parameter in optimizer.state
         }
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over state by name, copied to the parameters' device; others start anew."""
-        places = {
-            self._names[parameter]: (parameter, optimizer)
-            for optimizer, _ in self._all
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
         for name, tensors in state.items():
-            parameter, optimizer = places[name]
+            parameter, optimizer = self.places[name]
             # Copied, so that its memory is aligned as a fresh tensor's is: some CPU kernels round
             # differently otherwise, and a resumed run would differ in the last bit.
             optimizer.state[parameter] = {

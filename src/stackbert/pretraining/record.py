@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from stackbert.errors import UserError
-from stackbert.files import Record, write_text
+from stackbert.files import Record, refuse_foreign, write_text
 from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields, load_recipe
 
@@ -27,8 +27,7 @@ class Request(BaseModel):
     """As loaded: "auto" is open still, the steps are those before scaling."""
     budget: str | None
     steps: int | None
-    corpus: str
-    """Its fingerprint."""
+    corpus: str  # its fingerprint
 
 
 class RunRecord(Record):
@@ -36,13 +35,10 @@ class RunRecord(Record):
 
     what: ClassVar[str] = "a run directory"
     request: Request
-    recipe: Recipe
-    """As run: nothing in it is left open."""
+    recipe: Recipe  # as run: nothing in it is left open
     corpus_folder: str
-    machine: dict[str, Any]
-    """Versions and hardware; "processes" if there were several."""
-    matrix_rate: PositiveFloat
-    """Measured FLOP/s of one process' matrix products: what MFU is a share of."""
+    machine: dict[str, Any]  # versions and hardware; "processes" if there were several
+    matrix_rate: PositiveFloat  # FLOP/s of one process' matrix products: what MFU is a share of
 
 
 def is_run(folder: Path) -> bool:
@@ -69,22 +65,16 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
             difference is named), or any run where `resume` is "never".
     """
     if not is_run(folder):
-        held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if held:
-            raise UserError(
-                f"{folder} is not empty and not a run directory (it holds {', '.join(held[:3])}"
-                f"{', …' if len(held) > 3 else ''}). Choose a new folder for --out."
-            )
+        refuse_foreign(folder, RunRecord.what, RUN)
         return None
     if resume == "never":
         raise UserError(
             f"{folder} holds a run already. Resume it (--resume auto) or choose a new folder."
         )
     record = read_run(folder)
-    then = record.request
-    differences = differing_fields(then.recipe, asked.recipe)
+    differences = differing_fields(record.request.recipe, asked.recipe)
     for name in ("budget", "steps", "corpus"):
-        there, here = getattr(then, name), getattr(asked, name)
+        there, here = getattr(record.request, name), getattr(asked, name)
         if there != here:
             differences.append(f"--{name} ({there or 'none'} there, {here or 'none'} here)")
     if differences:

@@ -15,7 +15,8 @@ from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import (
     describe,
-    explaining_out_of_memory,
+    differing,
+    gpu_settings,
     keep_memory,
     pick_device,
     synchronise,
@@ -36,8 +37,6 @@ from stackbert.pretraining.record import (
     Request,
     RunRecord,
     find_run,
-    is_run,
-    read_run,
     write_run,
 )
 from stackbert.pretraining.signals import StopRequest
@@ -50,8 +49,6 @@ from stackbert.units import parse_duration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["CHECKPOINTS", "MODEL", "RunRecord", "RunResult", "is_run", "pretrain", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,8 @@ def pretrain(
     """Train a model by progressive stacking (Gong et al., ICML 2019, Algorithm 1).
 
     A run that was killed and is called again ends with the same weights: to the last bit on the
-    same CPU, up to rounding on a GPU, whose fused attention adds up in no fixed order.
+    same kind of CPU with as many threads and the same torch, or with `deterministic` on the same
+    GPU, otherwise up to rounding.
 
     Args:
         recipe: from `load_recipe`.
@@ -127,8 +125,8 @@ def pretrain(
 
     Raises:
         UserError: a wrong recipe, corpus or folder; nothing was trained.
-        RunError: the loss is not finite, the disk or a GPU's memory is full; the last good
-            checkpoint is kept.
+        RunError: the loss is not finite, or disk or memory is full; the last good checkpoint is
+            kept.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written, the same call resumes.
 
     Example:
@@ -145,16 +143,15 @@ def pretrain(
     asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=corpus.fingerprint)
     folder = Path(out)
     keep_memory()
+    device = pick_device()
     with (
-        torch.random.fork_rng(),  # every step seeds dropout
+        gpu_settings(device, deterministic=recipe.deterministic),
         writing(f"training in {folder}"),
         init_distributed() as world,
-        explaining_out_of_memory(),
         contextlib.ExitStack() as stack,
     ):
         world.broadcast_object(lambda: stack.enter_context(locked(folder, f"{folder} is in use")))
         progress = (progress or Progress()) if world.is_main else Progress()
-        device = pick_device()
         watch = Stopwatch(lambda: synchronise(device))
         with watch.measuring("start-up"):
             # Only rank 0 looks into the run directory, which may be on its machine alone.
@@ -163,7 +160,7 @@ def pretrain(
             )
             if world.broadcast_object((folder / MODEL).exists):
                 progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
-                return _result(folder, world)
+                return world.broadcast_object(lambda: _result(folder), RunResult)
             fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
             tokenizer = world.all_pass(lambda: _check(recipe, corpus, fingerprint, world))
             if record is None:
@@ -171,6 +168,11 @@ def pretrain(
                     record = _new_record(asked, corpus, seconds, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
+            elif changed := differing(record.machine, describe(device)):
+                progress.say(
+                    f"Warning: the run began elsewhere ({changed}). It goes on, and rounds "
+                    "differently from here on."
+                )
 
         recipe, console = record.recipe, progress
         if world.is_main:
@@ -189,7 +191,8 @@ def pretrain(
                     model = recipe_model(recipe, corpus.vocabulary, state.depth, seed=recipe.seed)
                     moments = NamedState()
                 else:
-                    watch.carry_over(state.seconds)
+                    for kind, spent in state.seconds.items():
+                        watch.seconds[kind] += spent
                     model, moments = _load(checkpoints, state.counters.step, recipe, world)
                     done = f"{state.counters.step:,} of {recipe.total_steps:,}"
                     progress.say(f"resuming at step {done}")
@@ -218,25 +221,19 @@ def pretrain(
             with contextlib.suppress(UserError):  # a damaged ledger; said when the model is there
                 stages = stage_table(folder)
             with new_folder(folder / MODEL) as place:
+                options: dict[str, Any] = {"tokenizer": tokenizer, "weights": weights}
                 length = recipe.longest_sequence
-                save_model(
-                    trainer.model,
-                    place,
-                    tokenizer=tokenizer,
-                    sequence_length=length,
-                    weights=weights,
-                )
+                save_model(trainer.model, place, sequence_length=length, **options)
                 entropy = validation_entropy(recipe, corpus)
                 card = model_card(recipe, corpus, entropy, about, stages, record.machine, place)
                 (place / "README.md").write_text(card, encoding="utf-8")
-        return _result(folder, world)
+        return world.broadcast_object(lambda: _result(folder), RunResult)
 
 
 def _check(recipe: Recipe, corpus: Corpus, fingerprint: str, world: World) -> dict[str, bytes]:
     """Refuse rows that the processes cannot share, and a corpus that differs or is damaged.
 
-    Returns the files of its tokenizer, read before they are checked: what is changed while the run
-    trains reaches no checkpoint.
+    Returns its tokenizer's files, so that no change while the run trains reaches a checkpoint.
     """
     for index in range(len(recipe.stages)):
         rows = recipe.stage(index).sequences
@@ -268,22 +265,14 @@ def _new_record(
     """The request's recipe with nothing left open, over as many steps as fit into a budget."""
     recipe = asked.recipe if asked.steps is None else asked.recipe.scaled(asked.steps)
 
-    def tune() -> tuple[Recipe, float]:
-        with torch.device("meta"):  # a wrong model field is found before anything is written
-            recipe_model(recipe, corpus.vocabulary, recipe.stages[-1].depth)
-        return autotune(
-            recipe,
-            corpus,
-            device=device,
-            seconds=seconds,
-            world_size=world.size,
-            say=progress.say,
-        )
-
-    recipe, rate = world.broadcast_object(tune, tuple[Recipe, float])
+    options: dict[str, Any] = {"device": device, "seconds": seconds, "say": progress.say}
+    recipe, rate = world.broadcast_object(
+        lambda: autotune(recipe, corpus, world_size=world.size, **options), tuple[Recipe, float]
+    )
     if seconds is not None:
         progress.say("measuring seconds per step at every depth …")
-        timing = measure(recipe, corpus, device=device, world=world)
+        patience = min(30.0, 0.01 * seconds) if world.size == 1 else 0.0
+        timing = measure(recipe, corpus, device=device, patience=patience, world=world)
         pairs = zip(timing.step, recipe.stages, strict=True)
         pace = ", ".join(f"{1000 * step:.0f} ms at depth {s.depth}" for step, s in pairs)
         # Rank 0's clock decides for all.
@@ -293,7 +282,7 @@ def _new_record(
         request=asked,
         recipe=recipe,
         corpus_folder=str(corpus.folder),
-        machine=describe(device) | ({"processes": world.size} if world.size > 1 else {}),
+        machine=describe(device),
         matrix_rate=rate,
     )
 
@@ -325,14 +314,10 @@ def _load(
     return model, state
 
 
-def _result(folder: Path, world: World) -> RunResult:
-    def read() -> RunResult:
-        try:
-            stages, ledger = stage_table(folder), read_ledger(folder)
-        except UserError as error:
-            raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
-        loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
-        return RunResult(folder, folder / MODEL, stages, loss, ledger.wall.dropna().iloc[-1])
-
-    result: RunResult = world.broadcast_object(read, RunResult)
-    return result
+def _result(folder: Path) -> RunResult:
+    try:
+        stages, ledger = stage_table(folder), read_ledger(folder)
+    except UserError as error:
+        raise UserError(f"{error} The model is whole: {folder / MODEL}.") from error
+    loss = float(ledger.loss[ledger.kind == "evaluation"].iloc[-1])
+    return RunResult(folder, folder / MODEL, stages, loss, ledger.wall.dropna().iloc[-1])

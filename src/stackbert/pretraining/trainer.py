@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo
-from torch import Tensor
+from torch import Tensor, nn
 
 from stackbert.batches.batches import IGNORED, Batch, training_plan
 from stackbert.batches.randomness import derive_key
 from stackbert.corpus.store import Corpus
 from stackbert.corpus.tokenizer import Vocabulary
-from stackbert.encoder import EAGER, compiled, supports_masked_forward
+from stackbert.encoder import EAGER, BF16Norm, compiled, supports_masked_forward
 from stackbert.growth.grow import grow_optimizer_state, grow_with_origins
 from stackbert.machine import DTYPES, working_precision
 from stackbert.model import create_model
@@ -23,16 +23,15 @@ from stackbert.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-POSITIONS_AT_ONCE = {"cpu": 8192, "cuda": 16384}
-"""Positions of a micro-batch that was not measured, and of evaluations. At 24 × 1024 in bf16
-autocast that is some 16 GB of activations on a GPU (40 bytes a position, layer and unit)."""
+POSITIONS_AT_ONCE = {"cpu": 8192, "cuda": 65536}
+"""Positions of a micro-batch that was not measured, and of evaluations. At 12 × 768 in bf16
+autocast that is some 24 GB of activations on a GPU (40 bytes a position, layer and unit)."""
 
 
 class Trainer:
-    """A model in training: `step`, `evaluate`, `grow`.
+    """A model in training, weights and optimizer state in fp32: `step`, `evaluate`, `grow`.
 
-    Weights and optimizer state are fp32 whatever the precision of the forward pass. Of the
-    (autotuned) recipe, stages and files are the caller's. `state` is the optimizer's, of a run that
+    `recipe` is autotuned; its stages are the caller's. `state` is the optimizer's, of a run that
     resumes. Of the `world`, each process does the rows that it is given.
     """
 
@@ -54,11 +53,16 @@ class Trainer:
         self._world = world
         self._compile = recipe.compile is True and supports_masked_forward(model)
         self._compiled: set[tuple[int, ...]] = set()  # shapes
+        self._halvings = 0  # of the micro-batch, where the GPU's memory ended
         self._last_step: Any = None  # a CUDA event, once there is one
         self._take(model, state or {})
 
     def _take(self, model: "PreTrainedModel", state: NamedState) -> None:
         self.model = model.to(self.device)  # type: ignore[arg-type]
+        if self._recipe.bf16_norms and self._precision == "bf16":
+            for module in self.model.modules():
+                if type(module) is nn.LayerNorm:
+                    module.__class__ = BF16Norm
         self.parallel = ParallelModel(self.model, self._world, self._recipe.engine)
         dtype = DTYPES[self._precision]
         self.optimizers = Optimizers(self.model, self._recipe.optimizer, newton_schulz=dtype)
@@ -82,8 +86,12 @@ class Trainer:
 
     def _shape(self, batch: Batch) -> tuple[int, ...]:
         rows, length = batch.input_ids_BS.shape
-        size = rows_at_once(self.micro_batch, rows, length, self.device)
+        size = self._rows_at_once(rows, length)
         return size, rows % size, length, batch.columns_BK.shape[1], min(self.depth, 2)
+
+    def _rows_at_once(self, rows: int, length: int, micro_batch: int | str | None = None) -> int:
+        size = rows_at_once(micro_batch or self.micro_batch, rows, length, self.device)
+        return max(1, size >> self._halvings)
 
     def step(self, number: int, batch: Batch, factor: float) -> Tensor:
         """Train on one batch.
@@ -103,20 +111,18 @@ class Trainer:
         """
         seed = derive_key(self._recipe.seed, "dropout", number)
         # Rank 0 drops the units that a run in one process drops, the other ranks others.
-        torch.manual_seed(derive_key(seed, "rank", self._world.rank) if self._world.rank else seed)
+        seed = derive_key(seed, "rank", self._world.rank) if self._world.rank else seed
         batch = batch.to(self.device)
         rows = len(batch) * self._world.size
-        masked = batch.columns_BK.numel() * self._world.size
-        size, *_ = self._shape(batch)
-        sums = torch.zeros(2, device=self.device)
-        for start in range(0, len(batch), size):
-            last = start + size >= len(batch)
-            sums += self.backward(batch.rows(start, start + size), masked, rows, last=last)
+        masked = self._world.all_reduce((batch.labels_BK != IGNORED).sum()).clamp(min=1)
+        sums = None
+        while sums is None:
+            torch.manual_seed(seed)
+            sums = self._backward_in_parts(batch, masked, rows)
         sums = self._world.all_reduce(sums)
         self._compiled.add(self._shape(batch))
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.model.parameters() if p.grad is not None]
-        )
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         sums = sums.double()
         result = torch.stack([sums[0] / masked, sums[1] / rows, full_tensor(norm).double()])
         if self._check_finite and not result.isfinite().all():
@@ -131,10 +137,31 @@ class Trainer:
             self._last_step.record()
         return result
 
-    def backward(self, batch: Batch, masked: int, rows: int, *, last: bool = True) -> Tensor:
-        """Add the gradients of some rows, on the device, to the model's; the two losses (2,),
-        summed over these rows. `masked` positions and `rows` are those of the whole step; with this
-        process' `last` rows of it, gradients are exchanged."""
+    def _backward_in_parts(self, batch: Batch, masked: Tensor, rows: int) -> Tensor | None:
+        """`backward` in micro-batches; None if memory ended, after which these are half as large.
+        Not until this has returned are the tensors of the failed pass freed."""
+        size, *_ = self._shape(batch)
+        sums = torch.zeros(2, device=self.device)
+        try:
+            for start in range(0, len(batch), size):
+                last = start + size >= len(batch)
+                sums += self.backward(batch.rows(start, start + size), masked, rows, last=last)
+        except torch.OutOfMemoryError:
+            if size == 1 or self._world.size > 1:  # the other processes would wait for this one
+                raise
+            self.optimizers.zero_grad()
+            self._halvings += 1
+            return None
+        return sums
+
+    def backward(
+        self, batch: Batch, masked: int | Tensor, rows: int, *, last: bool = True
+    ) -> Tensor:
+        """Add the gradients of some rows, on the device; returns their losses (2,), summed.
+
+        `masked` positions and `rows` are those of the whole step; with this process' `last` rows of
+        it, gradients are exchanged.
+        """
         kernels, limit = EAGER, contextlib.nullcontext()
         if self._compile:
             kernels = compiled(self.device.type)
@@ -156,11 +183,10 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
-        """Mean masked-LM and next-sentence loss of a validation batch (all its rows, on every
-        process, which does its share). Never compiled nor in the micro-batches of training: it is
-        seldom and of another shape."""
+        """Mean masked-LM and next-sentence loss of a validation batch: all its rows, on every
+        process, which does its share. Not compiled, as it is seldom and of another shape."""
         rows, length = batch.input_ids_BS.shape
-        size = rows_at_once("auto", rows, length, self.device)
+        size = self._rows_at_once(rows, length, "auto")
         share = batch.share(self._world.rank, self._world.size).to(self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.model.train(False)
@@ -210,20 +236,17 @@ class Trainer:
         }
 
     def grow(self, depth: int, number: int) -> None:
-        """Replace the model by one of `depth` layers; the optimizer's state follows by name.
-
-        `number`, of the step before which this happens, seeds fresh layers and noise.
-        """
-        growth_spec = self._recipe.growth
+        """Replace the model by one of `depth` layers, with the optimizer's state, before a step
+        whose number seeds fresh layers and noise."""
+        spec = self._recipe.growth
         seed = derive_key(self._recipe.seed, "growth", number) >> 1  # torch seeds are signed
         source = self.model
         if self.parallel.is_sharded:
             source = type(self.model)(self.model.config)
             source.load_state_dict({n: t.cpu() for n, t in self.parallel.full_weights().items()})
-        growth = grow_with_origins(source, depth, growth_spec.rule, seed=seed)
+        growth = grow_with_origins(source, depth, spec.rule, seed=seed)
         state = self.full_optimizer_state()
-        state = grow_optimizer_state(state, growth, growth_spec.optimizer_state)
-        self._take(growth.model, state)
+        self._take(growth.model, grow_optimizer_state(state, growth, spec.optimizer_state))
 
 
 def rows_at_once(
@@ -239,21 +262,15 @@ def recipe_model(
     recipe: Recipe, vocabulary: Vocabulary, depth: int, *, seed: int = 0
 ) -> "PreTrainedModel":
     """A freshly initialised model of a recipe at some depth, on the CPU (or torch's device)."""
-    return create_model(
-        recipe.model,
-        depth=depth,
-        vocabulary=vocabulary,
-        sequence_length=recipe.longest_sequence,
-        next_sentence=recipe.objective.next_sentence,
-        seed=seed,
-    )
+    length, pairs = recipe.longest_sequence, recipe.objective.next_sentence
+    shape: dict[str, Any] = {"depth": depth, "sequence_length": length, "next_sentence": pairs}
+    return create_model(recipe.model, vocabulary=vocabulary, seed=seed, **shape)
 
 
 def stage_flops(recipe: Recipe, corpus: Corpus) -> list[int]:
     """FLOPs of a training step of each stage, over all processes."""
     plan, flops = training_plan(recipe, corpus), []
-    for index, first_step in enumerate(recipe.boundaries[:-1]):
-        stage = recipe.stage(index)
+    for stage, first_step in zip(plan.stages, recipe.boundaries, strict=False):
         with torch.device("meta"):
             model = recipe_model(recipe, corpus.vocabulary, stage.depth)
         rows, masked = plan.masked_rows(first_step)
