@@ -88,7 +88,7 @@ def _on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _linear(x: Tensor, *maps: nn.Linear) -> Sequence[Tensor]:
+def _linear(x: Tensor, *maps: nn.Linear) -> Sequence[Any]:
     """Linear maps of one input; on a GPU one product, and one for the input's gradient."""
     if _on_cpu(x):
         return [linear(x) for linear in maps]

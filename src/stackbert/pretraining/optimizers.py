@@ -58,8 +58,8 @@ class BatchedMuon(torch.optim.Muon):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1.0 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum)
-        whole_NRC = torch.stack([full_tensor(update) for update in updates])  # a shard will not do
+        torch._foreach_lerp_(gradients, buffers, momentum)  # in place, as shards can in torch 2.11
+        whole_NRC = torch.stack([full_tensor(each) for each in gradients])  # a shard will not do
         directions_NRC = orthogonalise(whole_NRC, self._dtype)
         moves = [distribute_tensor(d, p) for d, p in zip(directions_NRC, parameters, strict=True)]
         # A tall matrix's orthogonal update moves its outputs less; torch's "original" adjustment.
