@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 import reporting
-from overhead import SMOKE, recipe_at
+from overhead import recipe_at
 from stackbert.corpus.build import build_corpus
 from stackbert.demo import write_factbook
 
@@ -97,22 +97,17 @@ def main() -> None:
     add("--budget", default="60m")
     add("--leak", type=float, default=16.0, help="MiB an hour by which memory may rise")
     add("--out", type=Path, default=reporting.RESULTS, help="folder of the report")
-    add("--smoke", action="store_true", help="a tiny model for seconds, to see that it runs")
     given = parser.parse_args()
-    depths, every, settings = [1, 2, 4, 8], 5.0, ["checkpoint={every_minutes: 1}"]
-    if given.smoke:
-        depths, every, settings = [1, 2], 0.02, [*settings, *SMOKE, "log_every=1"]
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
         write_factbook(folder / "text.txt")
         build_corpus(folder / "corpus", text=folder / "text.txt", vocab_size=2048, validation=0.05)
-        recipe = recipe_at("small-cpu", depths, settings)
+        recipe = recipe_at("small-cpu", [1, 2, 4, 8], ["checkpoint={every_minutes: 1}"])
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         command = [sys.executable, "-m", "stackbert", "pretrain", str(folder / "recipe.yaml")]
         command += ["--corpus", str(folder / "corpus"), "--out", str(folder / "run")]
-        command += ["--steps=200"] if given.smoke else ["--budget", given.budget]
-        readings = watch(command, folder / "run", every)
+        readings = watch([*command, "--budget", given.budget], folder / "run", 5.0)
     table = judge(readings)
     rises = (table["MiB an hour"] > given.leak) | (table.filter(like="more ") > 0).any(axis=1)
     at = ", ".join(map(str, table.depth[rises]))
@@ -122,13 +117,12 @@ def main() -> None:
     ]
     report = reporting.write_report(
         given.out,
-        "soak-smoke" if given.smoke else "soak",
+        "soak",
         "Memory, files and threads over time",
         {"Second half of each depth": table},
         notes=notes,
         seconds=time.monotonic() - begun,
         formats={"minutes": "{:.1f}", "memory, MiB": "{:,.0f}", "MiB an hour": "{:+.1f}"},
-        smoke=given.smoke,
     )
     print(report)
     sys.exit(bool(rises.any()))

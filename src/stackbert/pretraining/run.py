@@ -13,7 +13,7 @@ from stackbert.batches.batches import data_sentences, validation_entropy
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
-from stackbert.machine import describe, differing, keep_memory, pick_device, synchronise
+from stackbert.machine import describe, keep_memory, pick_device, synchronise
 from stackbert.model import model_class
 from stackbert.model_files import read_config, save_model
 from stackbert.pretraining.autotune import autotune, measure, scaled_to
@@ -38,6 +38,7 @@ from stackbert.pretraining.tracking import TRACKERS, open_tracker
 from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
+from stackbert.recipes import differing_fields
 from stackbert.tables import Frame, table_text
 from stackbert.units import parse_duration
 
@@ -160,10 +161,10 @@ def pretrain(
                     record = _new_record(asked, corpus, seconds, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
-            elif changed := differing(record.machine, describe(device)):
+            elif changed := differing_fields(record.machine, describe(device)):
                 progress.say(
-                    f"Warning: the run began elsewhere ({changed}). It goes on, and rounds "
-                    "differently from here on."
+                    f"Warning: the run began elsewhere: {', '.join(changed)}. It goes on, and may "
+                    "round differently from here on."
                 )
 
         recipe = record.recipe
