@@ -13,12 +13,7 @@ from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
-from stackbert.machine import (
-    Precision,
-    fastest_precision,
-    keep_memory,
-    pick_device,
-)
+from stackbert.machine import Precision, fastest_precision, keep_memory, pick_device
 from stackbert.model import forward_flops, parameter_count
 from stackbert.pretraining.autotune import (
     Timing,
@@ -124,9 +119,10 @@ def plan(
         )
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
-    opened: Corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
-    if corpus is not None:
-        opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    if corpus is None:
+        corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
+    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    if not isinstance(opened, SyntheticCorpus):
         opened.verify()
 
     notes: list[str] = []
