@@ -1,13 +1,12 @@
 """Disturb a tiny run at a random moment, run the same command again, and look at its end.
 
     python benchmarks/adversary.py --rounds 1000
-    python benchmarks/adversary.py --only SIGKILL --only damaged-text --rounds 50
 
 A round is a run in one process or two, a disturbance, and the command again: once while the
 disturbance lasts, then without it. It must end with the bits of an undisturbed run, and a process
 that does not get there must say why in a sentence. A traceback, a hang, a step lost before the
 newest checkpoint or a half-written file are failures. Processes are forked from this one, in which
-all is imported. Seed and number decide a round, but for the moment. Exit code 1 if one failed.
+all is imported, on a small tmpfs (so this needs root). Exit code 1 if a round failed.
 """
 
 import argparse
@@ -27,7 +26,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +44,8 @@ TINY = [
     *("checkpoint={every_steps: 2, every_minutes: null, keep: 3}", "optimizer.name=adamw"),
     *("precision=fp32", "compile=false"),
 ]
-TIMED = {"seconds", "tokens_per_second", "mfu", "growth_seconds", "wall"}  # by a clock
-HANGS, ALONE = 60.0, 5.0
-"""Seconds a process may take; and in start-up, without the other rank, until it is ended."""
+HANGS, ALONE = 60.0, 5.0  # seconds; the second in start-up, where a rank waits for the other
+Undo = Callable[[], object] | None
 
 
 class Trial:
@@ -56,14 +53,10 @@ class Trial:
 
     def __init__(self, folder: Path, corpus: Path, seed: str, ranks: int) -> None:
         self.folder, self.draw, self.ranks = folder, random.Random(seed), ranks
-        self.run, self.corpus, self.log = (
-            folder / "run",
-            folder / "corpus",
-            corpus.with_name("log.txt"),
-        )
+        self.run, self.corpus, self.log = folder / "run", folder / "corpus", corpus / "../log.txt"
         shutil.copytree(corpus, self.corpus)
-        self.limit: Callable[[random.Random], object] | None = None
-        self.processes: list[ForkProcess] = []
+        self.limit: Callable[[random.Random], object] = bool
+        self.processes: list[Any] = []
         self.refused = self.damaged = self.known = 0  # the last two: steps of checkpoints
 
     def start(self) -> None:
@@ -79,15 +72,12 @@ class Trial:
 
     def fork(self, environment: dict[str, str]) -> None:
         """The command in one process."""
-        words = ["pretrain", "demo", "--corpus", str(self.corpus), "--out", str(self.run)]
+        words = ["pretrain", "demo", f"--corpus={self.corpus}", f"--out={self.run}"]
 
         def command() -> None:
-            log = os.open(self.log, os.O_APPEND | os.O_WRONLY)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
+            sys.stdout = sys.stderr = self.log.open("a", buffering=1)
             os.environ.update(environment)
-            (self.limit or bool)(self.draw)
+            self.limit(self.draw)
             sys.argv = ["stackbert", *words, *(f"--set={each}" for each in TINY)]
             stackbert()
 
@@ -99,58 +89,57 @@ class Trial:
         left = [process for process in self.processes if process.is_alive()]
         for process in self.draw.sample(left, self.draw.randint(1, len(left))) if left else []:
             for number in numbers:
-                os.kill(process.pid or 0, number)
+                os.kill(process.pid, number)
                 time.sleep(0.2 if number == signal.SIGSTOP else 0.0)
 
-    def wait(self) -> list[int]:
-        """Exit codes of all processes, if they have ended in a way that is right."""
+    def wait(self) -> bool:
+        """Until all processes have ended; whether the run is finished. What is wrong is raised."""
         begun = time.monotonic()
         while any(process.is_alive() for process in self.processes):
             time.sleep(0.004)
             starts = not re.search("resuming at|step 0:", self.log.read_text())
             is_lonely = starts and any(process.exitcode for process in self.processes)
             if time.monotonic() > begun + (ALONE if is_lonely else HANGS):
-                self.send(KILL)  # in start-up torchrun would do it, too
+                self.send(signal.SIGKILL)  # in start-up torchrun would do it, too
                 assert is_lonely, f"a process hangs: {self.log.read_text()}"
-        said, codes = self.log.read_text(), [process.exitcode or 0 for process in self.processes]
-        sentences = re.findall(r"^stackbert: .*\.$", said, re.MULTILINE)
+        said, codes = self.log.read_text(), {process.exitcode or 0 for process in self.processes}
         may_be_silent = self.ranks > 1 or not said  # one speaks for all; its output is closed
+        is_right = codes <= {0, -signal.SIGKILL} or re.search(
+            r"^stackbert: .*\.$", said, re.MULTILINE
+        )
         assert "Traceback" not in said, said
-        assert sentences or may_be_silent or set(codes) <= {0, -9}, f"{codes}, no sentence: {said}"
-        resumed = int((re.findall(r"resuming at step (\d+)", said) or ["99"])[0])
-        lost = resumed < self.known or (self.known and "step 0:" in said)
+        assert is_right or may_be_silent, f"{codes} without a sentence: {said}"
+        began = re.findall(r"resuming at step (\d+)|step (0):", said)
+        lost = began and int(began[0][0] or 0) < self.known
         assert not lost, f"steps before {self.known} are lost: {said}"
-        self.refused += bool({1, 2} & set(codes))
-        return codes
+        self.refused += bool({1, 2} & codes)
+        return codes == {0} and (self.run / "model").exists()
 
     def checkpoints(self) -> dict[int, Path]:
         """By their step."""
         return {int(p.name[5:]): p for p in self.run.glob("checkpoints/step-????????")}
 
     def results(self) -> dict[str, Any]:
-        """What must be equal: files' bytes, and the ledger without its clock."""
+        """What must be equal: files' bytes, and the ledger's steps and losses."""
         last, model = max(self.checkpoints().values()), self.run / "model"
         files = [last / "model.safetensors", last / "optimizer.safetensors"]
         files += [model / "model.safetensors", model / "tokenizer.json"]
         lines = map(json.loads, (self.run / "metrics.jsonl").read_bytes().splitlines())
-        ledger = [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
+        ledger = [(line["kind"], line["step"], line.get("loss")) for line in lines]
         return {"ledger": ledger} | {f"{p.parent.name}/{p.name}": p.read_bytes() for p in files}
-
-
-Undo = Callable[[], object] | None
-KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
 
 def damage(trial: Trial, pattern: str) -> Undo:
     """Another bit in a file of the corpus, or of a run that was killed; or less of it, or none."""
     if in_run := pattern.startswith("run"):
-        trial.send(KILL)
-        trial.wait()
+        trial.send(signal.SIGKILL)
+        if trial.wait():  # it is finished
+            return None
     if not (paths := sorted(path for path in trial.folder.glob(pattern) if path.is_file())):
         return None
     path = trial.draw.choice(paths)
-    content = path.read_bytes()
-    at, way = trial.draw.randrange(len(content)), trial.draw.randrange(3)
+    content, way = path.read_bytes(), trial.draw.randrange(3)
+    at = trial.draw.randrange(len(content))
     if way == 0:
         path.unlink()
     elif path.suffix == ".jsonl" or (way == 1 and in_run):  # nothing secures the ledger's digits
@@ -159,42 +148,25 @@ def damage(trial: Trial, pattern: str) -> Undo:
         with path.open("r+b") as file:
             file.seek(at)
             file.write(bytes([content[at] ^ 1 << trial.draw.randrange(8)]))
-    if "step" not in pattern:
-        return lambda: path.write_bytes(content)
-    trial.damaged = int(path.parent.name[5:])
-    return None
-
-
-def move(trial: Trial) -> Undo:
-    """The run's folder gets another name, and back the old one."""
-    away = trial.run.with_name("away")
-    with contextlib.suppress(FileNotFoundError):
-        trial.run.rename(away)
-    return lambda: away.exists() and (shutil.rmtree(trial.run), away.rename(trial.run))
+    trial.damaged = int(path.parent.name[5:]) if "step" in pattern else 0
+    return None if trial.damaged else lambda: path.write_bytes(content)
 
 
 def fill(trial: Trial) -> Undo:
     """The disk has no byte left, or no inode."""
-    size, disk = trial.draw.choice((0, 1 << 18)), trial.folder.parent
-    with contextlib.suppress(OSError):
-        for number in itertools.count():
-            (disk / f"{number}.fill").write_bytes(bytes(size))
+    disk, numbers = trial.folder.parent, itertools.count()
+    for size in trial.draw.choice(((0,), (1 << 18, 1 << 12))):
+        with contextlib.suppress(OSError):
+            while True:
+                (disk / f"{next(numbers)}.fill").write_bytes(bytes(size))
     return lambda: [path.unlink(missing_ok=True) for path in disk.glob("*.fill")]
-
-
-def set_clock_back(trial: Trial) -> None:
-    """As files of the last minutes look after it: they come from the future."""
-    for path in (*trial.corpus.rglob("*"), *trial.run.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path, (time.time() + 86400,) * 2)
 
 
 def close_output(draw: random.Random) -> None:
     """As `| head` does."""
     reader, writer = os.pipe()
     os.close(reader)
-    os.dup2(writer, 1)
-    os.dup2(writer, 2)
+    sys.stdout = sys.stderr = os.fdopen(writer, "w", buffering=1)
 
 
 def restrict(draw: random.Random) -> None:
@@ -205,103 +177,95 @@ def restrict(draw: random.Random) -> None:
     resource.setrlimit(kind, (draw.randint(least, most),) * 2)
 
 
-STRIKES: dict[str, Callable[[Trial], Undo]] = {
-    "SIGKILL": lambda trial: trial.send(KILL),
-    "SIGTERM": lambda trial: trial.send(TERM),
-    "SIGINT": lambda trial: trial.send(signal.SIGINT),
-    "SIGHUP": lambda trial: trial.send(signal.SIGHUP),
-    "three-signals": lambda trial: trial.send(TERM, TERM, signal.SIGINT),
-    "stop": lambda trial: trial.send(signal.SIGSTOP, signal.SIGCONT),
-    "ranks-SIGKILL": lambda trial: trial.send(KILL),
-    "ranks-SIGTERM": lambda trial: trial.send(TERM),
-    "ranks-stop": lambda trial: trial.send(signal.SIGSTOP, signal.SIGCONT),
-    "damaged-text": lambda trial: damage(trial, "corpus/*/*.bin"),
-    "damaged-tokenizer": lambda trial: damage(trial, "corpus/tokenizer/*"),
-    "damaged-checkpoint": lambda trial: damage(trial, "run/checkpoints/step-????????/*"),
-    "damaged-ledger": lambda trial: damage(trial, "run/metrics.jsonl"),
-    "damaged-record": lambda trial: damage(trial, "run/r*.*"),
-    "moved": move,
-    "full-disk": fill,
-    "clock-set-back": set_clock_back,
-    "second-process": lambda trial: trial.fork({}),
-}
-LIMITS: dict[str, Callable[[random.Random], object]] = {
-    "umask": lambda draw: os.umask(0o077),
-    "closed-pipe": close_output,
-    "limits": restrict,
-}
+NAMES = [
+    *("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGTERM,SIGTERM,SIGINT", "SIGSTOP,SIGCONT"),
+    *("ranks:SIGKILL", "ranks:SIGTERM", "ranks:SIGSTOP,SIGCONT", "corpus/*/*.bin"),
+    *("corpus/tokenizer/*", "run/checkpoints/step-????????/*", "run/metrics.jsonl", "run/r*.*"),
+    *("full-disk", "clock-set-back", "second-process", "umask", "closed-pipe", "limits"),
+]
+LIMITS = {"umask": lambda draw: os.umask(0o077), "closed-pipe": close_output, "limits": restrict}
 
 
-def play(trial: Trial, name: str, seconds: float) -> str:
-    """A round; how it went, or AssertionError."""
-    trial.limit = LIMITS.get(name)
-    trial.start()
-    time.sleep(trial.draw.uniform(0, seconds))
-    undo = STRIKES.get(name, lambda trial: None)(trial)
-    codes = trial.wait()
-    for lasts in (True, False):
-        if any(codes) or not (trial.run / "model").exists():
-            if not lasts:
-                trial.limit = None
+def strike(trial: Trial, name: str) -> Undo:
+    """Signals to the processes, damage to files, or something else."""
+    if "SIG" in name:
+        trial.send(*(signal.Signals[each] for each in name.rpartition(":")[2].split(",")))
+    elif name == "second-process":
+        trial.fork({})
+    elif name == "clock-set-back":  # files of the last minutes come from the future
+        for path in (*trial.corpus.rglob("*"), *trial.run.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path, (time.time() + 86400,) * 2)
+    elif name == "full-disk":
+        return fill(trial)
+    return damage(trial, name) if "/" in name else None
+
+
+def play(trial: Trial, name: str, seconds: float, expected: dict[str, Any]) -> str:
+    """A round; how it went."""
+    undo, trial.limit = None, LIMITS.get(name, bool)
+    try:
+        trial.start()
+        time.sleep(trial.draw.uniform(0, seconds))
+        undo = strike(trial, name)
+        for turn in range(3):
+            if trial.wait():
+                break
+            assert turn < 2, f"it does not go on: {trial.log.read_text()}"
+            if turn == 1:  # what lasted is over
+                trial.limit = bool
                 (undo or list)()
             trial.start()
-            codes = trial.wait()
-    assert not any(codes), f"it does not go on: {trial.log.read_text()}"
-    paths = list(trial.run.rglob("*"))
-    assert not [path for path in paths if path.name.endswith(".partial")], "half-written files"
-    assert name != "umask" or not [p for p in paths if p.stat().st_mode & 0o77], "umask"
+        assert not list(trial.run.rglob("*.partial")), "half-written files"
+        modes = {path.stat().st_mode & 0o77 for path in trial.run.rglob("*")}
+        assert name != "umask" or modes == {0}, "the umask does not hold"
+        found = trial.results()
+        assert found == expected, [each for each in found if found[each] != expected[each]]
+    except (AssertionError, OSError, ValueError) as error:
+        return f"FAILED: {error!r}"
+    finally:
+        for process in trial.processes:
+            process.kill()
+        if name == "full-disk" and undo:
+            undo()
     return "refused, then identical" if trial.refused else "identical"
 
 
 def main() -> None:
     """Run it all; see the module's text."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", action="append", choices=[*STRIKES, *LIMITS])
+    parser.add_argument("--seed", type=int, default=0, help="decides a round, but for the moment")
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     torch.set_num_threads(1)
-    names = given.only or [*STRIKES, *LIMITS]
-    rows, alone, begun = [], {}, time.monotonic()
+    rows, alone = [], {}
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adversary ü ")))
-        write_factbook(place / "all.txt")
-        articles = (place / "all.txt").read_text("utf-8").split("\n\n")
-        (place / "text.txt").write_text("\n\n".join(each[:1500] for each in articles[:64]), "utf-8")
-        build = ["corpus", place / "corpus", "--text", place / "text.txt", "--vocab-size", "512"]
-        build += ["--validation", "0.2"]
+        text, corpus, disk = place / "text.txt", place / "corpus", place / "disk"
+        write_factbook(text)
+        text.write_text(text.read_text("utf-8")[:150_000], "utf-8")
+        build = ["corpus", corpus, "--text", text, "--vocab-size", "512", "--validation", "0.3"]
         subprocess.run([sys.executable, "-m", "stackbert", *build], check=True)
-        (disk := place / "disk").mkdir()
+        disk.mkdir()
         options = ["-t", "tmpfs", "-o", "size=32m,nr_inodes=500", "tmpfs"]
         subprocess.run(["mount", *options, disk], check=True)
         stack.callback(subprocess.run, ["umount", disk], check=True)
-        for ranks in (1, 2):
-            trial, start = Trial(disk / str(ranks), place / "corpus", "", ranks), time.monotonic()
-            trial.start()
-            trial.wait()
-            alone[ranks] = trial.results(), time.monotonic() - start
+        for number in range(-2, given.rounds):  # the first two are left alone
+            name, seed = NAMES[number % len(NAMES)], f"{given.seed} {number}"
+            ranks = -number if number < 0 else 1 + name.startswith("ranks")
+            trial, begun = Trial(disk / "it", corpus, seed, ranks), time.monotonic()
+            if number < 0:
+                trial.start()
+                trial.wait()
+                alone[ranks] = time.monotonic() - begun, trial.results()
+            else:
+                rows.append((name, play(trial, name, *alone[ranks])))
+                print(f"{number:>5} {name}: {rows[-1][1]}", flush=True)
             shutil.rmtree(trial.folder)
-        for number in range(given.rounds):
-            what, seed = names[number % len(names)], f"{given.seed} {number}"
-            ranks = 1 + what.startswith("ranks")
-            trial = Trial(disk / str(number), place / "corpus", seed, ranks)
-            expected, seconds = alone[ranks]
-            try:
-                outcome, found = play(trial, what, seconds), trial.results()
-                differing = [each for each in expected if found[each] != expected[each]]
-                assert not differing, f"another end: {differing}"
-            except (AssertionError, OSError, ValueError) as error:
-                outcome = "FAILED"
-                print(f"--- round {number}, {what}: {error!r}\n", flush=True)
-            shutil.rmtree(trial.folder)
-            for path in disk.glob("*.fill"):
-                path.unlink()
-            rows.append((what, outcome))
     table = pd.DataFrame(rows, columns=["disturbance", "outcome"])
+    table.outcome = table.outcome.str.partition(":")[0]
     print(pd.crosstab(table.disturbance, table.outcome, margins=True).to_string())
-    print(f"{given.rounds} rounds in {time.monotonic() - begun:.0f} s; alone {alone[1][1]:.1f} s.")
     sys.exit("FAILED" in set(table.outcome))
 
 

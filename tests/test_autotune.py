@@ -116,7 +116,7 @@ def test_micro_batches_that_divide_the_step_are_tried_until_memory_ends(monkeypa
     assert tried == [8, 16, 32]
 
 
-@pytest.mark.parametrize("busy", range(-8, 40, 4))
+@pytest.mark.parametrize("busy", range(10))
 def test_a_busy_while_does_not_change_what_is_chosen(busy: int, monkeypatch) -> None:
     """Eight seconds in which everything takes three times as long, whenever they begin."""
     now = [0.0]

@@ -143,7 +143,7 @@ OWN = "finetune {model} --task own --data {recipe} --out {out}"
         ("finetune --group a --task rte --data {corpus} --out {out}", "NAME=RUN,RUN,RUN"),
         ("report {model} --out {out}/x.html", "{model}"),
         ("attention {model} --text {recipe} --out {run}", "{run} is not empty and not a measure"),
-        ("plan {recipe} --corpus {small}", "{small} was changed after it was built"),
+        ("plan {recipe} --device cpu --corpus {small}", "{small} was changed after it was built"),
         ("compare {recipe} --corpus {small} --out {out}", "{small} was changed after it was built"),
         (f"{TRAIN} --set optimizer.betas=[1,1]", "optimizer.betas.0: input should be less than 1"),
         (f"{TRAIN} --set stages.0.depth=1000000000", "less than or equal to 1000, got 1000000000"),
@@ -199,6 +199,7 @@ def test_a_terminal_that_is_closed_ends_no_work(monkeypatch) -> None:
     master, slave = pty.openpty()
     said: list[str] = []
     with contextlib.suppress(OSError), os.fdopen(slave, "w", buffering=1) as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
         monkeypatch.setattr(sys, "stderr", terminal)
         with console_progress() as progress:
             assert isinstance(progress, Bar)

@@ -141,13 +141,6 @@ def compiling_lacks(device: torch.device) -> str | None:
     return None
 
 
-def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What two machines differ in that decides how sums are rounded; "" if nothing."""
-    names = ("device", "threads", "torch", "processes")
-    changed = [name for name in names if there.get(name) != here.get(name)]
-    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in changed)
-
-
 def describe(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record of a run."""
     ours = "run from its source"

@@ -129,9 +129,10 @@ def plan(
         )
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
-    opened: Corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
-    if corpus is not None:
-        opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    if corpus is None:
+        corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
+    opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    if not isinstance(opened, SyntheticCorpus):
         opened.verify()
 
     notes: list[str] = []

@@ -89,6 +89,13 @@ def test_a_pair_is_cut_at_any_of_its_sentences_or_in_the_middle_half_of_one():
     assert set(cuts_of(numbered(4000), 10, 43, 20)) == set(range(10, 30))
 
 
+def test_no_part_of_a_pair_is_shorter_than_eight_tokens():
+    # Sentences everywhere: before every token a row may be cut.
+    stream = numbered(4000, sentences=range(4000))
+    assert set(cuts_of(stream, 10, 43, 100)) == set(range(8, 33))
+    assert set(cuts_of(stream, 10, 19, 100)) == set(range(4, 13)), "a quarter of a short row"
+
+
 def test_the_label_cannot_be_told_from_the_lengths(marked):
     batches = plan(marked, shape(1, 40, 43), next_sentence=True)
     lengths: dict[int, list[int]] = {0: [], 1: []}

@@ -106,8 +106,8 @@ def test_a_resume_on_another_machine_is_said(stopped, tiny_corpus, tmp_path) -> 
     record.model_copy(update={"machine": machine}).write(run / "run.json")
     pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=(heard := At()))
     (said,) = (text for text in heard.said if "the run began elsewhere" in text)
-    assert "device CPU of another kind there" in said
-    assert "threads 64 there, " in said
+    assert "device (CPU of another kind there, " in said
+    assert "threads (64 there, " in said
     pretrain(RECIPE, corpus=tiny_corpus, out=stopped.with_name("same"), progress=(heard := At()))
     assert not any("the run began elsewhere" in text for text in heard.said)
 

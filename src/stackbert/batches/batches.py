@@ -32,6 +32,8 @@ MAX_KEY = np.uint64(2**64 - 1)
 """The random key of a token that must not be masked: the lowest keys of a row are."""
 _CACHED_TOKENS, _CACHED_STEPS = 1 << 15, 16
 """Tokens, and steps, that are made at a time: beyond either little is won."""
+_LEAST_PART = 8
+"""Tokens of either part of a pair, where the row has four times as many: fewer say nothing."""
 _LOWER_HALF, _HALF = np.uint64(2**32 - 1), np.uint64(32)
 
 
@@ -251,7 +253,8 @@ class BatchPlan:
         """The text (B, length) of consecutive rows, and where each is cut: in the row, the corpus.
 
         A row is cut before one of its sentences, drawn evenly; not before a document, for what
-        follows there is no continuation. A row within one sentence is cut in its middle half.
+        follows there is no continuation, and not so that a part is shorter than `_LEAST_PART`. A
+        row without such a place is cut in its middle half.
         """
         rows = len(positions)
         starts, lengths = self._order.segments(int(positions[0]), rows * length)
@@ -259,7 +262,9 @@ class BatchPlan:
         offsets = np.cumsum(lengths) - lengths  # of the segments in the text
         found, owner = self._stream.sentence_starts_within(starts + 1, lengths - 1)
         inner = np.sort(found + (offsets - starts)[owner])
-        inner = inner[(inner % length > 0) & (text[inner - 1] != self._vocabulary.sep)]
+        least = min(_LEAST_PART, length // 4)
+        places, goes_on = inner % length, text[inner - 1] != self._vocabulary.sep
+        inner = inner[(least <= places) & (places <= length - least) & goes_on]
         draws = random_bits(self._keys["cut"], positions, 1)[:, 0]
         counts = np.bincount(inner // length, minlength=rows)
         cuts = (length // 4 + draws % np.uint64(max(1, length // 2))).astype(np.int64)

@@ -208,7 +208,7 @@ class Corpus:
     vocabulary: Vocabulary
     train: TokenStream
     validation: TokenStream
-    stamps: Mapping[Path, tuple[int, int]]  # of the streams' files, when they were opened
+    stamps: Mapping[Path, int]  # when the streams' files had been changed, as they were opened
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -254,7 +254,6 @@ def open_corpus(folder: str | Path) -> Corpus:
     return Corpus(folder, manifest, words, train, validation, stamps)
 
 
-def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
-    paths = [folder / side / name for side in SIDES for name in (TOKENS, SENTENCES)]
-    found = {path: path.stat() for path in paths if path.exists()}
-    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+def _stamps(folder: Path) -> dict[Path, int]:
+    paths = (folder / side / name for side in SIDES for name in (TOKENS, SENTENCES))
+    return {path: path.stat().st_mtime_ns for path in paths if path.exists()}

@@ -15,7 +15,6 @@ from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import (
     describe,
-    differing,
     gpu_settings,
     keep_memory,
     pick_device,
@@ -44,6 +43,7 @@ from stackbert.pretraining.tracking import TRACKERS, open_tracker
 from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.progress import Lines, Progress
 from stackbert.recipe import Recipe
+from stackbert.recipes import differing_fields
 from stackbert.tables import Frame, Tables, table_text
 from stackbert.units import parse_duration
 
@@ -168,10 +168,10 @@ def pretrain(
                     record = _new_record(asked, corpus, seconds, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
-            elif changed := differing(record.machine, describe(device)):
+            elif changed := differing_fields(record.machine, describe(device)):
                 progress.say(
-                    f"Warning: the run began elsewhere ({changed}). It goes on, and rounds "
-                    "differently from here on."
+                    f"Warning: the run began elsewhere: {', '.join(changed)}. It goes on, and may "
+                    "round differently from here on."
                 )
 
         recipe, console = record.recipe, progress

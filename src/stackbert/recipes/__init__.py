@@ -13,6 +13,7 @@ from stackbert.files import explain, reading
 from stackbert.recipe import Recipe
 from stackbert.units import did_you_mean
 
+Fields = dict[str, Any]
 _FOLDER = Path(__file__).parent
 _SHIPPED = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
@@ -65,7 +66,7 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401 (plain YAML values)
         return _parse(path.read_text(encoding="utf-8"))
 
 
-def differing_fields(a: BaseModel, b: BaseModel) -> list[str]:
+def differing_fields(a: BaseModel | Fields, b: BaseModel | Fields) -> list[str]:
     """Dotted names of the fields in which two recipes or requests differ, with both values."""
     flat_a, flat_b = flat_fields(a), flat_fields(b)
     return [
