@@ -5,7 +5,7 @@ Heavy libraries load inside the commands, so that `stackbert --help` answers at 
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Exit, Option, Typer, echo
 
@@ -68,6 +68,9 @@ def corpus(
     dataset: Annotated[str | None, Option(help="A data set of datasets: folder or name.")] = None,
     field: Annotated[str, Option(help="The field that holds the text.")] = "text",
     tokenizer: Annotated[Path | None, Option(help="Of Hugging Face, instead of a new one.")] = None,
+    add_tokens: Annotated[
+        Path | None, Option(help="A file; each line becomes a token of that tokenizer.")
+    ] = None,
     vocabulary: Annotated[
         Literal["wordpiece", "bytes"],
         Option(help="wordpiece: lower-cased, with [UNK]; bytes: BPE, knows and keeps all text."),
@@ -99,6 +102,7 @@ def corpus(
             dataset=dataset,
             field=field,
             tokenizer=tokenizer,
+            added_tokens=add_tokens,
             vocabulary=vocabulary,
             vocab_size=vocab_size,
             lowercase=not cased,
@@ -156,13 +160,21 @@ def pretrain(
     recipe: RecipeName,
     corpus: Corpus,
     out: Resumed,
+    start: Annotated[
+        Path | None, Option("--from", help="Train this model on: a Hugging Face folder or a run.")
+    ] = None,
+    extend: Annotated[
+        str | None, Option(help="Train a finished run, given as RECIPE, longer: 2h, 2000steps.")
+    ] = None,
     set_: Set = None,
     budget: Budget = None,
     steps: Steps = None,
     resume: Annotated[
         Literal["auto", "never"], Option(help="never refuses a run that is there.")
     ] = "auto",
-    track: Annotated[str | None, Option(help="tensorboard, wandb, or both with a comma.")] = None,
+    track: Annotated[
+        str | None, Option(help="tensorboard, wandb, trackio, mlflow; with commas.")
+    ] = None,
 ) -> None:
     """Train a model in stages, growing it between them; writes a run directory.
 
@@ -171,19 +183,24 @@ def pretrain(
     Example: stackbert pretrain small-cpu --corpus corpus --out run --budget 30m
     """
     from stackbert.pretraining.distributed import is_main_process
+    from stackbert.pretraining.run import extend as run_extension
     from stackbert.pretraining.run import pretrain as run_pretraining
     from stackbert.recipes import load_recipe
 
-    result = run_pretraining(
-        load_recipe(recipe, set_ or []),
-        corpus=corpus,
-        out=out,
-        budget=budget,
-        steps=steps,
-        resume=resume,
-        track=_words(track or ""),
-        progress=console_progress(),
-    )
+    common: dict[str, Any] = {
+        "corpus": corpus,
+        "out": out,
+        "resume": resume,
+        "track": _words(track or ""),
+        "progress": console_progress(),
+    }
+    if extend is not None:
+        if start or set_ or budget or steps:
+            raise UserError("--extend keeps a run's recipe: no --from, --set, --budget, --steps.")
+        result = run_extension(recipe, by=extend, **common)
+    else:
+        loaded = load_recipe(recipe, set_ or [])
+        result = run_pretraining(loaded, start=start, budget=budget, steps=steps, **common)
     if is_main_process():
         echo(result.table())
         echo(f"The model is {result.model_folder}; transformers opens it with from_pretrained.")

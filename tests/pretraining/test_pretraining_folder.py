@@ -194,7 +194,8 @@ def test_tensorboard_has_the_ledgers_numbers_and_hides_what_is_done_again(
 
 
 @pytest.mark.parametrize(
-    ("tracker", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
+    ("tracker", "module"),
+    [("tensorboard", "torch.utils.tensorboard"), *((n, n) for n in ("wandb", "trackio", "mlflow"))],
 )
 def test_a_trackers_missing_package_is_named(tracker, module, tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
@@ -220,7 +221,7 @@ def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks
     manifest = tiny_corpus.manifest.model_copy(update={"sources": (source,)})
     hostile = RECIPE.model_copy(update={"summary": HOSTILE})
     manifest = manifest.model_copy(update={"left_out": {HOSTILE: 1}})
-    spoiled = model_card(hostile, manifest, 4.0, ["Passes."], result.stages, {"stackbert": "1"})
+    spoiled = model_card(hostile, manifest, 4.0, [], ["Passes."], result.stages, {"stackbert": "1"})
     for card, recipe in ((written, RECIPE), (spoiled, hostile)):
         assert yaml.safe_load(card.split("---\n", 2)[1]) == {
             "library_name": "transformers",

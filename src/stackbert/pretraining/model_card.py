@@ -3,6 +3,7 @@
 import html
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,16 +17,20 @@ def model_card(
     recipe: Recipe,
     manifest: Manifest,
     entropy: float,
+    origin: Sequence[str],
     data: Sequence[str],
     stages: pd.DataFrame | None,
     machine: dict[str, Any],
 ) -> str:
     """How to use the model, how it was trained, and on what.
 
-    `entropy` is of the validation rows' tokens; `data` says how the text was passed over; `stages`
-    is the run's `stage_table`, None if its ledger is damaged.
+    `entropy` is of the validation rows' tokens; `origin` says what the run started from; `data` how
+    the text was passed over; `stages` is the run's `stage_table`, None if its ledger is damaged.
     """
-    tags = ["stackbert", "progressive-stacking", recipe.model.type]
+    tags = ["stackbert", "progressive-stacking", recipe.model_type]
+    if recipe.start is not None:  # no path of the machine that trained it, and no whole config
+        short = {"folder": Path(recipe.start.folder).name, "config": {}}
+        recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update=short)})
     header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
     sources = [
         f"- {html.escape(source.name.replace('`', ''))}: {source.documents:,} documents, "
@@ -34,6 +39,8 @@ def model_card(
     ]
     if len(sources) > 20:
         sources[20:] = [f"- … and {len(sources) - 20:,} more"]
+    growth = f" by progressive stacking (Gong et al., ICML 2019; {recipe.growth.rule.name})"
+    how = growth if recipe.growth_steps else ""
     # Indented as a whole, which no text of the user's can end as it could end a fence.
     yaml = textwrap.indent(recipe.to_yaml().strip(), "    ")
     newline = "\n"
@@ -43,8 +50,8 @@ def model_card(
 
 # {recipe.name}
 
-A `{recipe.model.type}` encoder of {recipe.stages[-1].depth} layers, pre-trained by progressive
-stacking (Gong et al., ICML 2019) with StackBERT {machine.get("stackbert", "")}.
+A `{recipe.model_type}` encoder of {recipe.stages[-1].depth} layers, pre-trained{how}
+with StackBERT {machine.get("stackbert", "")}. {html.escape(" ".join(origin), quote=False)}
 
 ```python
 from transformers import pipeline

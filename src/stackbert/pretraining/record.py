@@ -28,6 +28,10 @@ class Request(BaseModel):
     steps: int | None
     corpus: str
     """Its fingerprint."""
+    extend: str | None = None
+    """By how much a finished run is trained longer; `recipe` is that run's."""
+    parent: str | None = None
+    """What that run had come to."""
 
 
 class RunRecord(Record):
@@ -81,11 +85,16 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
         )
     record = read_run(folder)
     then = record.request
-    differences = differing_fields(then.recipe, asked.recipe)
-    for name in ("budget", "steps", "corpus"):
-        there, here = getattr(then, name), getattr(asked, name)
-        if there != here:
-            differences.append(f"--{name} ({there or 'none'} there, {here or 'none'} here)")
+    there, here = then.recipe, asked.recipe
+    differences = []
+    if there.start != here.start:
+        differences.append(f"--from ({_start_of(there)} there, {_start_of(here)} here)")
+        there, here = (r.model_copy(update={"model": None, "start": None}) for r in (there, here))
+    differences += differing_fields(there, here)
+    for name in ("budget", "steps", "corpus", "extend", "parent"):
+        old, new = getattr(then, name), getattr(asked, name)
+        if old != new:
+            differences.append(f"--{name} ({old or 'none'} there, {new or 'none'} here)")
     if differences:
         raise UserError(
             f"{folder} holds another run. It differs in: {'; '.join(differences)}. Resume with the "
@@ -100,3 +109,7 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
             "train another recipe, start a new run in another folder."
         )
     return record
+
+
+def _start_of(recipe: Recipe) -> str:
+    return f"{recipe.start.folder}, {recipe.start.sha256[:12]}" if recipe.start else "none"
