@@ -13,7 +13,8 @@ import stackbert as sb
 STEPS, GROWTH, WORDS, CYCLE, MASK, LENGTH = 60, 30, 64, 8, 1, 32
 torch.manual_seed(0)
 sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "vocab_size": WORDS}
-ids = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
+roles = {"pad": 0, "bos": 2, "eos": 3, "cls": 2, "sep": 3}
+ids = {f"{role}_token_id": number for role, number in roles.items()}
 model = ModernBertForMaskedLM(ModernBertConfig(num_hidden_layers=2, **sizes, **ids))
 
 # Rows that count from 4 to 11, a sixth of them masked: what stands there follows from the rest.

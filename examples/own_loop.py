@@ -11,7 +11,8 @@ import stackbert as sb
 STEPS, GROWTH, WORDS, CYCLE, MASK = 60, 30, 64, 8, 1
 torch.manual_seed(0)
 sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "vocab_size": WORDS}
-ids = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
+roles = {"pad": 0, "bos": 2, "eos": 3, "cls": 2, "sep": 3}
+ids = {f"{role}_token_id": number for role, number in roles.items()}
 model = ModernBertForMaskedLM(ModernBertConfig(num_hidden_layers=2, **sizes, **ids))
 
 
@@ -26,7 +27,7 @@ def batch(rows: int = 16, length: int = 32) -> dict[str, torch.Tensor]:
 named = dict(model.named_parameters())
 matrices = [p for name, p in named.items() if ".layers." in name and p.ndim == 2]
 others = [p for name, p in named.items() if not (".layers." in name and p.ndim == 2)]
-optimizers = [torch.optim.Muon(matrices, lr=0.01), torch.optim.AdamW(others, lr=3e-3)]
+optimizers = [torch.optim.Muon(matrices, lr=0.03), torch.optim.AdamW(others, lr=3e-3)]
 schedulers = [torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.1, STEPS) for each in optimizers]
 for step in range(STEPS):
     if step == GROWTH:
