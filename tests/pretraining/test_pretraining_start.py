@@ -97,6 +97,7 @@ def test_what_does_not_fit_is_a_sentence_with_the_way_out(
         r"differ in model\).*--tokenizer": save(
             encoder(), "foreign", factbook_corpus.tokenizer_folder
         ),
+        "do not fit a deeper one": save(encoder("esm", mask_token_id=4), "own shape a layer"),
         "no masked-LM class for a gpt2": save(AutoModelForCausalLM.from_config(gpt), "decoder"),
     }
     for sentence, source in cases.items():
@@ -172,7 +173,7 @@ def test_an_extended_run_is_the_longer_run(schedule, finished, tiny_corpus, tmp_
         assert steps.loc[2:24].tolist() == [1.0] * 23
 
 
-def test_what_cannot_be_extended_is_a_sentence(finished, tiny_corpus, tmp_path) -> None:
+def test_what_cannot_be_extended_is_a_sentence(finished, tiny_corpus, tmp_path, stackbert) -> None:
     recipe, call = tiny_recipe(), {"corpus": tiny_corpus, "out": tmp_path / "out"}
     with pytest.raises(Crash):
         pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "half", progress=At(6))
@@ -180,7 +181,10 @@ def test_what_cannot_be_extended_is_a_sentence(finished, tiny_corpus, tmp_path) 
         extend(tmp_path / "half", by="4steps", **call)
     with pytest.raises(UserError, match="'soon' is not a duration"):
         extend(finished(recipe), by="soon", **call)
-    extend(finished(recipe), by="4steps", **call)
+    options = ("--corpus", tiny_corpus.folder, "--out", tmp_path / "out", "--extend", "4steps")
+    said = stackbert("pretrain", finished(recipe), *options, "--set", "seed=1")
+    assert (said.code, "--extend keeps a run's recipe" in said.err) == (2, True)
+    assert stackbert("pretrain", finished(recipe), *options).code == 0
     with pytest.raises(UserError, match=r"--extend \(4steps there, 5steps here\)"):
         extend(finished(recipe), by="5steps", **call)
 

@@ -1,7 +1,6 @@
 """A run that starts from a trained model: what the model is, whether it fits, and its weights."""
 
 import hashlib
-import itertools
 import json
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from stackbert.corpus.store import Corpus
 from stackbert.corpus.tokenizer import load_tokenizer
 from stackbert.errors import UserError
 from stackbert.files import reading, sha256
-from stackbert.growth.grow import find_layers, output_projections
+from stackbert.growth.grow import find_layers, grow
 from stackbert.model import FAMILIES, model_class
 from stackbert.model_files import longest_row, open_model, quiet_transformers, read_config
 from stackbert.pretraining.record import MODEL, is_run, read_run
@@ -62,8 +61,7 @@ def open_start(
     decoder = whole.get_output_embeddings()
     if decoder is not None and decoder.weight is not whole.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False  # whatever the config says: they were stored apart
-    layers = find_layers(model)[1]
-    depth, longest = len(layers), recipe.longest_sequence
+    depth, longest = len(find_layers(model)[1]), recipe.longest_sequence
     if recipe.stages[0].depth != depth:
         raise UserError(
             f"{place} has {depth} layers, and the first stage {recipe.stages[0].depth}. Begin at "
@@ -77,11 +75,9 @@ def open_start(
             f"shorter: --set batch.sequence_length={reach}, and so in every stage that names its "
             "own."
         )
-    for before, after in itertools.pairwise(recipe.stages):
-        if before.depth < after.depth:
-            origins = recipe.growth.rule.depth_map(before.depth, after.depth)
-            if any(origin.outputs != "kept" for origin in origins):
-                output_projections(layers[0])  # refuses a layer whose projections are not known
+    deeper = next((stage.depth for stage in recipe.stages if stage.depth > depth), None)
+    if deeper is not None:
+        grow(model, deeper, recipe.growth.rule)  # refuses now what it would refuse after a stage
     weights = "".join(sha256(path) for path in sorted(place.glob("model*.safetensors")))
     start = StartSpec(
         folder=str(place),
