@@ -13,9 +13,9 @@ from tiny_encoders import tiny_encoder
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def trained(kind, token_ids, steps=3):
+def trained(kind, depth, token_ids, steps=3):
     """A model and its optimizers after some steps, each with a schedule."""
-    model = tiny_encoder(kind)
+    model = tiny_encoder(kind, depth)
     named = dict(model.named_parameters())
     matrices = [p for n, p in named.items() if re.search(r"layers?\.\d", n) and p.ndim == 2]
     rest = [p for p in named.values() if not any(p is each for each in matrices)]
@@ -39,16 +39,17 @@ def step(model, optimizers, schedules, token_ids) -> None:
 
 
 @pytest.mark.parametrize("policy", ["copy", "split", "reset"])
-@pytest.mark.parametrize("kind", ["bert", "modernbert"])
-def test_state_groups_and_schedule_go_with_the_parameters(kind, policy, token_ids) -> None:
-    model, optimizers, schedules = trained(kind, token_ids)
+@pytest.mark.parametrize(("kind", "depth"), [("bert", 2), ("modernbert", 1)])
+def test_state_groups_and_schedule_go_with_the_parameters(kind, depth, policy, token_ids) -> None:
+    """ModernBERT's lowest layer lacks a norm, which its copy has."""
+    model, optimizers, schedules = trained(kind, depth, token_ids)
     old = dict(model.named_parameters())
     state = {
         name: each.state[p] for name, p in old.items() for each in optimizers if p in each.state
     }
     state = {name: {k: t.clone() for k, t in tensors.items()} for name, tensors in state.items()}
     options = [[{**g, "params": 0} for g in each.param_groups] for each in optimizers]
-    grown, same = sb.grow(model, 4, optimizer=optimizers, optimizer_state=policy)
+    grown, same = sb.grow(model, 2 * depth, optimizer=optimizers, optimizer_state=policy)
     assert same is optimizers
     assert [[{**g, "params": 0} for g in each.param_groups] for each in optimizers] == options
 
@@ -62,8 +63,8 @@ def test_state_groups_and_schedule_go_with_the_parameters(kind, policy, token_id
         )
         place = re.search(r"(?<=layer\.|ayers\.)\d+", name)
         layer = int(place[0]) if place else 0
-        source = name if layer < 2 else re.sub(r"(layers?\.)\d+", rf"\g<1>{layer - 2}", name)
-        if policy == "reset" or source not in state or (policy == "split" and layer >= 2):
+        source = re.sub(r"(layers?\.)\d+", rf"\g<1>{layer % depth}", name)
+        if policy == "reset" or source not in state or (policy == "split" and layer >= depth):
             assert parameter not in optimizer.state, name
             continue
         for key, tensor in state[source].items():
@@ -84,4 +85,4 @@ def test_the_examples_train_on_through_a_growth_without_a_jump(example, capsys) 
         *losses["4"][:: len(losses["4"]) - 1],
     )
     assert after < before + 0.3 < first - 0.3
-    assert last < before
+    assert last < after - 0.1

@@ -151,8 +151,8 @@ def test_new_tokens_get_rows_and_the_old_ones_stay(save, tiny_corpus, tmp_path) 
 
 @pytest.mark.parametrize("schedule", ["wsd", "constant", "linear"])
 def test_an_extended_run_is_the_longer_run(schedule, finished, tiny_corpus, tmp_path) -> None:
-    """From before wsd's decay (step 6 of 8); after another decay with a warm-up, state kept."""
-    recipe = tiny_recipe(schedule__name=schedule, schedule__decay_fraction=0.25)
+    """From before wsd's decay (step 7 of 8); after another decay with a warm-up, state kept."""
+    recipe = tiny_recipe(schedule__name=schedule, schedule__decay_fraction=0.125)
     call = {"by": "24steps", "corpus": tiny_corpus, "out": tmp_path / "out"}
     with pytest.raises(Crash):
         extend(finished(recipe), **call, progress=At(20))
