@@ -127,7 +127,7 @@ OWN = "finetune {model} --task own --data {recipe} --out {out}"
         ("pretrain {recipe} --corpus {corpus} --out {recipe}", "Choose a path that is free"),
         (f"{TRAIN} --set sead=1", "did you mean 'seed'?"),
         (f"{TRAIN} --budget 1h --steps 9", "not both"),
-        (f"{TRAIN} --track mlflow", "choose from tensorboard, wandb"),
+        (f"{TRAIN} --track comet", "choose from tensorboard, wandb"),
         ("grow {corpus} {out} --depth 4", "config.json"),
         ("grow {model} {out} --depth 1", "layers"),
         ("grow {model} {out} --depth 4 --operator stak", "Choose one of: stack"),

@@ -50,7 +50,7 @@ def tiny_encoder(kind: str = "bert", depth: int = 2, seed: int = 0, **fields) ->
         "pad_token_id": 0,
         "bos_token_id": 2,
         "eos_token_id": 3,
-        **KINDS[kind],
+        **KINDS.get(kind, {}),
     }
     config = AutoConfig.for_model(kind, **{**defaults, **fields})
     with torch.random.fork_rng():

@@ -18,21 +18,24 @@ if TYPE_CHECKING:
     from stackbert.errors import UserError
     from stackbert.evaluation.evaluate import evaluate
     from stackbert.finetuning.study import finetune
+    from stackbert.growth.callback import GrowthCallback
     from stackbert.growth.folder import grow_folder
     from stackbert.growth.grow import grow
     from stackbert.growth.operators import register_operator
     from stackbert.planner import plan
-    from stackbert.pretraining.run import pretrain
+    from stackbert.pretraining.run import extend, pretrain
     from stackbert.recipe import Recipe
     from stackbert.recipes import load_recipe
     from stackbert.reports.report import report
 
 _HOMES = {
+    "GrowthCallback": "growth.callback",
     "Recipe": "recipe",
     "UserError": "errors",
     "build_corpus": "corpus.build",
     "compare": "comparison.compare",
     "evaluate": "evaluation.evaluate",
+    "extend": "pretraining.run",
     "finetune": "finetuning.study",
     "grow": "growth.grow",
     "grow_folder": "growth.folder",
@@ -46,11 +49,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "GrowthCallback",
     "Recipe",
     "UserError",
     "build_corpus",
     "compare",
     "evaluate",
+    "extend",
     "finetune",
     "grow",
     "grow_folder",

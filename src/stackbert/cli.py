@@ -6,7 +6,7 @@ Heavy libraries load inside the commands, so that `stackbert --help` answers at 
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Exit, Option, Typer, echo
 
@@ -77,6 +77,9 @@ def corpus(
     dataset: Annotated[str | None, Option(help="A data set of datasets: folder or name.")] = None,
     field: Annotated[str, Option(help="The field that holds the text.")] = "text",
     tokenizer: Annotated[Path | None, Option(help="Of Hugging Face, instead of a new one.")] = None,
+    add_tokens: Annotated[
+        Path | None, Option(help="A file; each line becomes a token of that tokenizer.")
+    ] = None,
     vocabulary: Annotated[
         Literal["wordpiece", "bytes"],
         Option(help="wordpiece: lower-cased, with [UNK]; bytes: BPE, knows and keeps all text."),
@@ -111,6 +114,7 @@ def corpus(
             dataset=dataset,
             field=field,
             tokenizer=tokenizer,
+            added_tokens=add_tokens,
             vocabulary=vocabulary,
             vocab_size=vocab_size,
             lowercase=not cased,
@@ -171,13 +175,21 @@ def pretrain(
     out: Resumed,
     recipe: Annotated[str | None, _RECIPE] = None,
     corpus: Annotated[Path | None, Option(help="From 'stackbert corpus'.")] = None,
+    start: Annotated[
+        Path | None, Option("--from", help="Train this model on: a Hugging Face folder or a run.")
+    ] = None,
+    extend: Annotated[
+        str | None, Option(help="Train a finished run, given as RECIPE, longer: 2h, 2000steps.")
+    ] = None,
     set_: Set = None,
     budget: Budget = None,
     steps: Steps = None,
     resume: Annotated[
         Literal["auto", "never"], Option(help="never refuses a run that is there.")
     ] = "auto",
-    track: Annotated[str | None, Option(help="tensorboard, wandb, or both with a comma.")] = None,
+    track: Annotated[
+        str | None, Option(help="tensorboard, wandb, trackio, mlflow; with commas.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -191,29 +203,40 @@ def pretrain(
     """
     from stackbert.pretraining.distributed import is_main_process
     from stackbert.pretraining.record import read_run
+    from stackbert.pretraining.run import extend as run_extension
     from stackbert.pretraining.run import pretrain as run_pretraining
     from stackbert.recipes import load_recipe
 
-    if recipe is not None:
+    loaded = None
+    if extend is not None:
+        if recipe is None or start or set_ or budget or steps:
+            raise UserError(
+                "--extend takes a finished run in RECIPE's place and keeps its recipe: no --from, "
+                "--set, --budget, --steps."
+            )
+    elif recipe is not None:
         loaded = load_recipe(recipe, set_ or [])
-    elif set_ or budget or steps:
-        raise UserError("--set, --budget and --steps go with a RECIPE; a resumed run has its own.")
+    elif start or set_ or budget or steps:
+        raise UserError("--from, --set, --budget, --steps go with a RECIPE; a run has its own.")
     else:
         record = read_run(out)
+        if record.request.extend:
+            raise UserError(f"{out} extends another run. Give the whole command again.")
         loaded, budget, steps = record.request.recipe, record.request.budget, record.request.steps
         corpus = corpus or Path(record.corpus_folder)
     if corpus is None:
         raise UserError("A new run takes --corpus, a folder that 'stackbert corpus' made.")
-    result = run_pretraining(
-        loaded,
-        corpus=corpus,
-        out=out,
-        budget=budget,
-        steps=steps,
-        resume=resume,
-        track=_words(track or ""),
-        progress=console_progress(quiet),
-    )
+    common: dict[str, Any] = {
+        "corpus": corpus,
+        "out": out,
+        "resume": resume,
+        "track": _words(track or ""),
+        "progress": console_progress(quiet),
+    }
+    if loaded is None:
+        result = run_extension(str(recipe), by=str(extend), **common)
+    else:
+        result = run_pretraining(loaded, start=start, budget=budget, steps=steps, **common)
     if is_main_process():
         place = f"The model is {result.model_folder}; transformers opens it with from_pretrained."
         _show(result, [result.table(), place], as_json)

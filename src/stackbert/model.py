@@ -7,7 +7,8 @@ BERT-base the head over every position is half of all the arithmetic.
 Shape letters: B rows, S positions of a row, K masked positions of each, M of all, H hidden size.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stackbert.encoder import EAGER, Kernels, encode, supports_masked_forward
 from stackbert.errors import UserError
+from stackbert.growth.grow import find_layers
 from stackbert.recipe import ModelSpec, ModelType
 from stackbert.units import did_you_mean
 
@@ -127,23 +129,32 @@ def create_model(
     return model
 
 
-def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+_HEADS = (
+    ("cls.predictions",),
+    ("head", "decoder"),  # modernbert
+    ("generator_predictions", "generator_lm_head"),  # electra
+    ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),  # distilbert
+    ("lm_head",),
+)
+
+
+def prediction_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
     """The model's own masked-LM head: hidden states (…, H) to vocabulary logits (…, V).
 
-    Raises:
-        UserError: the model has no head of a known form.
+    None if it is of no known form; then only the model's own forward pass goes through it.
     """
-    parts: Any = model
-    head: Callable[[Tensor], Tensor]
-    if hasattr(model, "cls"):
-        head = parts.cls.predictions
-    elif hasattr(model, "lm_head"):
-        head = parts.lm_head
-    elif hasattr(model, "head") and hasattr(model, "decoder"):
-        head = nn.Sequential(parts.head, parts.decoder)
-    else:
-        raise UserError(f"{type(model).__name__} has no masked-LM head that StackBERT knows.")
-    return head
+    for first, *rest in _HEADS:
+        if all(hasattr(model, name.partition(".")[0]) for name in (first, *rest)):
+            parts = [model.get_submodule(name) for name in (first, *rest)]
+            return nn.Sequential(*parts) if rest else parts[0]
+    return None
+
+
+def logits_at(model: PreTrainedModel, ids_BS: Tensor, columns_BK: Tensor) -> Tensor:
+    """Logits (B·K, V) at some columns of each row, by the model's own forward pass."""
+    rows_B1 = torch.arange(len(ids_BS), device=ids_BS.device)[:, None]
+    logits_BSV: Tensor = model(input_ids=ids_BS).logits
+    return logits_BSV[rows_B1, columns_BK].flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -166,10 +177,14 @@ def loss_sums(model: PreTrainedModel, batch: "Batch", kernels: Kernels = EAGER) 
         batch: rows with masks, on the model's device.
         kernels: of the encoder, eager or compiled.
     """
+    head, labels_M = prediction_head(model), batch.labels_BK.flatten()
+    if head is None:
+        logits_MV = logits_at(model, batch.input_ids_BS, batch.columns_BK)
+        return LossSums(kernels.masked_loss(nn.Identity(), logits_MV, labels_M), None)
     hidden_MH, pooled_BH = encode(
         model, batch.input_ids_BS, batch.columns_BK, batch.token_types_BS, kernels
     )
-    masked = kernels.masked_loss(prediction_head(model), hidden_MH, batch.labels_BK.flatten())
+    masked = kernels.masked_loss(head, hidden_MH, labels_M)
     if batch.is_random_B is None:
         return LossSums(masked, None)
     parts: Any = model
@@ -181,6 +196,22 @@ def loss_sums(model: PreTrainedModel, batch: "Batch", kernels: Kernels = EAGER) 
 def parameter_count(model: nn.Module) -> int:
     """Parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def freeze(model: PreTrainedModel, layers: frozenset[int]) -> None:
+    """Train all but these layers and the embeddings; everything if there are none."""
+    stack = find_layers(model)[0]
+    model.requires_grad_(True)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        place = _place(name, stack)
+        if layers and ("embed" in name if place is None else place in layers):
+            parameter.requires_grad_(False)
+
+
+def _place(name: str, stack: str) -> int | None:
+    """Of the layer that a module or parameter belongs to; None outside the layers."""
+    found = re.match(rf"{re.escape(stack)}\.(\d+)", name)
+    return int(found[1]) if found else None
 
 
 def forward_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, masked: int) -> int:
@@ -197,14 +228,40 @@ def forward_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, ma
         sequence_length: positions of a row.
         masked: masked positions of the whole batch.
     """
+    products = _products(model, rows, sequence_length, masked)
+    return sum(flops for _, flops in products)
+
+
+def training_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, masked: int) -> int:
+    """FLOPs of a training step: a product costs as much again for the gradient of each factor.
+
+    A frozen matrix needs none of its own, and below the lowest trained layer nothing does.
+    """
+    stack, layers = find_layers(model)
+    trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    lowest = 0 if model.get_input_embeddings().weight.requires_grad else trained.index(True)
+    total = 0
+    for name, flops in _products(model, rows, sequence_length, masked):
+        place = _place(name, stack)
+        reached = place is None or place >= lowest
+        weight = getattr(model.get_submodule(name), "weight", None)  # attention has none
+        total += flops * (1 + reached + (reached if weight is None else weight.requires_grad))
+    return total
+
+
+def _products(
+    model: PreTrainedModel, rows: int, sequence_length: int, masked: int
+) -> Iterator[tuple[str, int]]:
+    """(module, FLOPs) of each linear map; a layer's name stands for its attention."""
     encoder = model.base_model
     config: Any = model.config
     every = rows * sequence_length
     # The pooler of a next-sentence head looks at the first position of each row, too.
     looked_at = masked + (rows if getattr(encoder, "pooler", None) is not None else 0)
     asking = looked_at if supports_masked_forward(model) else every
-    last = f".{config.num_hidden_layers - 1}."
-    total = 0
+    predicting = every if prediction_head(model) is None else masked
+    stack, layers = find_layers(model)
+    last = f".{len(layers) - 1}."
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
@@ -212,19 +269,16 @@ def forward_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, ma
         if "pooler" in name or "seq_relationship" in name:
             times = rows
         elif not name.startswith(f"{model.base_model_prefix}."):
-            times = masked
+            times = predicting
         elif last in name and name.endswith(".Wqkv"):
-            times, total = every, total - 2 * (every - asking) * size // 3
+            yield name, 2 * (asking + 2 * every) * size // 3
+            continue
         elif last in name and not name.endswith((".key", ".value")):
             times = asking
         else:
             times = every
-        total += 2 * times * size
+        yield name, 2 * times * size
     # Two products of (positions that ask) × S × H a layer; the width of a head drops out.
-    queries = every * (config.num_hidden_layers - 1) + asking
-    return int(total + 2 * 2 * queries * sequence_length * config.hidden_size)
-
-
-def training_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, masked: int) -> int:
-    """FLOPs of a training step: the backward pass costs twice the forward pass."""
-    return 3 * forward_flops(model, rows=rows, sequence_length=sequence_length, masked=masked)
+    for place in range(len(layers)):
+        queries = asking if place == len(layers) - 1 else every
+        yield f"{stack}.{place}", 2 * 2 * queries * sequence_length * config.hidden_size

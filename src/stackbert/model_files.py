@@ -84,6 +84,7 @@ def open_model(
     dtype: torch.dtype | None = torch.float32,
     may_miss: str = "",
     may_ignore: str = "",
+    missing: list[str] | None = None,
     **config_changes: Any,  # noqa: ANN401 (fields of any config)
 ) -> PreTrainedModel:
     """The model of a Hugging Face folder, in evaluation mode, on the CPU.
@@ -95,6 +96,7 @@ def open_model(
         may_miss: a regular expression; a tensor whose whole name it matches may be missing or of
             another shape, and is initialised by the class (a new head).
         may_ignore: likewise for stored tensors that the class has no place for (an old head).
+        missing: takes the names that `may_miss` allowed.
         config_changes: fields of the config to set, such as `attn_implementation="eager"`.
 
     Raises:
@@ -135,6 +137,8 @@ def open_model(
                 f"{folder} does not fit {type(model).__name__}: it {problem} "
                 f"{', '.join(wrong[:3])}{more}."
             )
+    if missing is not None:
+        missing += sorted({*report["missing_keys"], *(n for n, *_ in report["mismatched_keys"])})
     # Loaded tensors look into a mapped file at any offset; some CPU kernels round differently
     # there, and a resumed run would differ in the last bit.
     for name, parameter in model.named_parameters():
@@ -171,9 +175,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def longest_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens of a row that both the model's positions and its tokenizer allow."""
-    longest = int(tokenizer.model_max_length)
+def longest_row(model: PreTrainedModel, longest: int) -> int:
+    """The most tokens of a row that the model's positions allow, or `longest` if that is fewer."""
     positions = int(getattr(model.config, "max_position_embeddings", None) or longest)
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)

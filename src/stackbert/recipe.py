@@ -6,7 +6,7 @@ YAML in, frozen pydantic models inside, YAML out. Nothing here needs torch.
 import bisect
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -60,6 +60,23 @@ class ModelSpec(_Part):
         return self
 
 
+class StartSpec(_Part):
+    """The trained model that a run starts from. Its folder is given, the rest is found in it."""
+
+    folder: str
+    model: str = ""
+    """Its transformers class, with the masked-LM head that is trained."""
+    depth: Count = 0
+    config: dict[str, Any] = {}
+    """As transformers writes it."""
+    sha256: str = ""
+    """Of its weights."""
+    fresh: tuple[str, ...] = ()
+    """Parameters of the class that the folder lacks; the seed initialises them."""
+    history: tuple[str, ...] = ()
+    """What is known of how it was trained, a sentence each."""
+
+
 class Objective(_Part):
     """What is learned: masked LM, and next-sentence prediction if asked."""
 
@@ -87,6 +104,9 @@ class StageSpec(_Part):
     sequences: PositiveInt | None = None
     mask_rate: MaskRate | None = None
     micro_batch: PositiveInt | None = None
+    train: Literal["all", "new"] = "all"
+    """new: only the layers that the growth into this stage adds, and what lies above them all; the
+    old layers and the embeddings stay as they are (Yang et al. 2020; LLaMA Pro, 2024)."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +172,8 @@ class ScheduleSpec(_Part):
     warmup_steps: Count = 0
     rewarmup_steps: Count = 0
     """Steps after each growth over which the rate climbs back from near zero to the schedule."""
+    restarts: tuple[Count, ...] = ()
+    """The steps at which the schedule begins anew, of a run that was extended."""
     final_fraction: Fraction = 0.0
     """Where linear, cosine and wsd end."""
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
@@ -194,7 +216,9 @@ class Recipe(_Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     summary: str = ""
-    model: ModelSpec = ModelSpec()
+    model: ModelSpec | None = ModelSpec()
+    """None where `start` brings a model of its own."""
+    start: StartSpec | None = None
     objective: Objective = Objective()
     stages: Annotated[tuple[StageSpec, ...], Field(min_length=1)]
     growth: GrowthSpec = GrowthSpec()
@@ -231,17 +255,31 @@ class Recipe(_Part):
                 raise ValueError(f"stages: depth falls from {before.depth} to {after.depth}")
             if after.depth > before.depth:
                 self.growth.rule.depth_map(before.depth, after.depth)
-        if self.objective.next_sentence and self.model.type not in NEXT_SENTENCE_TYPES:
+        if (self.model is None) == (self.start is None):
+            raise ValueError("a recipe has a model or a start; set the other one to null")
+        if self.objective.next_sentence and self.model_type not in NEXT_SENTENCE_TYPES:
             raise ValueError(
-                f"objective.next_sentence: {self.model.type} has no next-sentence head; use one "
+                f"objective.next_sentence: {self.model_type} has no next-sentence head; use one "
                 f"of {', '.join(NEXT_SENTENCE_TYPES)} or set it to false"
             )
+        for index, stage in enumerate(self.stages):
+            grows = index > 0 and stage.depth > self.stages[index - 1].depth
+            if stage.train == "new" and not (grows and self.engine == "ddp"):
+                raise ValueError(
+                    f"stages.{index}.train: new needs a growth into this stage, and engine ddp"
+                )
         if self.schedule.warmup_steps >= self.total_steps:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is not below the run's "
                 f"{self.total_steps} steps"
             )
         return self
+
+    @property
+    def model_type(self) -> str:
+        """What transformers calls this kind of model."""
+        config = self.start.config if self.start else {}
+        return self.model.type if self.model else str(config.get("model_type", "bert"))
 
     @property
     def total_steps(self) -> int:
@@ -260,6 +298,18 @@ class Recipe(_Part):
         pairs = itertools.pairwise(self.stages)
         return tuple(s for s, (a, b) in zip(starts, pairs, strict=True) if b.depth > a.depth)
 
+    @property
+    def decay_start(self) -> int:
+        """The step from which wsd's rate falls."""
+        span = self.total_steps - max((0, *self.schedule.restarts))
+        return self.total_steps - max(1, round(self.schedule.decay_fraction * span))
+
+    @property
+    def kept_steps(self) -> set[int]:
+        """After which a checkpoint is saved and kept: each stage's last, and wsd's before it decays
+        (what `pretrain --extend` continues from)."""
+        return {*self.boundaries} | ({self.decay_start} if self.schedule.name == "wsd" else set())
+
     def stage_index(self, step: int) -> int:
         """The stage that step number `step` (from 0) belongs to; the last one past the end."""
         return min(bisect.bisect(self.boundaries, step) - 1, len(self.stages) - 1)
@@ -275,6 +325,18 @@ class Recipe(_Part):
             mask_rate=stage.mask_rate or self.objective.mask_rate,
             micro_batch=stage.micro_batch or self.batch.micro_batch,
         )
+
+    def frozen_layers(self, index: int) -> frozenset[int]:
+        """The layers that stage `index` leaves as they are: with `train: new`, the first copy of
+        each old layer."""
+        if self.stages[index].train == "all":
+            return frozenset()
+        origins = self.growth.rule.depth_map(self.stages[index - 1].depth, self.stages[index].depth)
+        kept: dict[int, int] = {}
+        for place, origin in enumerate(origins):
+            if origin.source is not None and origin.outputs == "kept":
+                kept.setdefault(origin.source, place)
+        return frozenset(kept.values())
 
     @property
     def longest_sequence(self) -> int:

@@ -205,7 +205,7 @@ def test_tensorboard_has_the_ledgers_numbers_and_hides_what_is_done_again(
         assert [event.value for event in shown] == wanted
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio", "mlflow"])
 def test_a_trackers_missing_package_is_named(tracker, tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, tracker, None)
     with pytest.raises(UserError, match=rf"pip install 'stackbert\[{tracker}\]'"):
@@ -233,7 +233,9 @@ def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks
     manifest = manifest.model_copy(update={"left_out": {HOSTILE: 1}, **told})
     corpus = dataclasses.replace(tiny_corpus, manifest=manifest)
     machine = {"stackbert": "1"}
-    spoiled = model_card(hostile, corpus, 4.0, ["Passes."], result.stages, machine, run / "model")
+    spoiled = model_card(
+        hostile, corpus, 4.0, [], ["Passes."], result.stages, machine, run / "model"
+    )
     hub = {"language": ["de", "fr"], "license": "cc-by-4.0", "datasets": ["owner/name"]}
     for card, recipe, header in ((written, RECIPE, {}), (spoiled, hostile, hub)):
         assert yaml.safe_load(card.split("---\n", 2)[1]) == {

@@ -102,6 +102,25 @@ def test_fsdp_has_the_losses_of_one_process_and_its_checkpoints_are_whole(
     assert_same_run(run, finished(recipe))
 
 
+def test_a_start_and_a_stage_of_new_layers_are_the_same_in_two_processes(
+    tiny_corpus, finished, tmp_path
+) -> None:
+    recipe = tiny_recipe(
+        model=None,
+        start={"folder": str(finished(tiny_recipe()))},
+        stages=[
+            {"depth": 2, "steps": 2},
+            {"depth": 4, "steps": 3, "train": "new"},
+            {"depth": 4, "steps": 3},
+        ],
+        optimizer=RECIPE.optimizer.model_dump(),
+    )
+    codes, said = run_ranks(recipe, tiny_corpus, tmp_path)
+    assert codes == [0, 0], said
+    pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "alone")
+    assert_same_run(tmp_path / "run", tmp_path / "alone")
+
+
 def test_what_is_wrong_ends_all_processes_and_one_of_them_says_it(tiny_corpus, tmp_path) -> None:
     odd = tiny_recipe(batch__sequences=3)
     codes, said = run_ranks(odd, tiny_corpus, tmp_path)

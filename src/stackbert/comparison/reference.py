@@ -173,6 +173,8 @@ def filling(recipe: Recipe, reference: Reference, budget: Budget, fraction: floa
 
 def step_kinds(recipe: Recipe) -> list[StepKind]:
     """The kind of each stage's steps."""
+    if any(stage.train == "new" for stage in recipe.stages):
+        raise UserError("stages.train: a comparison has no price for steps that train new layers.")
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
     return [StepKind(s.depth, s.sequences, s.sequence_length, s.mask_rate) for s in stages]
 

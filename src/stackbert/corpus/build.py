@@ -33,7 +33,7 @@ from stackbert.corpus.store import (
     open_corpus,
 )
 from stackbert.corpus.text import DataSet, Text, open_files
-from stackbert.corpus.tokenizer import CorpusTokenizer, Vocabulary, load_tokenizer
+from stackbert.corpus.tokenizer import CorpusTokenizer, Vocabulary, add_tokens, load_tokenizer
 from stackbert.errors import UserError
 from stackbert.files import new_folder, reading, writing
 from stackbert.progress import Progress
@@ -61,6 +61,7 @@ def build_corpus(
     dataset: str | None = None,
     field: str = "text",
     tokenizer: str | Path | None = None,
+    added_tokens: str | Path | None = None,
     vocabulary: Literal["wordpiece", "bytes"] = "wordpiece",
     vocab_size: int | None = None,
     lowercase: bool = True,
@@ -89,6 +90,8 @@ def build_corpus(
         field: the field or column that holds the text; a null there is an empty document.
         tokenizer: an existing fast tokenizer: a folder with tokenizer.json, or that file. None:
             learn one from a sample of up to 48 MiB of the training documents.
+        added_tokens: a text file; each of its lines becomes a token of that tokenizer, matched as a
+            whole word. A model that training starts from gets rows for them.
         vocabulary: what to learn: "wordpiece", BERT's, or "bytes", a byte-level BPE that keeps
             case, white space and every character (for code, or any mix of scripts).
         vocab_size: entries of a learned tokenizer. None: 32,768 as in the paper, or what the text
@@ -109,6 +112,8 @@ def build_corpus(
         raise UserError("Give either text (files, folders, patterns) or a data set, one of them.")
     if tokenizer is not None and (vocab_size is not None or vocabulary == "bytes" or strip_accents):
         raise UserError("Its vocabulary, size and accents are the tokenizer's own. Leave them out.")
+    if added_tokens is not None and tokenizer is None:
+        raise UserError("--add-tokens adds to an existing tokenizer. Give it with --tokenizer.")
     if strip_accents and vocabulary == "bytes":
         raise UserError("A byte-level vocabulary keeps accents. Leave out --strip-accents.")
     if vocab_size is not None and vocab_size < 64:
@@ -123,6 +128,7 @@ def build_corpus(
             if dataset is None
             else ([DataSet(dataset, field)], {})
         )
+        new_words: list[str] = []
         if tokenizer is None:
             sample = _sample(_read(texts, validation, progress, "reading"))
             progress.say("learning the vocabulary …")
@@ -134,7 +140,9 @@ def build_corpus(
                 )
         else:
             chosen = load_tokenizer(tokenizer)
-        words, note = chosen.save(folder / TOKENIZER, _lines(texts))
+            if added_tokens is not None:
+                chosen, new_words = add_tokens(chosen, added_tokens)
+        words, note = chosen.save(folder / TOKENIZER, [*_lines(texts), *new_words])
         if note:
             progress.say(note)
         documents = _read(texts, validation, progress, "tokenising")

@@ -199,6 +199,22 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     return CorpusTokenizer(tokenizer, config, ids, files)
 
 
+def add_tokens(tokenizer: CorpusTokenizer, path: str | Path) -> tuple[CorpusTokenizer, list[str]]:
+    """The tokenizer with each line of a file as a token of its own (a whole word), and the lines.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    from tokenizers import AddedToken
+
+    with reading(path):
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    words = [line.strip() for line in lines if line.strip()]
+    tokenizer.tokenizer.add_tokens([AddedToken(word, single_word=True) for word in words])
+    made = tokenizer.tokenizer.to_str(pretty=True).encode()
+    return replace(tokenizer, files={**tokenizer.files, "tokenizer.json": made}), words
+
+
 def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401
     text = token.get("content") if isinstance(token, dict) else token  # with or without settings
     found: int | None = tokenizer.token_to_id(text) if isinstance(text, str) else None

@@ -12,11 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from stackbert.encoder import encode
-from stackbert.errors import UserError
 from stackbert.evaluation.data import Pair
 from stackbert.evaluation.models import Subject, passes
 from stackbert.evaluation.scores import F64, Score
-from stackbert.model import prediction_head
+from stackbert.model import logits_at, prediction_head
 
 I64 = npt.NDArray[np.int64]
 MASK_RATE = 0.15
@@ -36,11 +35,9 @@ def log_probabilities(subject: Subject, ids_BS: I64, columns_BK: I64, targets_BK
     arrays = (ids_BS, columns_BK, targets_BK)
     ids, columns, targets = (torch.from_numpy(x).to(subject.model.device) for x in arrays)
     with torch.inference_mode():
-        try:
-            head = prediction_head(subject.model)
-        except UserError:  # a family whose head is built otherwise
-            logits = subject.model(input_ids=ids).logits
-            logits = logits[torch.arange(len(ids))[:, None], columns].flatten(0, 1)
+        head = prediction_head(subject.model)
+        if head is None:
+            logits = logits_at(subject.model, ids, columns)
         else:
             logits = head(encode(subject.model, ids, columns)[0])
         losses = F.cross_entropy(logits.float(), targets.flatten(), reduction="none")

@@ -40,7 +40,7 @@ class Subject:
 
     def encode(self, texts: Sequence[str]) -> BatchEncoding:
         """Their ids, with the characters and the word that each token stands for."""
-        longest = min(LONGEST, longest_row(self.model, self.tokenizer))
+        longest = longest_row(self.model, min(LONGEST, int(self.tokenizer.model_max_length)))
         encoded: BatchEncoding = self.tokenizer(
             list(texts), truncation=True, max_length=longest, return_offsets_mapping=True
         )

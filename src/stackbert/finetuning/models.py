@@ -208,7 +208,7 @@ def _tokenizer_for(opened: Any, folder: Path) -> PreTrainedTokenizerBase:  # noq
     ):
         if wrong:
             raise UserError(f"The tokenizer in {folder} {what}. Take the model's own.")
-    tokenizer.model_max_length = longest_row(opened, tokenizer)
+    tokenizer.model_max_length = longest_row(opened, int(tokenizer.model_max_length))
     # RoBERTa takes token types as an argument but has only one; ModernBERT has none.
     types = ["token_type_ids"] if getattr(opened.config, "type_vocab_size", 0) > 1 else []
     tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]

@@ -4,12 +4,13 @@ import contextlib
 import copy
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
@@ -43,9 +44,37 @@ class Growth:
     None for a fresh or changed one."""
 
 
+OneOrMore = TypeVar("OneOrMore", bound=Optimizer | Sequence[Optimizer])
+OptimizerState = Literal["reset", "copy", "split"]
+
+
+@overload
 def grow(
     model: PreTrainedModel, depth: int, operator: str | Operator = "stack", *, seed: int = 0
-) -> PreTrainedModel:
+) -> PreTrainedModel: ...
+
+
+@overload
+def grow(
+    model: PreTrainedModel,
+    depth: int,
+    operator: str | Operator = "stack",
+    *,
+    seed: int = 0,
+    optimizer: OneOrMore,
+    optimizer_state: OptimizerState = "copy",
+) -> tuple[PreTrainedModel, OneOrMore]: ...
+
+
+def grow(
+    model: PreTrainedModel,
+    depth: int,
+    operator: str | Operator = "stack",
+    *,
+    seed: int = 0,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    optimizer_state: OptimizerState = "copy",
+) -> PreTrainedModel | tuple[PreTrainedModel, Optimizer | Sequence[Optimizer]]:
     """Make a deeper model out of a trained one.
 
     Args:
@@ -55,16 +84,24 @@ def grow(
             section 3), which repeats the trained layers: new[j] = old[j mod L].
         seed: of fresh layers and noise, which are a pure function of (seed, config, depths), the
             same on every device. The global random state is not touched.
+        optimizer: one of torch, or several, over the model's parameters; changed to hold the new
+            model's, so that schedulers and wrappers stay valid. The old model has none any more.
+        optimizer_state: of that optimizer, as `grow_optimizer_state` takes it.
 
     Returns:
         A model of the same class, device, dtype, attention implementation and training mode.
         Whatever is copied equals its source bit for bit; two parameters share storage only where
-        they do in `model` (tied embeddings). It is in memory once.
+        they do in `model` (tied embeddings). It is in memory once. With `optimizer`, both.
 
     Raises:
         UserError: the operator cannot reach `depth`, or the architecture cannot be grown.
     """
-    return grow_with_origins(model, depth, operator, seed=seed).model
+    growth = grow_with_origins(model, depth, operator, seed=seed)
+    if optimizer is None:
+        return growth.model
+    for each in [optimizer] if isinstance(optimizer, Optimizer) else optimizer:
+        move_optimizer(each, model, growth, optimizer_state)
+    return growth.model, optimizer
 
 
 def grow_with_origins(
@@ -79,7 +116,7 @@ def grow_with_origins(
                 f"'{name}' is {parameter.dtype} on the device '{parameter.device}'. Growth needs "
                 "plain floating-point weights in memory, without quantisation or off-loading."
             )
-    new = _build(model, _grown_config(model.config, depth_map))
+    new = _build(model, grown_config(model.config, depth_map))
     find_layers(new)  # refuses a class whose layers do not follow its config
 
     # Copying a whole mapping keeps two names on one tensor exactly where the old model has that.
@@ -124,7 +161,7 @@ def grow_with_origins(
 def grow_optimizer_state(
     state: Mapping[str, Mapping[str, Tensor]],
     growth: Growth,
-    policy: Literal["reset", "copy", "split"],
+    policy: OptimizerState,
 ) -> dict[str, dict[str, Tensor]]:
     """Map an optimizer's state onto the grown model's parameters, by name.
 
@@ -142,9 +179,42 @@ def grow_optimizer_state(
     for name, origin in growth.origins.items():
         if origin is None or origin not in state or (policy == "split" and origin in taken):
             continue
-        grown[name] = {key: tensor.detach().clone() for key, tensor in state[origin].items()}
+        grown[name] = copy.deepcopy(dict(state[origin]))
         taken.add(origin)
     return grown
+
+
+def move_optimizer(
+    optimizer: Optimizer,
+    model: PreTrainedModel,
+    growth: Growth,
+    policy: OptimizerState = "copy",
+) -> None:
+    """Let an optimizer of torch over `model` hold the grown model's parameters, state by name.
+
+    A copied parameter joins its source's group, any other one that of the top layer's by its name.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups, groups_by_size = dict[str, Any](), dict[int, Any]()
+    for group in optimizer.param_groups:
+        own = [parameter for parameter in group["params"] if parameter in names]
+        groups |= {names[parameter]: group for parameter in own}
+        groups_by_size |= {parameter.ndim: group for parameter in own}
+        group["params"] = [each for each in group["params"] if each not in names]
+        group.pop("param_names", None)
+    held = {p: optimizer.state.pop(p) for p in names if p in optimizer.state}
+    state = grow_optimizer_state({names[p]: each for p, each in held.items()}, growth, policy)
+    stack, layers = find_layers(model)
+    for name, parameter in growth.model.named_parameters():
+        place = re.sub(rf"^{re.escape(stack)}\.\d+\.", f"{stack}.{len(layers) - 1}.", name)
+        source = growth.origins[name] or place
+        joined = groups.get(source)
+        if source not in names.values():  # ModernBERT's first layer, alone, lacks a norm
+            joined = groups_by_size.get(parameter.ndim)
+        if joined is not None:
+            joined["params"].append(parameter)
+        if name in state:
+            optimizer.state[parameter] = state[name]
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -178,7 +248,7 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def _grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedConfig:
+def grown_config(config: PretrainedConfig, depth_map: DepthMap) -> PretrainedConfig:
     """Depth and per-layer lists (`layer_types`) follow the depth map.
 
     A copied layer keeps its source's entry; a fresh one takes the class's default at its place.

@@ -240,6 +240,7 @@ def measure(
     def step(index: int, turn: int) -> None:
         trainer = trainers[stages[index].depth]
         trainer.micro_batch = stages[index].micro_batch
+        trainer.freeze(recipe.frozen_layers(index))
         # A GPU's batches are made ahead on a thread, so making one is no part of a step there.
         trainer.step(turn, first[index] if device.type == "cuda" else batch(index, turn), 0.1)
 

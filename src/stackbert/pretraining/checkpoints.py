@@ -74,8 +74,8 @@ def checkpoint_name(step: int) -> str:
 class Checkpoints:
     """The checkpoints of one run directory. The run's lock keeps other processes away.
 
-    The last few are kept, as the recipe says, and those at the end of a stage. `tokenizer`, the
-    files of the corpus's, goes into each.
+    The last few are kept, as the recipe says, and its `kept_steps`. `tokenizer`, the files of the
+    corpus's, goes into each.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, tokenizer: Mapping[str, bytes]) -> None:
@@ -150,7 +150,7 @@ class Checkpoints:
             sums = {path.name: sha256(path) for path in files}
             state.model_copy(update={"sha256": sums}).write(folder / STATE)
         for path in self.paths()[: -self._recipe.checkpoint.keep]:
-            if int(path.name.removeprefix("step-")) not in self._recipe.boundaries:
+            if int(path.name.removeprefix("step-")) not in self._recipe.kept_steps:
                 # Renamed first: a kill in the middle must not leave half a checkpoint.
                 shutil.rmtree(path.rename(path.with_name(path.name + ".partial")))
 

@@ -185,13 +185,14 @@ class ParallelModel:
     def __init__(self, model: "PreTrainedModel", world: World, engine: Engine) -> None:
         self.model = model
         self.is_sharded = world.size > 1 and engine == "fsdp"
+        self.is_copied = world.size > 1 and engine == "ddp"
         self._losses: Any = _Losses(model)
         if self.is_sharded:
             mesh = init_device_mesh(model.device.type, (world.size,))
             for layer in find_layers(model)[1]:
                 fully_shard(layer, mesh=mesh)
             fully_shard(self._losses, mesh=mesh)
-        elif world.size > 1:
+        elif self.is_copied:
             self._losses = DistributedDataParallel(self._losses, gradient_as_bucket_view=True)
 
     def __call__(self, batch: Batch, kernels: Kernels = EAGER) -> Tensor:
@@ -208,8 +209,7 @@ class ParallelModel:
         """Around a forward and backward pass: exchange gradients, or only accumulate them here."""
         if self.is_sharded:
             self._losses.set_requires_gradient_sync(now)
-        waits = isinstance(self._losses, DistributedDataParallel) and not now
-        with self._losses.no_sync() if waits else contextlib.nullcontext():
+        with self._losses.no_sync() if self.is_copied and not now else contextlib.nullcontext():
             yield
 
     def reshard(self) -> None:

@@ -114,6 +114,7 @@ def train(run: Run, stop: StopRequest) -> None:
             stage = recipe.stage(index)
             if trainer.depth != stage.depth:
                 _grow(run, stage.depth)
+            trainer.freeze(recipe.frozen_layers(index))
 
             # While the device still works on earlier steps, waiting for a batch costs nothing.
             with watch.measuring("input" if trainer.idle else "training", on_device=False):
@@ -148,7 +149,7 @@ def train(run: Run, stop: StopRequest) -> None:
             due = at.step % every_steps == 0 or minutes >= every_minutes
             agreed = world.all_reduce_max(2 * (stop.signal or 0) + (due and world.is_main))
             signal, due = agreed // 2, agreed % 2 == 1
-            if ends_stage or signal or due:
+            if at.step in recipe.kept_steps or signal or due:
                 _save(run)
                 saved = time.monotonic()
             run.checkpoints.wait(if_done=True)

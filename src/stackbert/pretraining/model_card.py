@@ -18,6 +18,7 @@ def model_card(
     recipe: Recipe,
     corpus: Corpus,
     entropy: float,
+    origin: Sequence[str],
     data: Sequence[str],
     stages: pd.DataFrame | None,
     machine: dict[str, Any],
@@ -25,11 +26,15 @@ def model_card(
 ) -> str:
     """How to use the model, how it was trained, and on what.
 
-    `entropy` is of the validation rows' tokens; `data` says how the text was passed over; `stages`
-    is the run's `stage_table`, None if its ledger is damaged; `folder` holds the saved model.
+    `entropy` is of the validation rows' tokens; `origin` says what the run started from; `data` how
+    the text was passed over; `stages` is the run's `stage_table`, None if its ledger is damaged;
+    `folder` holds the saved model.
     """
     manifest = corpus.manifest
-    tags = ["stackbert", "progressive-stacking", recipe.model.type]
+    tags = ["stackbert", "progressive-stacking", recipe.model_type]
+    if recipe.start is not None:  # no path of the machine that trained it, and no whole config
+        short = {"folder": Path(recipe.start.folder).name, "config": {}}
+        recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update=short)})
     header = ModelCardData(
         language=[code.strip() for code in manifest.language.split(",") if code.strip()] or None,
         license=manifest.license or None,
@@ -50,6 +55,8 @@ def model_card(
     )
     if len(names) > 20:
         sources += f"- … and {len(names) - 20:,} more\n"
+    growth = f" by progressive stacking (Gong et al., ICML 2019; {recipe.growth.rule.name})"
+    how = growth if recipe.growth_steps else ""
     # Indented as a whole, which no text of the user's can end as it could end a fence.
     yaml = textwrap.indent(recipe.to_yaml().strip(), "    ")
     return f"""---
@@ -58,8 +65,8 @@ def model_card(
 
 # {recipe.name}
 
-A `{recipe.model.type}` encoder of {recipe.stages[-1].depth} layers, pre-trained by progressive
-stacking (Gong et al., ICML 2019) with StackBERT {machine.get("stackbert", "")}.
+A `{recipe.model_type}` encoder of {recipe.stages[-1].depth} layers, pre-trained{how}
+with StackBERT {machine.get("stackbert", "")}. {html.escape(" ".join(origin), quote=False)}
 
 ```python
 from transformers import pipeline

@@ -115,7 +115,10 @@ def step_flops(
     """
     total = training_flops(model, rows=rows, sequence_length=sequence_length, masked=masked)
     for name in _muon_names(model, spec):
-        short, long = sorted(model.get_parameter(name).shape)
+        matrix = model.get_parameter(name)
+        if not matrix.requires_grad:
+            continue
+        short, long = sorted(matrix.shape)
         for together in _taken_together(short, long):
             # The Gram matrix and its product with x are long, the others as small as it is.
             small = 4 * (together - 1) + 1

@@ -27,7 +27,12 @@ class Request(BaseModel):
     """As loaded: "auto" is open still, the steps are those before scaling."""
     budget: str | None
     steps: int | None
-    corpus: str  # its fingerprint
+    corpus: str
+    """Its fingerprint."""
+    extend: str | None = None
+    """By how much a finished run is trained longer; `recipe` is that run's."""
+    parent: str | None = None
+    """What that run had come to."""
 
 
 class RunRecord(Record):
@@ -72,11 +77,17 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
             f"{folder} holds a run already. Resume it (--resume auto) or choose a new folder."
         )
     record = read_run(folder)
-    differences = differing_fields(record.request.recipe, asked.recipe)
-    for name in ("budget", "steps", "corpus"):
-        there, here = getattr(record.request, name), getattr(asked, name)
-        if there != here:
-            differences.append(f"--{name} ({there or 'none'} there, {here or 'none'} here)")
+    then = record.request
+    there, here = then.recipe, asked.recipe
+    differences = []
+    if there.start != here.start:
+        differences.append(f"--from ({_start_of(there)} there, {_start_of(here)} here)")
+        there, here = (r.model_copy(update={"model": None, "start": None}) for r in (there, here))
+    differences += differing_fields(there, here)
+    for name in ("budget", "steps", "corpus", "extend", "parent"):
+        old, new = getattr(then, name), getattr(asked, name)
+        if old != new:
+            differences.append(f"--{name} ({old or 'none'} there, {new or 'none'} here)")
     if differences:
         raise UserError(
             f"{folder} holds another run. It differs in: {'; '.join(differences)}. Resume with the "
@@ -91,3 +102,7 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
             "train another recipe, start a new run in another folder."
         )
     return record
+
+
+def _start_of(recipe: Recipe) -> str:
+    return f"{recipe.start.folder}, {recipe.start.sha256[:12]}" if recipe.start else "none"

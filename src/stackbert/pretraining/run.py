@@ -1,8 +1,9 @@
 """`pretrain`: from a recipe and a corpus to a run directory with a finished model in it."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +21,16 @@ from stackbert.machine import (
     pick_device,
     synchronise,
 )
-from stackbert.model import model_class
 from stackbert.model_files import read_config, save_model
-from stackbert.pretraining.autotune import autotune, measure, scaled_to
+from stackbert.pretraining.autotune import autotune, evaluation_interval, measure, scaled_to
 from stackbert.pretraining.checkpoints import Checkpoints, CheckpointState, checkpoint_name
 from stackbert.pretraining.distributed import World, init_distributed
+from stackbert.pretraining.extend import (
+    copy_checkpoint,
+    extension,
+    longer_recipe,
+    steps_of,
+)
 from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger, stage_table
 from stackbert.pretraining.loop import Run, train
 from stackbert.pretraining.model_card import model_card
@@ -39,8 +45,9 @@ from stackbert.pretraining.record import (
     write_run,
 )
 from stackbert.pretraining.signals import StopRequest
+from stackbert.pretraining.starting import open_start, start_sentences
 from stackbert.pretraining.tracking import TRACKERS, open_tracker
-from stackbert.pretraining.trainer import Trainer, recipe_model
+from stackbert.pretraining.trainer import Trainer, recipe_class, recipe_model
 from stackbert.progress import Lines, Progress
 from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields
@@ -100,6 +107,7 @@ def pretrain(
     *,
     corpus: str | Path | Corpus,
     out: str | Path,
+    start: str | Path | None = None,
     budget: str | None = None,
     steps: int | None = None,
     resume: Literal["auto", "never"] = "auto",
@@ -116,11 +124,13 @@ def pretrain(
         recipe: from `load_recipe`.
         corpus: a folder that `build_corpus` made, or an opened corpus.
         out: the run directory; an unfinished run there is resumed.
+        start: train this model on instead of a new one: a Hugging Face folder or a finished run.
+            The recipe's stages begin at its depth; its `model` part gives way to the folder's.
         budget: wall-clock time such as "30m": the stages are scaled to fit, each keeping its
             share, by seconds per step measured here.
         steps: scale to this many steps instead.
         resume: "never" refuses a folder that holds a run.
-        track: of "tensorboard", "wandb".
+        track: of "tensorboard", "wandb", "trackio", "mlflow".
         progress: hears of the run's progress; silent by default.
 
     Raises:
@@ -136,16 +146,60 @@ def pretrain(
     """
     if budget is not None and steps is not None:
         raise UserError("Give a budget or a number of steps, not both.")
+    if start is None and recipe.start is not None:
+        start = recipe.start.folder
+
+    def request(corpus: Corpus) -> Request:
+        own = recipe if start is None else open_start(recipe, start, corpus)[0]
+        return Request(recipe=own, budget=budget, steps=steps, corpus=corpus.fingerprint)
+
     seconds = None if budget is None else parse_duration(budget)
+    return _run(request, None, corpus, Path(out), seconds, resume, track, progress)
+
+
+def extend(
+    run: str | Path,
+    *,
+    by: str,
+    corpus: str | Path | Corpus,
+    out: str | Path,
+    resume: Literal["auto", "never"] = "auto",
+    track: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> RunResult:
+    """Train a finished run longer, in a run directory of its own; the finished one stays.
+
+    With `constant`, and with `wsd` from the checkpoint before its decay, the result is what the
+    longer run would have been from the start, to the bit on the same CPU and corpus. Otherwise the
+    schedule begins anew after the last step, its warm-up included; the optimizer's state is kept.
+
+    Args:
+        run: a finished run directory.
+        by: time to train from that checkpoint on ("2h"), or steps on top ("2000steps").
+        corpus: the same or another one, with the same tokenizer.
+        out, resume, track, progress: as `pretrain` takes them; it raises what that does.
+    """
+    seconds = None if steps_of(by) else parse_duration(by)
+    request = functools.partial(extension, Path(run), by)
+    return _run(request, Path(run), corpus, Path(out), seconds, resume, track, progress)
+
+
+def _run(
+    request: Callable[[Corpus], Request],
+    parent: Path | None,
+    corpus: str | Path | Corpus,
+    folder: Path,
+    seconds: float | None,
+    resume: str,
+    track: Sequence[str],
+    progress: Progress | None,
+) -> RunResult:
     for name in set(track) - set(TRACKERS):
         raise UserError(f"--track {name}: choose from {', '.join(TRACKERS)}.")
     corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
-    asked = Request(recipe=recipe, budget=budget, steps=steps, corpus=corpus.fingerprint)
-    folder = Path(out)
     keep_memory()
     device = pick_device()
     with (
-        gpu_settings(device, deterministic=recipe.deterministic),
         writing(f"training in {folder}"),
         init_distributed() as world,
         contextlib.ExitStack() as stack,
@@ -155,6 +209,8 @@ def pretrain(
         watch = Stopwatch(lambda: synchronise(device))
         with watch.measuring("start-up"):
             # Only rank 0 looks into the run directory, which may be on its machine alone.
+            asked = world.broadcast_object(lambda: request(corpus), Request)
+            stack.enter_context(gpu_settings(device, deterministic=asked.recipe.deterministic))
             record = world.broadcast_object(
                 lambda: find_run(folder, asked, resume), RunRecord | None
             )
@@ -162,10 +218,10 @@ def pretrain(
                 progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
                 return world.broadcast_object(lambda: _result(folder), RunResult)
             fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
-            tokenizer = world.all_pass(lambda: _check(recipe, corpus, fingerprint, world))
+            tokenizer = world.all_pass(lambda: _check(asked.recipe, corpus, fingerprint, world))
             if record is None:
                 with watch.measuring("tuning"):
-                    record = _new_record(asked, corpus, seconds, device, progress, world)
+                    record = _new_record(asked, parent, corpus, seconds, device, progress, world)
                 if world.is_main:
                     write_run(folder, record)
             elif changed := differing_fields(record.machine, describe(device)):
@@ -178,7 +234,10 @@ def pretrain(
         if world.is_main:
             progress = Lines(folder / LOG, beside=console)
         about = data_sentences(recipe, corpus)
-        for sentence in about:
+        origin = start_sentences(recipe.start) if recipe.start else []
+        if asked.parent:
+            origin.append(f"A finished run was trained longer ({asked.extend}): {asked.parent}.")
+        for sentence in [*origin, *about]:
             progress.say(sentence)
         with console, StopRequest() as stop:
             with watch.measuring("start-up"):
@@ -186,10 +245,13 @@ def pretrain(
                 state = world.broadcast_object(
                     lambda: checkpoints.newest(progress.say), CheckpointState | None
                 )
+                if state is None and parent is not None:
+                    state = world.broadcast_object(
+                        lambda: copy_checkpoint(parent, asked.recipe, folder), CheckpointState
+                    )
                 if state is None:
                     state = CheckpointState(depth=recipe.stages[0].depth)
-                    model = recipe_model(recipe, corpus.vocabulary, state.depth, seed=recipe.seed)
-                    moments = NamedState()
+                    model, moments = _first_model(recipe, corpus, world), NamedState()
                 else:
                     for kind, spent in state.seconds.items():
                         watch.seconds[kind] += spent
@@ -225,7 +287,8 @@ def pretrain(
                 length = recipe.longest_sequence
                 save_model(trainer.model, place, sequence_length=length, **options)
                 entropy = validation_entropy(recipe, corpus)
-                card = model_card(recipe, corpus, entropy, about, stages, record.machine, place)
+                about_run = recipe, corpus, entropy, origin, about, stages, record.machine
+                card = model_card(*about_run, place)
                 (place / "README.md").write_text(card, encoding="utf-8")
         return world.broadcast_object(lambda: _result(folder), RunResult)
 
@@ -256,6 +319,7 @@ def _check(recipe: Recipe, corpus: Corpus, fingerprint: str, world: World) -> di
 
 def _new_record(
     asked: Request,
+    parent: Path | None,
     corpus: Corpus,
     seconds: float | None,
     device: torch.device,
@@ -269,15 +333,24 @@ def _new_record(
     recipe, rate = world.broadcast_object(
         lambda: autotune(recipe, corpus, world_size=world.size, **options), tuple[Recipe, float]
     )
+    step_seconds = 0.0
     if seconds is not None:
         progress.say("measuring seconds per step at every depth …")
         patience = min(30.0, 0.01 * seconds) if world.size == 1 else 0.0
         timing = measure(recipe, corpus, device=device, patience=patience, world=world)
         pairs = zip(timing.step, recipe.stages, strict=True)
         pace = ", ".join(f"{1000 * step:.0f} ms at depth {s.depth}" for step, s in pairs)
+        step_seconds = timing.step[-1] + timing.evaluation[-1] / evaluation_interval(recipe)
         # Rank 0's clock decides for all.
-        recipe = world.broadcast_object(lambda: scaled_to(recipe, timing, seconds), Recipe)
-        progress.say(f"a step takes {pace}; {recipe.total_steps:,} steps fit into {asked.budget}")
+        if parent is None:
+            recipe = world.broadcast_object(lambda: scaled_to(recipe, timing, seconds), Recipe)
+        fitting = f"; {recipe.total_steps:,} steps fit into {asked.budget}" if asked.budget else ""
+        progress.say(f"a step takes {pace}{fitting}")
+    if parent is not None:
+        finished, by = recipe, asked.extend or ""
+        recipe = world.broadcast_object(
+            lambda: longer_recipe(parent, finished, by, step_seconds), Recipe
+        )
     return RunRecord(
         request=asked,
         recipe=recipe,
@@ -287,6 +360,22 @@ def _new_record(
     )
 
 
+def _first_model(recipe: Recipe, corpus: Corpus, world: World) -> "PreTrainedModel":
+    """At step 0: new, or with the weights that the run starts from, which rank 0 reads."""
+    model = recipe_model(recipe, corpus.vocabulary, recipe.stages[0].depth, seed=recipe.seed)
+    start = recipe.start
+    if start is not None:
+
+        def read() -> dict[str, torch.Tensor]:
+            source = open_start(recipe, start.folder, corpus)[1]
+            return {name: parameter.detach() for name, parameter in source.named_parameters()}
+
+        tensors = world.broadcast(read)
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(tensors[name])
+    return model
+
+
 def _load(
     checkpoints: Checkpoints, step: int, recipe: Recipe, world: World
 ) -> "tuple[PreTrainedModel, NamedState]":
@@ -294,23 +383,26 @@ def _load(
     folder = checkpoints.folder / checkpoint_name(step)
     config = world.broadcast_object(lambda: read_config(folder))
     tensors = world.broadcast(lambda: checkpoints.load(step))
-    kind = model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
-    config_class: Any = kind.config_class
+    kind = recipe_class(recipe)
     with reading(folder / "config.json"):
-        model = kind(config_class.from_dict(config)).train()
-    parameters, state = dict(model.named_parameters()), NamedState()
+        model = kind(kind.config_class.from_dict(config)).train()
+    # Of tied parameters' names a file may hold any.
+    parameters, state = dict(model.named_parameters(remove_duplicate=False)), NamedState()
     for flat, tensor in tensors.items():
         name, _, key = flat.partition("|")
         if name not in parameters or (tensor.ndim and tensor.shape != parameters[name].shape):
             raise UserError(f"{folder} does not fit its config.json: {flat} has no place in it.")
         if key:
             state.setdefault(name, {})[key] = tensor
-    for name, parameter in parameters.items():
-        if name not in tensors or name not in state:
+    # What was never trained has no state: frozen layers, and parts of others' models.
+    is_whole = recipe.start is None and all(stage.train == "all" for stage in recipe.stages)
+    stored = {parameters[name]: tensor for name, tensor in tensors.items() if name in parameters}
+    for name, parameter in model.named_parameters():
+        if parameter not in stored or (name not in state and is_whole):
             raise UserError(f"{folder} lacks {name}, in its weights or its optimizer's state.")
         # Copied into fresh memory: loaded tensors look into a mapped file at any offset, and some
         # CPU kernels round differently there.
-        parameter.data.copy_(tensors[name])
+        parameter.data.copy_(stored[parameter])
     return model, state
 
 

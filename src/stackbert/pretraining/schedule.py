@@ -11,13 +11,18 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
 
     The schedule knows nothing of stages (Gong et al. let the rate carry on where it was); only
     `rewarmup_steps`, 0 in the paper, lets it climb anew after a growth. The first update of a
-    warm-up is not at rate zero, or it would be lost.
+    warm-up is not at rate zero, or it would be lost. A run that was extended goes through its
+    schedule again; then the warm-up takes a twentieth of the extension at most.
     """
-    schedule = recipe.schedule
-    if step < schedule.warmup_steps:
-        factor = (step + 1) / schedule.warmup_steps
+    schedule, warmup = recipe.schedule, recipe.schedule.warmup_steps
+    begin = max((each for each in schedule.restarts if each <= step), default=0)
+    end = min((each for each in schedule.restarts if each > step), default=recipe.total_steps)
+    if begin:
+        warmup = min(warmup or end - begin, (end - begin) // 20)
+    if step - begin < warmup:
+        factor = (step - begin + 1) / warmup
     else:
-        factor = _after_warmup(schedule, step, recipe.total_steps)
+        factor = _after_warmup(schedule, step - begin, end - begin, warmup)
     since = min((step - grown for grown in recipe.growth_steps if grown <= step), default=math.inf)
     return factor * min(1.0, (since + 1) / (schedule.rewarmup_steps + 1))
 
@@ -28,7 +33,8 @@ def averaged_before(recipe: Recipe, step: int) -> int | None:
     None if these do not: some hundred of the tail do, as every single step would cost time.
     """
     total = recipe.total_steps
-    start = max(round((1.0 - recipe.tail_average) * total), *recipe.growth_steps, 0)
+    earliest = max((*recipe.growth_steps, *recipe.schedule.restarts, 0))
+    start = max(round((1.0 - recipe.tail_average) * total), earliest)
     start = min(start, total - 1)
     every = max(1, (total - start) // 100)
     if not recipe.tail_average or step <= start or (total - step) % every:
@@ -36,8 +42,8 @@ def averaged_before(recipe: Recipe, step: int) -> int | None:
     return (step - start - 1) // every
 
 
-def _after_warmup(schedule: ScheduleSpec, step: int, total: int) -> float:
-    final, start = schedule.final_fraction, schedule.warmup_steps
+def _after_warmup(schedule: ScheduleSpec, step: int, total: int, start: int) -> float:
+    final = schedule.final_fraction
     if schedule.name == "constant":
         return 1.0
     if schedule.name == "piecewise":

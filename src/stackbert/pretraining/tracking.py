@@ -1,4 +1,4 @@
-"""Copies of the ledger's numbers in TensorBoard or Weights & Biases, where asked for."""
+"""Copies of the ledger's numbers in a tracker (TensorBoard, Weights & Biases, …), if asked for."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from stackbert.errors import need
 from stackbert.recipe import Recipe
 
-TRACKERS = ("tensorboard", "wandb")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 _SHOWN = {
     "step": ("train", ("loss", "lr", "gradient_norm", "tokens_per_second", "depth")),
     "evaluation": ("validation", ("loss",)),
@@ -32,7 +32,10 @@ def open_tracker(name: str, run: Path, step: int, recipe: Recipe) -> Tracker:
     """One of `TRACKERS`, for a run that begins, or resumes, at `step`; UserError without its
     package."""
     need(name, name, to=f"--track {name}")
-    return _tensorboard(run, step) if name == "tensorboard" else _wandb(run, recipe)
+    if name == "tensorboard":
+        return _tensorboard(run, step)
+    config = recipe.model_dump(mode="json")
+    return {"wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}[name](run, config)
 
 
 def _tensorboard(run: Path, step: int) -> Tracker:
@@ -48,11 +51,29 @@ def _tensorboard(run: Path, step: int) -> Tracker:
     return Tracker(log, writer.close)
 
 
-def _wandb(run: Path, recipe: Recipe) -> Tracker:
+def _wandb(run: Path, config: dict[str, Any]) -> Tracker:
     import wandb
 
-    config = recipe.model_dump(mode="json")
     started = wandb.init(
         project="stackbert", name=run.name, id=run.name, dir=run, resume="allow", config=config
     )
     return Tracker(started.log, started.finish)
+
+
+def _trackio(run: Path, config: dict[str, Any]) -> Tracker:
+    import trackio
+
+    trackio.init(project="stackbert", name=run.name, resume="allow", config=config)
+    return Tracker(trackio.log, trackio.finish)
+
+
+def _mlflow(run: Path, config: dict[str, Any]) -> Tracker:
+    import mlflow
+
+    mlflow.set_experiment("stackbert")
+    same = mlflow.search_runs(
+        filter_string=f"attributes.run_name = '{run.name}'", output_format="list"
+    )
+    mlflow.start_run(run_id=same[0].info.run_id if same else None, run_name=run.name)
+    mlflow.log_dict(config, "recipe.json")
+    return Tracker(mlflow.log_metrics, mlflow.end_run)

@@ -1,10 +1,12 @@
 """One model, one optimizer, one step at a time; knows nothing of stages or files."""
 
 import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo
+import transformers
 from torch import Tensor, nn
 
 from stackbert.batches.batches import IGNORED, Batch, training_plan
@@ -12,9 +14,9 @@ from stackbert.batches.randomness import derive_key
 from stackbert.corpus.store import Corpus
 from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.encoder import EAGER, BF16Norm, compiled, supports_masked_forward
-from stackbert.growth.grow import grow_optimizer_state, grow_with_origins
+from stackbert.growth.grow import grow_optimizer_state, grow_with_origins, grown_config
 from stackbert.machine import DTYPES, working_precision
-from stackbert.model import create_model
+from stackbert.model import create_model, freeze, model_class
 from stackbert.pretraining.distributed import SINGLE, ParallelModel, World, full_tensor
 from stackbert.pretraining.layers import ROWS, measure_layers
 from stackbert.pretraining.optimizers import NamedState, Optimizers, step_flops
@@ -55,6 +57,7 @@ class Trainer:
         self._compiled: set[tuple[int, ...]] = set()  # shapes
         self._halvings = 0  # of the micro-batch, where the GPU's memory ended
         self._last_step: Any = None  # a CUDA event, once there is one
+        self._frozen: frozenset[int] | None = frozenset()
         self._take(model, state or {})
 
     def _take(self, model: "PreTrainedModel", state: NamedState) -> None:
@@ -67,6 +70,16 @@ class Trainer:
         dtype = DTYPES[self._precision]
         self.optimizers = Optimizers(self.model, self._recipe.optimizer, newton_schulz=dtype)
         self.optimizers.load_state(state)
+
+    def freeze(self, layers: frozenset[int]) -> None:
+        """From the next step on, train all but these layers and the embeddings; or everything."""
+        if layers == self._frozen:
+            return
+        freeze(self.model, layers)
+        if self.parallel.is_copied:
+            del self.parallel  # DDP lets go of the parameters that it waited for
+            self.parallel = ParallelModel(self.model, self._world, self._recipe.engine)
+        self._frozen = layers
 
     @property
     def depth(self) -> int:
@@ -246,7 +259,10 @@ class Trainer:
             source.load_state_dict({n: t.cpu() for n, t in self.parallel.full_weights().items()})
         growth = grow_with_origins(source, depth, spec.rule, seed=seed)
         state = self.full_optimizer_state()
-        self._take(growth.model, grow_optimizer_state(state, growth, spec.optimizer_state))
+        state = grow_optimizer_state(state, growth, spec.optimizer_state)
+        self._take(growth.model, state)
+        if self._frozen:  # its layers have other numbers now
+            self._frozen = None
 
 
 def rows_at_once(
@@ -262,17 +278,38 @@ def recipe_model(
     recipe: Recipe, vocabulary: Vocabulary, depth: int, *, seed: int = 0
 ) -> "PreTrainedModel":
     """A freshly initialised model of a recipe at some depth, on the CPU (or torch's device)."""
-    length, pairs = recipe.longest_sequence, recipe.objective.next_sentence
-    shape: dict[str, Any] = {"depth": depth, "sequence_length": length, "next_sentence": pairs}
-    return create_model(recipe.model, vocabulary=vocabulary, seed=seed, **shape)
+    if recipe.model is not None:
+        length, pairs = recipe.longest_sequence, recipe.objective.next_sentence
+        shape: dict[str, Any] = {"depth": depth, "sequence_length": length, "next_sentence": pairs}
+        return create_model(recipe.model, vocabulary=vocabulary, seed=seed, **shape)
+    kind = recipe_class(recipe)
+    assert recipe.start is not None
+    config = kind.config_class.from_dict(dict(recipe.start.config))
+    depths = [recipe.start.depth, *(s.depth for s in recipe.stages if s.depth <= depth)]
+    for before, after in itertools.pairwise(depths):
+        if before < after:
+            config = grown_config(config, recipe.growth.rule.depth_map(before, after))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model: PreTrainedModel = kind(config).train()
+    return model
+
+
+def recipe_class(recipe: Recipe) -> Any:  # noqa: ANN401 (a class of transformers)
+    """The transformers class that a recipe trains."""
+    if recipe.start is not None:
+        return getattr(transformers, recipe.start.model)
+    assert recipe.model is not None
+    return model_class(recipe.model.type, next_sentence=recipe.objective.next_sentence)
 
 
 def stage_flops(recipe: Recipe, corpus: Corpus) -> list[int]:
     """FLOPs of a training step of each stage, over all processes."""
     plan, flops = training_plan(recipe, corpus), []
-    for stage, first_step in zip(plan.stages, recipe.boundaries, strict=False):
+    for index, (stage, first_step) in enumerate(zip(plan.stages, recipe.boundaries, strict=False)):
         with torch.device("meta"):
             model = recipe_model(recipe, corpus.vocabulary, stage.depth)
+            freeze(model, recipe.frozen_layers(index))
         rows, masked = plan.masked_rows(first_step)
         shape = {"rows": rows, "sequence_length": stage.sequence_length, "masked": masked}
         flops.append(step_flops(model, recipe.optimizer, **shape))
