@@ -13,7 +13,7 @@ from stackbert.comparison.results import COMPARISON, RUNS, Comparison, Request, 
 from stackbert.comparison.variants import SCRATCH, Variant, growths_of, load_variants, refuse_twins
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import RunError, UserError
-from stackbert.files import locked, write_text, writing
+from stackbert.files import locked, require_empty, write_text, writing
 from stackbert.pretraining.record import CHECKPOINTS
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
@@ -92,12 +92,8 @@ def _opened(
     folder: Path, request: Request, asked: Sequence[Variant], corpus: Corpus, progress: Progress
 ) -> Comparison:
     before = read_comparison(folder) if (folder / COMPARISON).is_file() else None
-    foreign = [path.name for path in folder.glob("[!.]*") if path.name != RUNS]
-    if foreign and not before:
-        raise UserError(
-            f"{folder} is not empty and not a comparison (it holds {', '.join(foreign[:3])}). "
-            "Choose a new folder for --out."
-        )
+    if not before:
+        require_empty(folder, Comparison.what)
     recipes = dict(before.variants) if before else {}
     differing = differing_fields(before.request, request) if before else []
     for variant in asked:

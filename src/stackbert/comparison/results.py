@@ -205,9 +205,6 @@ class Comparison(Record):
 
         Those that answer the first question come first. With `trials` only those that choose
         between several learning rates: one seed each at the smallest budget.
-
-        Raises:
-            UserError: the budget does not buy one step of each stage.
         """
         rows, recipes, first = [], {}, self.request.recipe.seed
         for variant in variants:
