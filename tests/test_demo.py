@@ -2,10 +2,7 @@
 
 import re
 
-import pytest
-
 from stackbert import demo
-from stackbert.errors import UserError
 from stackbert.progress import Progress
 from tiny_runs import tiny_recipe
 
@@ -17,15 +14,6 @@ def test_the_factbook_is_256_documents_of_plain_sentences(tmp_path) -> None:
     assert not re.search(r"</?[a-z]+[^>]*>|&(amp|nbsp|lt|gt|quot|#\d+);|  ", text), "HTML"
     lengths = sorted(map(len, text.splitlines()))
     assert lengths[len(lengths) // 2] >= demo.SHORTEST, "figures, not sentences"
-
-
-def test_a_missing_text_is_a_sentence(monkeypatch, tmp_path) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr("stackbert.demo.resources.files", missing)
-    with pytest.raises(UserError, match=r"pip install 'stackbert\[demo\]'"):
-        demo.run_demo(tmp_path / "demo", say=print)
 
 
 def test_text_becomes_a_grown_model_that_fills_masks_and_a_second_call_uses_it(

@@ -138,6 +138,17 @@ def new_folder(folder: Path, *, parents: bool = True) -> Iterator[Path]:
     sync(folder.parent)
 
 
+def require_empty(folder: Path, what: str) -> None:
+    """UserError if a folder holds anything but hidden files; it is not `what`, "a comparison"."""
+    held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if held:
+        more = ", …" if len(held) > 3 else ""
+        raise UserError(
+            f"{folder} is not empty and not {what} (it holds {', '.join(held[:3])}{more}). Choose "
+            "a new folder for --out."
+        )
+
+
 @contextlib.contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
     """Make `folder` if need be, and keep other processes out of it, however this one ends.

@@ -1,12 +1,18 @@
-"""DataFrames: as a field of a record, and as text."""
+"""DataFrames: read from files, as a field of a record, and as text."""
 
+import csv
 import io
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import PlainSerializer, PlainValidator
+
+from stackbert.errors import UserError
+from stackbert.files import reading
 
 
 def _from_json(value: Any) -> pd.DataFrame:  # noqa: ANN401 (JSON is any value)
@@ -32,6 +38,42 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (a cell)
 
 Frame = Annotated[pd.DataFrame, PlainValidator(_from_json), PlainSerializer(_to_json)]
 """A table in a `Record`; stored as columns and rows, a missing value as null."""
+
+
+def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The cells of a file; `columns` are those of one without a header.
+
+    In a .tsv quotation marks are characters like any other, as in GLUE's.
+    """
+    suffix = path.suffix.lower()
+    with reading(path):
+        if suffix == ".parquet":
+            return pd.read_parquet(path)
+        if suffix in (".json", ".jsonl"):
+            text = path.read_text(encoding="utf-8-sig")
+            # Only a line feed ends a line: texts hold U+2028 and the like.
+            lines = [line for line in text.split("\n") if line.strip()]
+            rows = json.loads(text) if suffix == ".json" else [json.loads(line) for line in lines]
+            return pd.DataFrame(rows, dtype=object)
+        if suffix not in (".csv", ".tsv"):
+            raise UserError(f"{path} is not a .csv, .tsv, .json, .jsonl or .parquet file.")
+        is_csv = suffix == ".csv"
+        # With the header as a row, a first row that is too long is an error like any other.
+        cells = pd.read_csv(
+            path,
+            sep="," if is_csv else "\t",
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            quoting=csv.QUOTE_MINIMAL if is_csv else csv.QUOTE_NONE,
+            lineterminator=None if is_csv else "\n",
+        )
+        cells = cells.replace("\r$", "", regex=True)
+        cells = cells[(cells != "").any(axis=1)]  # empty lines
+        if not columns:
+            columns, cells = list(cells.iloc[0]), cells.iloc[1:]
+        return cells.set_axis(list(columns), axis=1).reset_index(drop=True)
 
 
 def table_text(

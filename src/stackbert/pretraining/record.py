@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from stackbert.errors import UserError
-from stackbert.files import Record, write_text
+from stackbert.files import Record, require_empty, write_text
 from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields, load_recipe
 
@@ -49,6 +49,25 @@ def is_run(folder: Path) -> bool:
     return (folder / RUN).is_file()
 
 
+def final_model(folder: Path) -> Path:
+    """`folder` itself, or the place where a run directory has its final model."""
+    if not is_run(folder):
+        return folder
+    if not (folder / MODEL).is_dir():
+        raise UserError(
+            f"The run {folder} has no {MODEL}/ yet. Let it finish, or name a checkpoint."
+        )
+    return folder / MODEL
+
+
+def model_name(folder: Path) -> str:
+    """What readers call a model: its folder or run, and the step of a checkpoint."""
+    folder = folder.resolve()
+    if is_run(folder.parent.parent):
+        return f"{folder.parent.parent.name} {folder.name}"
+    return folder.parent.name if is_run(folder.parent) else folder.name
+
+
 def read_run(folder: str | Path) -> RunRecord:
     """A run's record; UserError if the folder holds no run, or run.json is damaged."""
     return RunRecord.read(Path(folder) / RUN)
@@ -68,12 +87,7 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
             difference is named), or any run where `resume` is "never".
     """
     if not is_run(folder):
-        held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if held:
-            raise UserError(
-                f"{folder} is not empty and not a run directory (it holds {', '.join(held[:3])}"
-                f"{', …' if len(held) > 3 else ''}). Choose a new folder for --out."
-            )
+        require_empty(folder, RunRecord.what)
         return None
     if resume == "never":
         raise UserError(
