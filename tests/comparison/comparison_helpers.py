@@ -62,20 +62,6 @@ def table(
     return Reference(machine={"device": "none"}, steps=steps, growths=growths, **options)
 
 
-def train_here(
-    runs: Sequence[Path], corpus: Path, **_: object
-) -> Iterator[tuple[Path, float, str]]:
-    """As `processes.train_all`, in this process."""
-    for run in runs:
-        failure = ""
-        try:
-            pretrain(load_recipe(run.with_name(run.name + ".yaml")), corpus=corpus, out=run)
-        except StackBertError as error:
-            run.with_name(run.name + ".log").write_text(f"stackbert: {error}\n")
-            failure = f"{run.name} failed: {error}"
-        yield run, 0.0, failure
-
-
 def in_process(patch: pytest.MonkeyPatch) -> list[str]:
     """Train runs here and measure nothing; names of those trained, filled as they are."""
     trained: list[str] = []
@@ -83,7 +69,13 @@ def in_process(patch: pytest.MonkeyPatch) -> list[str]:
     def train_all(runs: Sequence[Path], corpus: Path, **_: object) -> Iterator[Any]:
         for run in runs:
             trained.append(run.name)
-            yield from train_here([run], corpus)
+            failure = ""
+            try:
+                pretrain(load_recipe(run.with_name(run.name + ".yaml")), corpus=corpus, out=run)
+            except StackBertError as error:
+                run.with_name(run.name + ".log").write_text(f"stackbert: {error}\n")
+                failure = f"{run.name} failed: {error}"
+            yield run, 0.0, failure
 
     def calibrate(
         known: Reference | None, recipes: Sequence[Recipe], *_: object, **__: object
