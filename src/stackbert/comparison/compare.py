@@ -74,9 +74,8 @@ def compare(
     # Micro-batches are chosen for all variants alike.
     stages = tuple(stage.model_copy(update={"micro_batch": None}) for stage in recipe.stages)
     recipe = recipe.model_copy(update={"stages": stages})
-    options = {"fractions": fractions, "learning_rates": learning_rates}
-    options["shares"] = parse_budgets(budget)[1]
-    asked = load_variants(variants, recipe, seeds=seeds, **options)
+    options = {"learning_rates": learning_rates, "shares": parse_budgets(budget)[1]}
+    asked = load_variants(variants, recipe, seeds=seeds, fractions=fractions, **options)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     request = Request(recipe=recipe, corpus=opened.fingerprint, budget=budget, jobs=jobs)
     folder, tell = Path(out), progress or Progress()
