@@ -1,4 +1,4 @@
-"""Growth: the moments are the run's own models; what is copied, fresh and nearest is told right."""
+"""Growth: the moments are the run's own models; sources are told right and drawn."""
 
 import json
 import shutil

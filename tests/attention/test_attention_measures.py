@@ -1,4 +1,4 @@
-"""Measures equal plain loops; heads of a planted pattern are called what they are."""
+"""Measures equal plain loops, heads are called what they are; laws of likeness."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Each token of an epoch is seen once, and a batch is a pure function of its step."""
+"""Each token of an epoch is seen once, a batch is a pure function of its step; validation."""
 
 import dataclasses
 import math

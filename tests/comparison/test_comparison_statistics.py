@@ -1,4 +1,4 @@
-"""Noise is called noise, a difference a difference, and a bound a bound."""
+"""Noise is called noise, a bound a bound; budgets buy the steps that fill them."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""From text to ids nothing is lost, altered or left out without a word."""
+"""From text to ids nothing is lost without a word; vocabularies, learned and given."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""GLUE's official files: read as they are, refused by row where they are wrong."""
+"""GLUE's files and a user's own tables: read as they are, refused by row where they are wrong."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Opening an encoder with a new head: what is kept, what is drawn, what is refused."""
+"""Opening an encoder with a new head: what is kept, drawn and refused; the head on means."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Studies: what is run, kept, added and refused."""
+"""Studies: what is run, kept, added and refused; the zip for GLUE's server."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One run: rows, the Trainer, predictions in the order of the data, and runs that go wrong."""
+"""One run: rows, the Trainer, predictions, runs that go wrong; controls, rates and settings."""
 
 import itertools
 import json
