@@ -70,9 +70,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=reporting.RESULTS)
     given = parser.parse_args()
     begun = time.perf_counter()
-    (data,) = official_tasks(given.task, given.data, None)
-    models = find_models(given.models, {})
-    found = {m.label: probe(m, data, given.rows) for m in (*models, *control_of(models))}
+    (data,) = official_tasks(given.task, given.data)
+    models = find_models(given.models)
+    found = {m.name: probe(m, data, given.rows) for m in (*models, control_of(models[0]))}
     metric = data.task.metrics[0]
     table = pd.DataFrame.from_dict(found, orient="index")
     table.columns = ["embeddings", *(f"layer {n}" for n in table.columns[1:])]

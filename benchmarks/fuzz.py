@@ -133,9 +133,9 @@ def read(name: str, folder: Path, file: Path, out: Path) -> None:
             sb.grow_folder(folder, out / "grown", 4)
             sb.measure_attention(folder, text=["The river runs to the sea."] * 2)
         case "tables":
-            own_data({"train": file}, None, text="text", label="label")
+            own_data({"train": file}, text="text", label="label")
         case "sst-2" | "squad":
-            official_tasks(name, folder, None)
+            official_tasks(name, folder)
         case _:
             sb.report(folder, out / "report.html")
 

@@ -43,7 +43,7 @@ def predictions(
     if task not in result.tasks:
         return []
     scores = result.scores.query(
-        "task == @task and model == @model.name and member == @model.member and split == 'dev'"
+        "task == @task and model == @model.name and split == 'dev'"
         " and metric == @result.tasks[@task].metrics[0] and not diverged"
     )
     if scores.empty:
@@ -105,7 +105,7 @@ def main() -> None:
     result = read_finetune(given.folder)
     for model in result.models:
         path, notes = write_submission(given.folder, result, model, given.fill)
-        print(f"{model.label}: {path}", *notes, sep="\n  ")
+        print(f"{model.name}: {path}", *notes, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import json
 import math
 import random
 import re
-import sys
 
 import pandas as pd
 import pytest
@@ -61,52 +60,6 @@ def test_a_build_and_bare_encoding_give_the_same_tokens(load, tmp_path, capsys) 
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len({(each["documents"], each["tokens"]) for each in found}) == 1
     assert found[0]["documents"] == 100, "the others are duplicates"
-
-
-SCRIPT = """
-import json, pathlib, sys, time
-run = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
-run.mkdir()
-for kind in ("step", "end"):
-    time.sleep(0.2)
-    with (run / "metrics.jsonl").open("a") as file:
-        print(json.dumps({"kind": kind, "wall": {"training": 0.1, "evaluation": 0.05}}), file=file)
-"""
-
-
-def test_overhead_accounts_for_the_wall_time_and_the_report_says_so(load, tmp_path) -> None:
-    overhead, reporting = load("overhead"), load("reporting")
-    watched = overhead.watch([sys.executable, "-c", SCRIPT], tmp_path / "run")
-    assert 0 < watched["called"] < watched["step"] < watched["end"] <= watched["wall"]
-    ledger = pd.DataFrame([{"wall": {"training": 0.1, "evaluation": 0.05}}])
-    table = overhead.time_table(watched, ledger)
-    *parts, outside, wall = table.seconds
-    assert sum(parts) == pytest.approx(wall)
-    assert outside == pytest.approx(wall - 0.15)
-    made = {"notes": [], "seconds": 1.0, "formats": {"share": "{:.0%}"}}
-    text = reporting.write_report(tmp_path, "time", "Time", {"Where": table}, **made)
-    assert text == (tmp_path / "time.md").read_text("utf-8")
-    assert "| wall time | " in text
-    report = json.loads((tmp_path / "time.json").read_text("utf-8"))
-    assert report["tables"]["Where"][-1]["share"] == 1.0
-
-
-def test_the_soak_sees_a_leak_at_the_depth_where_it_is_and_forgives_a_growth(load) -> None:
-    soak = load("soak")
-    looks = pd.Series(range(720))
-    depths = 2 + 2 * (looks >= 360)
-    memory = 200 * depths + looks % 7
-    constant = {"depth": depths, "memory": memory, "files": 20, "threads": 9}
-    flat = pd.DataFrame({"seconds": 5.0 * looks, **constant})
-    assert soak.judge(flat)["MiB an hour"].abs().max() < 1
-    is_deep = flat.depth == 4
-    leaking = flat.assign(
-        memory=flat.memory + is_deep * flat.seconds / 180,
-        files=flat.files + is_deep * flat.index // 50,
-    )
-    found = soak.judge(leaking)
-    assert found["MiB an hour"].tolist() == pytest.approx([0, 20], abs=1)
-    assert (found["more files"] > 0).tolist() == [False, True]
 
 
 def test_the_fuzzer_counts_what_is_not_a_sentence(load, tmp_path, monkeypatch) -> None:

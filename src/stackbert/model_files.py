@@ -4,12 +4,14 @@ Nothing is fetched, no code of a checkpoint runs, and every tensor lands by its 
 """
 
 import contextlib
+import copy
 import functools
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -148,6 +150,29 @@ def open_model(
     return model
 
 
+def open_encoder(folder: Path, model_class: Any = None) -> PreTrainedModel:  # noqa: ANN401
+    """A folder's model in float32, of the class that it names or another.
+
+    A pooler may be missing, and heads may be left over.
+    """
+    return open_model(
+        folder,
+        model_class or stored_class(folder),
+        may_miss=r"(.*\.)?pooler\..*",
+        may_ignore=r"(?!.*\.\d+\.).*",  # what is in no numbered layer
+    )
+
+
+def random_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """An encoder of the same class and config as a model's, initialised with `seed`."""
+    base: Any = model.base_model
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        fresh: Any = type(base)(copy.deepcopy(base.config))
+    fresh.eval()
+    return cast(PreTrainedModel, fresh)
+
+
 def _stored_dtype(folder: Path) -> torch.dtype:
     """The narrowest dtype that holds all stored weights without loss, whatever the config says."""
     dtypes: set[torch.dtype] = set()
@@ -164,14 +189,18 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder, or a UserError: there is none, or it is damaged."""
+    """The tokenizer of a Hugging Face folder, or a UserError: it has no fast one."""
     with reading(folder, "It should hold a tokenizer that transformers opens."):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        tokenizer.model_max_length = int(tokenizer.model_max_length)  # it may be anything
         # From config.json alone transformers makes one up that knows only special tokens.
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise UserError(f"{folder} has no tokenizer. Copy the files of the model's own there.")
+        if len(tokenizer) <= len(tokenizer.all_special_ids) or not tokenizer.is_fast:
+            raise UserError(
+                f"{folder} has no tokenizer, or no fast form of it (tokenizer.json). Copy the "
+                "files of the model's own there."
+            )
     return tokenizer
 
 
@@ -183,6 +212,20 @@ def longest_row(model: PreTrainedModel, longest: int) -> int:
     if padding is not None:  # RoBERTa's first position comes after the padding id
         positions -= padding + 1
     return min(positions, longest)
+
+
+def passes(
+    rows: Sequence[Sequence[int]], *, tokens: int, copies: bool = False
+) -> Iterator[list[int]]:
+    """Places of rows of one length, the shortest first, for a forward pass of at most `tokens`.
+
+    So nothing has to be padded. With `copies` the pass takes each row once for each of its tokens.
+    """
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
+    for length, group in itertools.groupby(order, key=lambda at: len(rows[at])):
+        size = max(1, tokens // (length * (length if copies else 1)))
+        while chosen := list(itertools.islice(group, size)):
+            yield chosen
 
 
 def save_model(

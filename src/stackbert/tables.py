@@ -1,14 +1,19 @@
-"""DataFrames: as a field of a record, and as text."""
+"""DataFrames: read from files, as a field of a record, and as text."""
 
+import csv
 import html
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import PlainSerializer, PlainValidator
+
+from stackbert.errors import UserError
+from stackbert.files import reading
 
 
 def _from_json(value: Any) -> pd.DataFrame:  # noqa: ANN401 (JSON is any value)
@@ -56,6 +61,43 @@ class Tables:
             f"<h4>{html.escape(name)}</h4>{frame.to_html(index=False, na_rep='', border=0)}"
             for name, frame in self.tables().items()
         )
+
+
+def read_table(path: Path, columns: Sequence[str] = (), *, quoted: bool = False) -> pd.DataFrame:
+    """The cells of a file; `columns` are those of one without a header.
+
+    In a .tsv quotation marks are characters like any other, as in GLUE's, unless it is `quoted`.
+    """
+    suffix = path.suffix.lower()
+    with reading(path):
+        if suffix == ".parquet":
+            return pd.read_parquet(path)
+        if suffix in (".json", ".jsonl"):
+            text = path.read_text(encoding="utf-8-sig")
+            # Only a line feed ends a line: texts hold U+2028 and the like.
+            lines = [line for line in text.split("\n") if line.strip()]
+            rows = json.loads(text) if suffix == ".json" else [json.loads(line) for line in lines]
+            return pd.DataFrame(rows, dtype=object)
+        if suffix not in (".csv", ".tsv"):
+            raise UserError(f"{path} is not a .csv, .tsv, .json, .jsonl or .parquet file.")
+        is_csv = suffix == ".csv"
+        quoted = quoted or is_csv
+        # With the header as a row, a first row that is too long is an error like any other.
+        cells = pd.read_csv(
+            path,
+            sep="," if is_csv else "\t",
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+            lineterminator=None if quoted else "\n",
+        )
+        cells = cells.replace("\r$", "", regex=True)
+        cells = cells[(cells != "").any(axis=1)]  # empty lines
+        if not columns:
+            columns, cells = list(cells.iloc[0]), cells.iloc[1:]
+        return cells.set_axis(list(columns), axis=1).reset_index(drop=True)
 
 
 def table_text(

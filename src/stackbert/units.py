@@ -36,6 +36,11 @@ def format_duration(seconds: float) -> str:
     return f"{round(seconds)} s"
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """A difference: "+1.3", "−0.4"."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 run", "1,200 runs"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

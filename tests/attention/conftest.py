@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stackbert.attention.measure import AttentionResult, measure_attention
-from tiny_encoders import tiny_encoder, word_tokenizer
+from tiny_encoders import shaken, tiny_encoder, word_tokenizer
 from tiny_runs import tiny_recipe
 
 WORDS = [f"w{number}" for number in range(90)]
@@ -38,13 +37,8 @@ def sentences() -> list[str]:
 @pytest.fixture
 def make_model():
     def build(kind: str = "bert", depth: int = 2, heads: int = 2, **fields) -> PreTrainedModel:
-        """With weights so large that heads differ and none is uniform."""
         model = tiny_encoder(kind, depth, seed=depth, num_attention_heads=heads, **fields)
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(depth + 1)
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
-        return model
+        return shaken(model, depth + 1, by=0.3)
 
     return build
 

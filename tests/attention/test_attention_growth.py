@@ -1,18 +1,21 @@
-"""Growth: the moments are the run's own models; what is copied, fresh and nearest is told right."""
+"""Growth: the moments are the run's own models; sources are told right and drawn."""
 
+import json
 import shutil
 
 import pytest
 import torch
 
-from stackbert.attention.growth import find_growths, grown_again
+from stackbert.attention.growth import grown_again
 from stackbert.attention.measure import measure_attention
 from stackbert.attention.statements import growth_table, statements
-from stackbert.attention.subject import load_encoder
 from stackbert.errors import UserError
+from stackbert.model_files import open_encoder
 from stackbert.pretraining.record import read_run
 from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
+from stackbert.reports import attention
+from stackbert.reports.page import Chart, Table
 
 OPERATORS = ("stack", "identity-noise", "interleave")  # of `found`, in this order
 
@@ -29,7 +32,7 @@ def by_layer(heads, name):
 def test_the_grown_model_is_the_one_that_the_run_had(make_run):
     run = make_run("identity-noise")
     recipe = read_run(run).recipe
-    shallow = load_encoder(run / "checkpoints" / "step-00000008")
+    shallow = open_encoder(run / "checkpoints" / "step-00000008")
     trainer = Trainer(shallow, recipe, device=torch.device("cpu"))
     again = grown_again(shallow, recipe, 8).model.state_dict()
     trainer.grow(4, 8)
@@ -86,15 +89,6 @@ def test_the_table_and_the_sentences_are_of_the_heads_of_new_layers(found):
     assert [" the copies." in line for line in said] == [True] * 2 + [False] * 2 + [True] * 2
 
 
-def test_runs_are_called_by_operators_or_else_by_folders(make_run, tmp_path):
-    run, elsewhere = make_run("stack"), tmp_path / "elsewhere"
-    shutil.copytree(run, elsewhere)
-    others = find_growths([run, make_run("identity-noise")])
-    assert [growth.run for growth in others] == ["stack"] * 2 + ["identity-noise"] * 2
-    same = {growth.run for growth in find_growths([run, elsewhere])}
-    assert same == {f"stack in {run}", f"stack in {elsewhere}"}
-
-
 def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
     make_run, make_model, save, tmp_path
 ):
@@ -119,3 +113,34 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
     ):
         with pytest.raises(UserError, match=says):
             measure_attention(run, text=["w"], beside=[other], progress=Heard())
+
+
+def rows_of(spec):
+    """The rows of a figure's data that hold maps."""
+    (rows,) = [rows for rows in spec["datasets"].values() if "weights" in rows[0]]
+    return rows
+
+
+def test_growths_are_drawn_moment_by_moment(found):
+    rows = rows_of(attention.growth_maps(found, [1, 3, 5]))
+    moments = list(dict.fromkeys(row["row"] for row in rows))
+    names = ("shallow", "right after growing", "end of next stage")
+    assert moments[:3] == [f"stack: {name}" for name in names]
+    assert len(moments) == 3 * 3
+    for row in rows:
+        run, source = row["row"].split(":")[0], int(row["column"].split()[3].rstrip(","))
+        # Where the highest copy of a layer is; a fresh layer stands for stacking's copy.
+        layer = {"stack": source + 2, "identity-noise": source + 2, "interleave": 2 * source}[run]
+        assert row["layer"] == (source if row["row"].endswith("shallow") else layer)
+
+
+def test_the_page_says_what_was_found_and_draws_it(found, tmp_path):
+    found.save(tmp_path)
+    page = attention.page(tmp_path)
+    assert page.verdict[1:] == tuple(statements(found))
+    charts = [part for part in page.parts if isinstance(part, Chart)]
+    assert len(charts) == 5
+    json.dumps([chart.spec for chart in charts])
+    tables = {part.title: part.frame for part in page.parts if isinstance(part, Table)}
+    assert len(tables["Across growth"]) == 18
+    assert tables["Across growth"]["moment"][1] == "right after growing"

@@ -1,7 +1,5 @@
 """The door: folders, models and texts in; a result that survives its files, and sentences out."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,36 +42,6 @@ def test_a_result_survives_its_files(make_model, save, sentences, tmp_path):
     assert again.about("compared")["depth"] == 4
 
 
-def test_sentences_are_cut_where_the_second_tokenizer_says(make_model, save, sentences, tokenizer):
-    short = word_tokenizer([f"w{number}" for number in range(90)])
-    short.model_max_length = 34
-    other = save(make_model(), "other", short)
-    result = measure_attention(make_model(), text=sentences, tokenizer=tokenizer, compare=other)
-    assert result.max_length == 34
-
-
-def test_a_damaged_result_is_refused(make_model, tokenizer, sentences, tmp_path):
-    measure_attention(make_model(), text=sentences, tokenizer=tokenizer, out=tmp_path)
-    arrays = (tmp_path / "attention.npz").read_bytes()
-    (tmp_path / "attention.npz").write_bytes(arrays[:-9])
-    with pytest.raises(UserError, match="cannot be read"):
-        read_attention(tmp_path)
-    (tmp_path / "attention.npz").unlink()
-    with pytest.raises(UserError, match="does not exist"):
-        read_attention(tmp_path)
-    (tmp_path / "attention.json").write_text(json.dumps({"format": 2}))
-    with pytest.raises(UserError, match="another version"):
-        read_attention(tmp_path)
-
-
-def test_examples_come_shortest_first_and_are_cut(make_model, tokenizer, sentences):
-    result = measure_attention(make_model(), text=sentences, tokenizer=tokenizer)
-    lengths = [len(tokens) for tokens in result.examples]
-    assert lengths == [14, 22, 32, 32]  # the last two have 43 and 35
-    for number, length in enumerate(lengths):
-        assert result.arrays[f"maps_{number}"].shape == (2, 2, length, length)
-
-
 def test_stacking_is_seen_as_likeness(make_model, tokenizer, sentences):
     # No layer adds to the stream, so that a copied layer has its source's maps.
     shallow = make_model("megatron-bert", depth=2)
@@ -98,10 +66,8 @@ def measured(tokenizer, sentences):
 @pytest.mark.parametrize(
     ("matched", "untrained", "share", "verdict"),
     [
-        (0.50, 0.5, 0.0, "does not hold (0%)"),
         (0.44, 0.5, 0.15, "hardly holds (15%)"),
         (0.30, 0.5, 0.5, "holds in part (50%)"),
-        (0.05, 0.5, 1.0, "holds (100%)"),
         (0.20, 0.1, 0.0, "does not hold (0%)"),
         (0.00, 0.01, 1.0, "cannot be judged, as the maps hardly differ from an untrained model's"),
     ],
@@ -133,8 +99,6 @@ def test_users_mistakes_are_sentences(make_model, save, tokenizer, sentences, tm
         ("needs tokenizer=", {"model": model}),
         ("The list of sentences is empty", {"model": folder, "text": []}),
         ("no sentence of at least 12 tokens", {"model": folder, "text": short}),
-        ("none is no folder", {"model": tmp_path / "none"}),
-        ("none.txt", {"model": folder, "text": tmp_path / "none.txt"}),
     ):
         with pytest.raises(UserError, match=says):
             measure_attention(**{"text": sentences, **options})

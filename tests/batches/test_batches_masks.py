@@ -12,9 +12,7 @@ from batches_helpers import (
     SEP,
     SPECIAL,
     numbered,
-    places,
     plan,
-    same,
     seeds,
     shape,
     shapes,
@@ -121,12 +119,3 @@ def test_labels_are_the_tokens_that_stood_there_and_the_others_stay(stage, seed)
     assert torch.equal(truth.gather(1, batch.columns_BK), batch.labels_BK)
     untouched = torch.ones(truth.shape, dtype=torch.bool).scatter(1, batch.columns_BK, False)
     assert torch.equal(batch.input_ids_BS[untouched], truth[untouched])
-
-
-def test_masks_differ_by_epoch_and_seed():
-    # One row is the corpus, so the same text comes back at every step.
-    stage = shape(1, 1, 102)
-    batches = [plan(numbered(100), stage).batch(epoch) for epoch in range(20)]
-    assert len({batch.columns_BK.numpy().tobytes() for batch in batches}) == 20
-    assert all(torch.equal(places(batch)[0], torch.arange(100)) for batch in batches)
-    assert not same(plan(numbered(100), stage, seed=1).batch(0), batches[0])

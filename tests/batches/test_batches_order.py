@@ -1,14 +1,35 @@
-"""Each token of an epoch is seen once, and a batch is a pure function of its step."""
+"""Each token of an epoch is seen once, a batch is a pure function of its step; validation."""
+
+import dataclasses
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from batches_helpers import joined, numbered, places, plan, same, seeds, shape, shapes, tensors
+from batches_helpers import (
+    FIRST,
+    joined,
+    numbered,
+    places,
+    plan,
+    same,
+    seeds,
+    shape,
+    shapes,
+    tensors,
+    unmasked,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy import stats
 
-from stackbert.batches.batches import IGNORED
+import stackbert as sb
+from stackbert.batches.batches import IGNORED, data_sentences, validation_batch, validation_entropy
+from stackbert.batches.order import EvenOrder
+from stackbert.batches.randomness import Permutation, derive_key, mix, random_bits
 from stackbert.errors import UserError
+from stackbert.model import build_config
 
 
 @given(
@@ -117,3 +138,95 @@ def test_what_cannot_be_batched_is_refused_with_the_recipe_s_field():
         plan(numbered(100), shape(1, 2, 40), shape(1, 2, 6), next_sentence=True)
     with pytest.raises(UserError, match=r"batch\.sequences: next-sentence prediction needs"):
         plan(numbered(100), shape(1, 2, 20), shape(1, 1, 20), next_sentence=True)
+
+
+keys = st.integers(0, 2**64 - 1)
+
+
+def everything(size: int, key: int) -> list[int]:
+    return Permutation(size, key)(np.arange(size)).tolist()
+
+
+@given(size=st.integers(1, 3000), key=keys, data=st.data())
+@example(size=4, key=2**64 - 1, data=None)
+@example(size=2500, key=1, data=None)  # a square, and next to one
+@example(size=2501, key=1, data=None)
+def test_a_permutation_hits_every_place_once_whatever_else_is_asked(size, key, data):
+    whole = everything(size, key)
+    assert sorted(whole) == list(range(size))
+    if data:
+        asked = data.draw(st.lists(st.integers(0, size - 1), max_size=20))
+        found = Permutation(size, key)(np.array(asked, dtype=np.int64)).tolist()
+        assert found == [whole[place] for place in asked]
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_every_permutation_of_a_few_places_is_about_equally_likely(size):
+    possible = math.factorial(size)
+    orders = 30 * possible
+    seen = Counter(tuple(everything(size, derive_key(7, key))) for key in range(orders))
+    assert len(seen) == possible
+    expected = orders / possible
+    excess = sum((n - expected) ** 2 / expected for n in seen.values()) - (possible - 1)
+    assert excess < 5 * np.sqrt(2 * (possible - 1))
+
+
+def test_the_draws_are_splitmix64_and_the_same_in_every_version():
+    # The first outputs of the authors' generator for the seeds 0 and 1234567.
+    expected = [0xE220A8397B1DCDAF, 6457827717110365317]
+    assert mix(np.array([0, 1234567], dtype=np.uint64)).tolist() == expected
+    assert derive_key(0, "order", 0) == 6942163024847554866
+    assert everything(10, derive_key(0, "order", 0)) == [5, 7, 2, 9, 1, 3, 4, 6, 8, 0]
+    assert random_bits(1, np.array([2]), 2)[0].tolist() == [
+        13604808898340030615,
+        11640928595472802650,
+    ]
+
+
+@given(tokens=st.integers(1, 500), chunk=st.integers(1, 40), rows=st.integers(1, 9))
+def test_rows_are_spread_evenly_and_share_no_token_where_there_are_enough(tokens, chunk, rows):
+    starts, lengths = EvenOrder(tokens, chunk, rows).segments(0, rows * chunk)
+    read = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
+    assert (len(read), read.max() < tokens) == (rows * chunk, True)
+    first = read.reshape(rows, chunk)[:, 0]
+    assert (np.abs(first - np.arange(rows) * tokens / rows) < 1).all()
+    if rows * chunk <= tokens:
+        assert len(set(read.tolist())) == len(read)
+
+
+def test_the_last_source_is_judged_too_and_the_entropy_is_of_the_same_rows(factbook_corpus):
+    stream = numbered(10_000)
+    corpus = dataclasses.replace(factbook_corpus, validation=stream)
+    vocabulary = dataclasses.replace(corpus.vocabulary, size=FIRST + 10_000)
+    corpus = dataclasses.replace(corpus, vocabulary=vocabulary)
+    recipe = sb.load_recipe("demo", ["evaluation.sequences=5"])
+    rows = unmasked(validation_batch(recipe, corpus))[:, 1:-1] - FIRST
+    assert rows[:, 0].tolist() == [0, 2000, 4000, 6000, 8000]
+    assert validation_entropy(recipe, corpus) == pytest.approx(np.log(rows.numel()))
+    whole = factbook_corpus.validation.read(0, len(factbook_corpus.validation))
+    counts = np.bincount(whole[whole != factbook_corpus.vocabulary.sep])
+    assert validation_entropy(recipe, factbook_corpus) == pytest.approx(
+        stats.entropy(counts), rel=0.2
+    )
+
+
+def test_passes_and_a_small_held_out_side_are_said(factbook_corpus):
+    shape = ["batch.sequences=10", "batch.sequence_length=102"]
+    tokens = len(factbook_corpus.train)
+    few = sb.load_recipe("demo", shape).scaled(tokens // 1000)
+    said, *warnings = data_sentences(few, factbook_corpus)
+    assert f"pass {few.total_steps * 1000 / tokens:,.3g} times over {tokens:,} tokens" in said
+    assert [line.startswith("Warning: only") for line in warnings] == [True]
+    many = data_sentences(few.scaled(30 * tokens // 1000), factbook_corpus)
+    assert "Warning: 30 passes" in many[1]
+
+
+def test_a_padding_token_at_the_vocabulary_s_end_is_refused_for_roberta(factbook_vocabulary):
+    late = dataclasses.replace(factbook_vocabulary, pad=1000)
+    for kind, refused in (("roberta", True), ("roberta-prelayernorm", True), ("bert", False)):
+        spec = sb.load_recipe("bert-base", [f"model.type={kind}"]).model
+        if refused:
+            with pytest.raises(sb.UserError, match=r"model\.type: .* id 1000"):
+                build_config(spec, depth=2, vocabulary=late, sequence_length=64)
+        else:
+            assert build_config(spec, depth=2, vocabulary=late, sequence_length=64)

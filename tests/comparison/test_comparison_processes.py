@@ -1,7 +1,9 @@
 """Measuring and training in processes: stopped, killed, resumed, refused, left alone."""
 
+import functools
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from comparison_helpers import scratch_of, tiny_recipe
+from comparison_helpers import scratch_of, table, tiny_recipe
 
 from stackbert.comparison import calibration, processes
+from stackbert.comparison import compare as compare_module
 from stackbert.comparison.compare import compare
 from stackbert.comparison.processes import last_line, train_all
 from stackbert.comparison.reference import Reference
@@ -24,6 +27,23 @@ from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.record import read_run
 from stackbert.pretraining.run import pretrain
 from stackbert.recipes import parse_recipe
+from tiny_runs import Child
+
+
+class Forked(Child):
+    """A run in a forked process, which does not have to import torch; it waits as the real one."""
+
+    def __init__(self, run: Path, corpus: Path, _: int) -> None:
+        def work() -> None:
+            os.dup2(processes.lifeline(), 0)
+            sys.argv = ["x", "pretrain", f"{run}.yaml", "--corpus", str(corpus), "--out", str(run)]
+            runpy.run_module("stackbert.comparison.processes", run_name="__main__")
+
+        super().__init__(run.with_name("forked.txt"), work)
+
+    def poll(self) -> int | None:
+        self.returncode = self._process.exitcode
+        return self.returncode
 
 
 def test_a_comparison_measures_trains_and_equals_one_without(
@@ -33,36 +53,37 @@ def test_a_comparison_measures_trains_and_equals_one_without(
         answer = calibration._answer(what, json.loads(json.dumps(request)))
         return [json.loads(json.dumps(answer))]
 
-    monkeypatch.setattr(calibration, "_ask", ask)  # starting a process takes seconds
+    monkeypatch.setattr(processes, "_start", Forked)
+    monkeypatch.setattr(calibration, "_ask", ask)
     monkeypatch.setattr(calibration, "ROUNDS", 1)
     monkeypatch.setattr(calibration, "PATIENCE", 0.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes it starts: rounding depends on it
+    torch.set_num_threads(1)  # as in the process that it starts: rounding depends on it
+    recipe = tiny_recipe(stages=[{"depth": 1, "steps": 40}, {"depth": 2, "steps": 40}])
     options = {"variants": ["stack"], "seeds": 1, "budget": "6steps"}
     folder = tmp_path / "comparison"
-    comparison = compare(tiny_recipe(), corpus=factbook_corpus, out=folder, **options)
+    comparison = compare(recipe, corpus=factbook_corpus, out=folder, **options)
     assert comparison.missing() == []
     for run in comparison.runs.itertuples():
-        place = folder / "runs" / run.folder
         own = comparison.results[comparison.results["variant"] == run.variant]
         # The table counts the tokens and FLOPs that the run counts.
-        ledger = read_ledger(place)
+        ledger = read_ledger(folder / "runs" / run.folder)
         last = ledger[ledger["kind"] == "evaluation"].iloc[-1]
         assert own["flops"].iloc[-1] == last["flops"]
         assert own["tokens"].iloc[-1] == last["tokens"]
-        # The run is the one that `pretrain` makes of its recipe.
-        alone = tmp_path / run.folder
-        pretrain(read_run(place).recipe, corpus=factbook_corpus, out=alone)
-        again = evaluations_of(alone, comparison.reference)
-        assert own["loss"].tolist() == again["loss"].tolist()
+    # The run in a process is the one that `pretrain` makes of its recipe.
+    place, alone = folder / "runs" / "stack-100-seed0", tmp_path / "alone"
+    pretrain(read_run(place).recipe, corpus=factbook_corpus, out=alone)
+    found, again = (evaluations_of(each, comparison.reference) for each in (place, alone))
+    assert found["loss"].tolist() == again["loss"].tolist()
     torch.set_num_threads(threads)
     steps = comparison.reference.steps
     layer = 4 * 16 * 17 + 32 * 17 + 16 * 33 + 2 * 2 * 16  # attention, feed-forward, norms
     columns = steps[["depth", "micro_batch", "parameters"]]
-    assert columns.to_numpy().tolist() == [[n, 16, n * layer] for n in (1, 2, 4)]
+    assert columns.to_numpy().tolist() == [[n, 16, n * layer] for n in (1, 2)]
     assert (steps["seconds"] > 0.0).all()
-    assert comparison.reference.growth_seconds.keys() == {(1, 2), (2, 4)}
+    assert comparison.reference.growth_seconds.keys() == {(1, 2)}
 
 
 def test_an_operator_that_only_this_process_knows_is_refused(
@@ -185,32 +206,23 @@ def test_a_stop_is_passed_on_to_the_runs_side_by_side(children, tmp_path: Path) 
         assert last_line(log.with_suffix("")) == "Stopped at step 7. It resumes."
 
 
-KILLED = """
-import sys
-import stackbert.comparison.compare as module
-from comparison_helpers import table, tiny_recipe
-module.calibrate = lambda _, recipes, *args, **options: table(*recipes)
-recipe = tiny_recipe(evaluation__every_steps=300, log_every=10)
-module.compare(recipe, corpus=sys.argv[1], out=sys.argv[2], variants=[], seeds=1, budget="900steps")
-"""
-
-
 def test_a_killed_comparison_takes_its_runs_with_it_and_resumes(
-    factbook_corpus, tmp_path: Path
+    factbook_corpus, tmp_path: Path, monkeypatch
 ) -> None:
-    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    command = [sys.executable, "-c", KILLED, str(factbook_corpus.folder), str(tmp_path)]
-    options = {"env": os.environ | path | {"OMP_NUM_THREADS": "1"}, "cwd": tmp_path.parent}
-    run = tmp_path / "runs" / "scratch-100-seed0"
-    with subprocess.Popen(command, **options) as killed:
-        while not (run / "metrics.jsonl").exists():
-            assert killed.poll() is None
-            time.sleep(0.05)
-        killed.kill()
-    subprocess.run(command, check=True, **options)  # at once: it waits for the run to end
+    monkeypatch.setattr(compare_module, "calibrate", lambda _, recipes, *__, **___: table(*recipes))
+    recipe = tiny_recipe(evaluation__every_steps=100, log_every=10)
+    options = {"corpus": factbook_corpus.folder, "out": tmp_path / "out", "variants": []}
+    work = functools.partial(compare, recipe, seeds=1, budget="200steps", **options)
+    run = tmp_path / "out" / "runs" / "scratch-100-seed0"
+    killed = Child(tmp_path / "said.txt", processes.lifeline.cache_clear, work)
+    while not (run / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    killed.kill()
+    monkeypatch.setattr(processes, "_start", Forked)
+    work()  # at once: it waits for the run to end
     stopped = [line for line in Path(f"{run}.log").read_text().splitlines() if "Stopped" in line]
     assert len(stopped) == 1
     steps = read_ledger(run)["step"].dropna()
     assert steps.is_monotonic_increasing
-    assert steps.iloc[-1] == 900
-    assert "of 900; everything is saved" in stopped[0]
+    assert steps.iloc[-1] == 200
+    assert "of 200; everything is saved" in stopped[0]

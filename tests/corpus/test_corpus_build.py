@@ -40,16 +40,6 @@ def test_the_corpus_holds_every_document_once_in_order_with_one_separator_behind
     assert corpus.manifest.train.unigram_entropy == pytest.approx(stats.entropy(counts), rel=1e-12)
 
 
-def test_documents_start_sentences_and_sentences_start_behind_full_stops(corpus):
-    stream = corpus.train
-    starts = stream.sentence_starts
-    assert len(starts) == corpus.manifest.train.sentences > 2 * corpus.manifest.train.documents
-    tokenizer: Any = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
-    before = [tokenizer.id_to_token(int(stream.read(start - 1, 1)[0])) for start in starts[1:]]
-    assert set(before) == {".", "[SEP]"}
-    assert before.count("[SEP]") == corpus.manifest.train.documents - 1
-
-
 def test_the_same_text_gives_the_same_corpus_and_batches_of_any_size_the_same_files(
     corpus, text_file, tmp_path, monkeypatch
 ):
@@ -70,16 +60,17 @@ def test_a_document_s_side_depends_on_its_text_alone(corpus, documents, build, d
     assert not {tuple(ids) for ids in document_ids(fewer, "train")} & held_out
 
 
-def test_duplicates_and_empty_documents_are_dropped_and_counted(
+def test_near_duplicates_and_empty_documents_are_dropped_and_counted(
     corpus, documents, tmp_path, document_ids
 ):
-    repeated = [*documents, f"  {documents[0]}\n", "", " \n ", *documents[:9], "\x01\x02", None]
+    changed = [documents[0].upper(), documents[1].replace(" ", "\u3000"), f"“{documents[2]}”…"]
+    repeated = [*documents, f"  {documents[0]}\n", "", " \n ", *changed, "\x01\x02", None]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\r\n" for text in repeated))
     again = build_corpus(
         tmp_path / "out", text=[path], tokenizer=corpus.tokenizer_folder, validation=0.1
     )
-    assert (again.manifest.duplicate_documents, again.manifest.empty_documents) == (10, 4)
+    assert (again.manifest.duplicate_documents, again.manifest.empty_documents) == (4, 4)
     assert again.manifest.sources[0].documents == len(repeated)
     for side in ("train", "validation"):
         assert document_ids(again, side) == document_ids(corpus, side)
@@ -101,23 +92,9 @@ def test_the_vocabulary_is_learned_from_training_documents_alone(build):
 
 
 @pytest.mark.parametrize(
-    ("fraction", "message"),
-    [(1e-9, "500 documents 500 fall .* 0 to the validation"), (1 - 1e-9, "500 documents 0 fall")],
-)
-def test_a_side_without_documents_is_told_with_what_to_change(
-    text_file, tmp_path, fraction, message
-):
-    with pytest.raises(UserError, match=message):
-        build_corpus(tmp_path / "out", text=[text_file], validation=fraction)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text": []}, "Give either text .* or a data set"),
         ({"text": ["a"], "dataset": "b"}, "Give either text .* or a data set"),
-        ({"text": ["a"], "tokenizer": "t", "vocab_size": 100}, "Leave them out"),
         ({"text": ["a"], "vocab_size": -1}, "at least 64 entries"),
         ({"text": ["a"], "validation": 1.0}, "between 0 and 1"),
         ({"text": "no/such/file.txt"}, "no text at no/such/file.txt"),
@@ -129,10 +106,9 @@ def test_wrong_arguments_get_one_sentence_before_anything_is_written(tmp_path, o
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n \n", b"\n\n".join([b"\x01"] * 30)])
-def test_files_without_usable_text_are_told(corpus, tmp_path, content):
+def test_files_without_usable_text_are_told(corpus, tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes(content)
+    path.write_bytes(b"\n\n".join([b"\x01"] * 30))
     with pytest.raises(UserError, match=r"0 documents 0 fall to the training side.*Give more text"):
         build_corpus(tmp_path / "out", text=[path], tokenizer=corpus.tokenizer_folder)
     assert sorted(tmp_path.iterdir()) == [path]
@@ -166,12 +142,11 @@ def test_a_killed_build_is_not_taken_for_a_corpus_and_can_be_repeated(text_file,
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokens.bin"])
-def test_a_full_disk_is_told_and_nothing_is_left(text_file, tmp_path, name, monkeypatch):
+def test_a_full_disk_is_told_and_nothing_is_left(text_file, tmp_path, monkeypatch):
     opened = Path.open
 
     def to_full_disk(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
-        full = path.name == name and mode not in ("r", "rb")
+        full = path.name == "tokens.bin" and mode not in ("r", "rb")
         return opened(Path("/dev/full") if full else path, mode, *rest, **named)
 
     monkeypatch.setattr(Path, "open", to_full_disk)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from stackbert.corpus import encoder
-from stackbert.corpus.encoder import encode_pieces, encode_words, encoder_for, plain_tokenizer
+from stackbert.corpus.encoder import encode_pieces, encoder_for, plain_tokenizer
 from stackbert.corpus.sentences import LONGEST, split_sentences
 from stackbert.corpus.tokenizer import load_tokenizer
 
@@ -90,13 +90,6 @@ def test_the_table_of_words_gives_the_tokenizer_s_own_ids(corpus, table, pieces)
     own: Any = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
     assert table.__qualname__.startswith("encode_words")
     assert split(table(pieces)) == expected(own, pieces)
-
-
-def test_a_full_table_forgets_and_still_gives_the_same_ids(tokenizer, documents, monkeypatch):
-    monkeypatch.setattr(encoder, "_TABLE_WORDS", 20)
-    some = documents[:50]
-    encode = encode_words(tokenizer)
-    assert [split(encode([text]))[0] for text in some] == expected(tokenizer, some)
 
 
 def test_other_tokenizers_encode_whole_pieces_and_neither_cut_nor_pad(tokenizer):

@@ -6,7 +6,6 @@ import json
 import lzma
 import os
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,9 +64,7 @@ def test_parquet_gives_the_same_documents(tmp_path, kind):
         (b"one\r\nline\r\n\r\ntwo\r\n", ["one\nline", "two"]),
         (b"one\n \t\n\n\ntwo\n\n\n", ["one", "two"]),
         ("1\n\u00a0\n2\n\u3000\u200b\n3\n\u2003\r\n4".encode(), ["1", "2", "3", "4"]),
-        (b"one\rline\r\rtwo\r", ["one\nline", "two"]),
         (b"nul \x00 and \x1b control", ["nul \x00 and \x1b control"]),
-        (b"word " * 2_000_000 + b"end", ["word " * 2_000_000 + "end"]),
         (b"\n\n", []),
     ],
 )
@@ -75,47 +72,15 @@ def test_text_files_of_all_habits_are_understood(tmp_path, data, expected):
     assert read(write(tmp_path, "a.txt", data)) == expected
 
 
-def test_half_an_emoji_in_json_becomes_the_replacement_character(tmp_path):
-    data = b'{"text": "a\\ud800b \\ud83d\\ude00"}\n\n{"text": null}\n'
-    assert read(write(tmp_path, "a.jsonl", data)) == ["a\ufffdb \U0001f600", ""]
-
-
-def test_a_file_can_be_read_again_and_tells_how_far_it_was_read(tmp_path):
-    data = b"\n\n".join([os.urandom(50).hex().encode()] * 30_000)
-    for name, packed in (("b.txt", data), ("b.txt.gz", gzip.compress(data))):
-        source = Text(write(tmp_path, name, packed))
-        for _ in range(2):
-            found = source.documents()
-            next(found)
-            assert 0 < source.position < source.size
-            list(found)
-            assert source.position == source.size
-
-
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
-@pytest.mark.parametrize("damage", ["cut", "garbage", "plain", "second"])
+@pytest.mark.parametrize("damage", ["cut", "second"])
 def test_damaged_compressed_data_is_named_with_its_file(tmp_path, suffix, damage):
     packed = COMPRESS[suffix](MANY)
-    middle = len(packed) // 2
-    data = {
-        "cut": packed[:middle],
-        "garbage": packed[:middle] + b"\0\xff" * 500 + packed[middle + 1000 :],
-        "plain": MANY,
-        "second": packed + packed[:20] + b"\xff" * 20 + packed[40:],
-    }[damage]
+    second = packed + packed[:20] + b"\xff" * 20 + packed[40:]
+    data = second if damage == "second" else packed[: len(packed) // 2]
     path = write(tmp_path, f"a.txt{suffix}", data)
     with pytest.raises(UserError, match=rf"a\.txt\{suffix} cannot be read: .*leave it out"):
         read(path)
-
-
-def test_damaged_parquet_is_named_with_its_file(tmp_path):
-    pq.write_table(pa.table({"text": MANY.decode().split("\n\n")}), tmp_path / "a.parquet")
-    data = (tmp_path / "a.parquet").read_bytes()
-    middle = len(data) // 2
-    zeros = data[:middle] + bytes(9000) + data[middle + 9000 :]
-    for broken in (data[:middle], b"no parquet", zeros):
-        with pytest.raises(UserError, match=r"b\.parquet cannot be read"):
-            read(write(tmp_path, "b.parquet", broken))
 
 
 @pytest.mark.parametrize(
@@ -127,12 +92,9 @@ def test_damaged_parquet_is_named_with_its_file(tmp_path):
             r"a\.txt, the document from line 6 on, .*byte 0xfc",
         ),
         ("a.txt", "text".encode("utf-16"), r"line 1 on, cannot be read: .*iconv -f UTF-16"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "b\xff"}', r"a\.jsonl, line 2, .*byte 0xff"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl, line 3, cannot be read: Expecting"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1, cannot be read: .*recursion"),
-        ("a.jsonl", b'["text"]', r"line 1 has no string in a field 'text'.*are: none\."),
         ("a.jsonl", b'{"body": "a", "id": 1}', r"line 1 .*are: body \(str\), id \(int\).*--field"),
-        ("a.jsonl", b'{"text": 0}', r"line 1 has no string in a field 'text'"),
     ],
 )
 def test_a_wrong_line_is_named_with_file_and_number(tmp_path, name, data, message):
@@ -193,10 +155,9 @@ def test_json_lines_of_any_suffix_are_read_and_what_is_not_is_counted(tmp_path):
     assert left_out == kinds
 
 
-@pytest.mark.parametrize("given", ["none.txt", "*.md", "r.md", "a.parquet.gz", "empty", "fifo.txt"])
+@pytest.mark.parametrize("given", ["none.txt", "*.md", "empty", "fifo.txt"])
 def test_a_path_that_gives_no_text_is_told(tmp_path, given):
     write(tmp_path, "r.md", b"x")
-    write(tmp_path, "a.parquet.gz", b"x")
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "fifo.txt")
     with pytest.raises(UserError, match="There is no text at "):
@@ -228,17 +189,3 @@ def test_a_local_data_set_is_read_without_the_network(tmp_path, layout, monkeypa
     assert source.label == "data"
     with pytest.raises(UserError, match=r"row 1 .*body \(str\), id \(int\)"):
         list(DataSet(str(folder)).documents())
-
-
-def test_a_data_set_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    one = datasets.Dataset.from_dict({"text": ["a"]})
-    datasets.DatasetDict({"a": one, "b": one}).save_to_disk(tmp_path / "two")
-    with pytest.raises(UserError, match=r"no split 'train', only a, b\."):
-        DataSet(str(tmp_path / "two"))
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"none cannot be read: .*NAME:CONF"):
-        DataSet(str(tmp_path / "none"))
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'stackbert\[datasets\]'"):
-        DataSet(str(tmp_path / "two"))

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from stackbert.evaluation.data import Test, read_tests
 from stackbert.evaluation.models import Subject, open_subject
 from stackbert.model_files import save_model
-from tiny_encoders import tiny_encoder
+from tiny_encoders import shaken, tiny_encoder
 
 NOUNS = ("river", "harbour", "mountain", "library", "railway", "government", "agriculture")
 VERBS = ("crosses", "supports", "leaves", "discovers")
@@ -53,11 +52,7 @@ def make_model(factbook_corpus, tmp_path_factory):
     """Writes a model whose layers differ, with the tokenizer of the factbook corpus."""
 
     def make(name: str, kind: str = "bert", head: bool = True, **fields) -> Path:
-        model = tiny_encoder(kind, vocab_size=1024, **fields)
-        generator = torch.Generator().manual_seed(len(name))
-        with torch.no_grad():
-            for each in model.parameters():
-                each.add_(torch.randn(each.shape, generator=generator), alpha=0.2)
+        model = shaken(tiny_encoder(kind, vocab_size=1024, **fields), len(name), by=0.2)
         folder: Path = tmp_path_factory.mktemp("models") / name
         folder.mkdir()
         files = factbook_corpus.tokenizer_folder.iterdir()

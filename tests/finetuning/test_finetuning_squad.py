@@ -20,7 +20,7 @@ CONTEXT = " ".join(WORDS)
 
 @pytest.fixture(scope="module")
 def opened(models):
-    return open_with_head(find_models(models[0], {})[0], TASKS["squad"], Settings(), seed=0)
+    return open_with_head(find_models(models[:1])[0], TASKS["squad"], Settings(), seed=0)
 
 
 def asked(*rows, name="squad-v2", split="train"):
@@ -105,9 +105,9 @@ def test_the_best_span_over_all_windows_is_the_answer():
 
 
 def test_a_model_learns_v1_and_v2_is_scored_on_both_kinds(models, tmp_path):
-    model = find_models(models[0], {})[0]
+    model = find_models(models[:1])[0]
     squad(squad(tmp_path, "v1.1", train=64), "v2.0", train=48)
-    v1, v2 = official_tasks("squad,squad-v2", tmp_path, None)
+    v1, v2 = official_tasks("squad,squad-v2", tmp_path)
     assert (guess(v1, "dev")["f1"], guess(v2, "dev")["f1"]) == (0.0, 5 / 16)
     fast = ("precision=fp32", "learning_rate=0.003", "batch=16", "max_length=21")
     chosen = settings_for("squad", [*fast, "epochs=8"], ())
@@ -130,7 +130,7 @@ def test_wrong_files_are_named_with_the_question(tmp_path):
     ):
         path.write_text(text.replace(old, new))
         with pytest.raises(UserError, match=said):
-            official_tasks("squad", tmp_path, None)
+            official_tasks("squad", tmp_path)
 
 
 def test_answers_are_compared_without_case_punctuation_articles_and_spaces():

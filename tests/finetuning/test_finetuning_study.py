@@ -1,12 +1,15 @@
-"""Studies: what is run, kept, added and refused; groups and the control."""
+"""Studies: what is run, kept, added and refused; the zip for GLUE's server."""
 
 import json
 import os
 import signal
+import sys
+import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from finetuning_helpers import BRIEF, rte, save
+from finetuning_helpers import BRIEF, FAST, rte, save
 
 import stackbert as sb
 from stackbert.errors import Interrupted
@@ -102,31 +105,18 @@ def test_a_run_that_diverges_counts_as_guessing_and_is_not_run_again(models, cal
     model.bert.embeddings.LayerNorm.weight.data.fill_(1e38)
     folder, heard = save(tmp_path / "huge", model), Heard()
     row = finetune([models[0], folder], **call).scores.loc[1]
-    assert (row["diverged"], row["score"], row["guess"]) == (True, 0.5, 0.5)
+    assert (row["diverged"], row["score"]) == (True, 0.5)
     finetune([models[0], folder], progress=heard, **call)
     assert heard.steps == []
-
-
-def test_groups_are_paired_member_by_member_and_each_has_its_own_control(models, call, tmp_path):
-    more = save(tmp_path / "four", tiny_encoder(seed=7))
-    groups = {"scratch": models[:2], "stack": [models[2], more]}
-    result = finetune(groups=groups, control=True, **call | {"seeds": 2})
-    table = result.table().set_index("model")
-    assert (table["runs"]["scratch"], table["pairs"]["stack"]) == (4, 2)
-    losses = result.runs.query("model == 'untrained'")["loss"]
-    assert losses.nunique() == 4  # other weights for every seed and member
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"models": [0, 1], "groups": {"g": [1, 2]}}, "each needs as many"),
         ({"models": [0, 0]}, "same name or the same weights"),
-        ({"groups": {"g": [1, 1]}}, "same name or the same weights"),
-        ({}, "Name at least one model"),
-        ({"models": [0], "data": None}, "Name the data"),
-        ({"models": [0], "data": "nowhere"}, "nowhere does not exist"),
-        ({"models": [0], "out": "mine"}, "holds notes.txt"),
+        ({"models": []}, "Name at least one model"),
+        ({"data": "nowhere"}, "nowhere does not exist"),
+        ({"out": "mine"}, "holds notes.txt"),
     ],
 )
 def test_a_wrong_question_is_refused_before_anything_runs(wrong, said, models, call, tmp_path):
@@ -134,8 +124,39 @@ def test_a_wrong_question_is_refused_before_anything_runs(wrong, said, models, c
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     call |= wrong
     call["out"] = tmp_path / call["out"]
-    call["models"] = [models[n] for n in call.get("models", ())]
-    call["groups"] = {n: [models[i] for i in m] for n, m in call.get("groups", {}).items()}
+    call["models"] = [models[n] for n in call.get("models", [0])]
     with pytest.raises(sb.UserError, match=said):
         finetune(**call)
     assert not (call["out"] / "finetune.json").exists()
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return __import__("glue_submission")
+
+
+def test_the_zip_holds_what_the_server_takes(example, models, glue, tmp_path, monkeypatch, capsys):
+    call = {"data": glue, "out": tmp_path / "out", "seeds": 2, "settings": [*FAST, "epochs=6"]}
+    result = finetune(models[0], task="sst-2", test=True, **call)
+    monkeypatch.setattr(sys, "argv", ["glue_submission.py", str(call["out"]), "--fill"])
+    monkeypatch.setitem(example.FILES, "QQP.tsv", ("qqp", "test", 12))  # 390,965 take long
+    example.main()
+    (path,) = (call["out"] / "submission").glob("*.zip")
+    assert "SST-2.tsv has 4 rows; the server expects 1,821." in capsys.readouterr().out
+    first = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        texts = {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
+    assert texts.keys() == example.FILES.keys()
+    assert texts["SST-2.tsv"] == ["index\tprediction", *(f"{n}\t1" for n in range(4))]
+    for name, (_, _, size) in example.FILES.items():
+        if name != "SST-2.tsv":
+            assert [line.split("\t")[0] for line in texts[name][1:]] == list(map(str, range(size)))
+    assert texts["MNLI-mm.tsv"][1] == "0\tentailment"
+    _, notes = example.write_submission(call["out"], result, result.models[0], fill=False)
+    assert "AX.tsv has no predictions." in notes
+    example.main()
+    assert path.read_bytes() == first  # the same bytes from the same predictions

@@ -1,4 +1,4 @@
-"""One run: rows, the Trainer, predictions in the order of the data, and runs that go wrong."""
+"""One run: rows, the Trainer, predictions, runs that go wrong; controls, rates and settings."""
 
 import itertools
 import json
@@ -11,12 +11,15 @@ import torch
 from finetuning_helpers import FAST, save, sentence
 from transformers import DataCollatorWithPadding
 
+from stackbert.errors import UserError
 from stackbert.finetuning import sentences, train
+from stackbert.finetuning.controls import control_scores
 from stackbert.finetuning.data import official_tasks
 from stackbert.finetuning.models import find_models, open_with_head
+from stackbert.finetuning.study import finetune
 from stackbert.finetuning.tasks import TASKS, Settings, Task, TaskData, settings_for
 from stackbert.finetuning.train import finetune_once, row_order
-from tiny_encoders import KINDS, tiny_encoder
+from tiny_encoders import tiny_encoder
 
 
 def settings(*more):
@@ -34,12 +37,12 @@ def predicted(result):
 
 @pytest.fixture(scope="module")
 def model(models):
-    return find_models(models[0], {})[0]
+    return find_models(models[:1])[0]
 
 
 @pytest.fixture(scope="module")
 def sst2_data(glue):
-    return official_tasks("sst-2", glue, None)[0]
+    return official_tasks("sst-2", glue)[0]
 
 
 def test_a_model_learns_a_task_and_predictions_are_of_their_own_rows(model, sst2_data):
@@ -75,7 +78,7 @@ def test_rows_come_in_an_order_that_no_model_decides(model, sst2_data, tmp_path,
     monkeypatch.setattr(train, "DataCollatorWithPadding", Noted)
     once(model, sst2_data, 4, "epochs=2", splits=())
     first, seen[:] = list(seen), []
-    deeper = find_models(save(tmp_path / "deeper", tiny_encoder(depth=3)), {})[0]
+    deeper = find_models([save(tmp_path / "deeper", tiny_encoder(depth=3))])[0]
     once(deeper, sst2_data, 4, "epochs=2", splits=())
     assert seen == first
     opened = open_with_head(model, sst2_data.task, Settings(), seed=0)
@@ -100,24 +103,12 @@ def test_every_row_comes_once_a_pass_and_like_lengths_share_a_batch():
     assert len(row_order([7] * 9, settings("max_steps=5"), 0)) == 40
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_every_model_type_trains_and_predicts(kind, sst2_data, tmp_path):
-    model = find_models(save(tmp_path / kind, tiny_encoder(kind)), {})[0]
-    assert len(predicted(once(model, sst2_data, 0, "max_steps=2"))) == 24
-
-
 def test_a_run_that_diverges_ends_at_once_and_says_so(model, sst2_data):
     result = once(model, sst2_data, 0, "epochs=8", learning_rate=1e30, max_grad_norm=0.0)
     assert (result.diverged, result.scores, result.steps < 64) == (True, {}, True)
     # A loss that stays finite does not hide outputs that are not.
     result = once(model, sst2_data, 0, "max_steps=1", learning_rate=1e34, warmup_fraction=0.0)
     assert (math.isfinite(result.loss), result.diverged, result.scores) == (True, True, {})
-
-
-def test_cut_rows_are_counted(model, sst2_data):
-    long = sum(len(text.split()) > 6 for text in sst2_data.splits["dev"]["text"])
-    notes = once(model, sst2_data, 0, "max_length=8", "max_steps=1").notes
-    assert notes[1] == f"SST-2: {long} of 24 rows of dev are cut at 8 tokens."
 
 
 def test_ones_own_numbers_are_brought_to_a_scale_that_can_be_learned_but_not_stsbs(model):
@@ -149,7 +140,78 @@ def test_metrics_are_those_of_cases_worked_out_by_hand():
         assert sentences.score((name,), labels, np.ones(8)) == {name: 0.0}
 
 
-def test_guessing_is_the_commonest_label_of_the_split_itself():
-    frame = pd.DataFrame({"label": [1, 1, 1, 0]})
-    data = TaskData(TASKS["mrpc"], {"train": frame[3:], "dev": frame})
-    assert sentences.guess(data, "dev") == pytest.approx({"f1": 6 / 7, "accuracy": 3 / 4})
+def control_of_rows(task, rows):
+    columns = ["text", "text_pair", "label"][:: 1 if task.pair else 2]
+    frame = pd.DataFrame(rows, columns=columns).assign(key=list(map(str, range(len(rows)))))
+    found = control_scores(TaskData(task, {"train": frame, "dev": frame}))
+    return {name: by["dev"][task.metrics[0]] for name, by in found.items()}
+
+
+def test_a_bag_of_words_knows_words_and_not_their_order(glue):
+    (data,) = official_tasks("sst-2", glue)
+    assert control_scores(data)["bag of words"]["dev"]["accuracy"] > 0.9
+    rows = [("bad good", 0), ("good bad", 1)] * 20
+    assert control_of_rows(data.task, rows) == {"guessing": 0.5, "bag of words": 0.5}
+
+
+def test_word_overlap_knows_what_a_pair_has_in_common():
+    rng = np.random.default_rng(0)
+    pairs = [(sentence(n, 6).split(), int(rng.integers(6))) for n in range(200)]
+    rows = [(" ".join(a), " ".join([*a[:k], *["x"] * (6 - k)]), k / 6) for a, k in pairs]
+    task = Task("pairs", "pairs", "number", ("pearson",), text=("a",), pair=("b",))
+    assert control_of_rows(task, rows)["word overlap"] > 0.99
+
+
+def test_each_model_gets_the_rate_that_suits_its_weights(models, glue, monkeypatch):
+    monkeypatch.setattr(train, "RATES", (1e-7, 3e-3, 0.9))
+    (data,) = official_tasks("sst-2", glue)
+    chosen = settings_for("sst-2", [*FAST, "lr=auto", "epochs=8"], ["sst-2"])
+    told = []
+    unscored = TaskData(data.task, {"train": data.splits["train"]})  # dev is not looked at
+    (model,) = find_models(models[:1])
+    assert train.choose_rate(model, unscored, chosen, told.append) == 3e-3
+    assert told[-1] == 1.0
+
+
+def test_the_chosen_rate_is_in_the_table_and_is_not_chosen_again(models, glue, tmp_path):
+    call = {"task": "sst-2", "data": glue, "out": tmp_path / "out", "control": True}
+    call["settings"] = [*FAST, "lr=auto", "max_steps=2"]
+    table = finetune(models[0], seeds=1, **call).table()
+    assert list(table["model"]) == ["one", "untrained", "bag of words"]
+    assert all(float(rate) in train.RATES for rate in table["lr"][:2])
+    more = finetune(models[0], seeds=2, **call)
+    assert more.runs.groupby("model")["learning_rate"].nunique().tolist() == [1, 1]
+    assert list(more.table()["lr"]) == list(table["lr"])
+
+
+def test_the_defaults_are_the_papers_and_berts():
+    usual = (5e-5, 16, 3, 128)
+    other = {"sts-b": (5e-5, 32, 4, 128), "qqp": (5e-5, 32, 4, 128), "qnli": (5e-5, 32, 3, 128)}
+    other |= {"rte": (3e-5, 16, 4, 128), "wnli": (3e-5, 16, 4, 128)}
+    other |= {"squad": (5e-5, 32, 3, 384), "squad-v2": (5e-5, 48, 2, 384)}
+    for task in (*TASKS, "reviews"):
+        found = settings_for(task, (), ())
+        rate, batch = found.learning_rate, found.batch
+        assert (rate, batch, found.epochs, found.max_length) == other.get(task, usual)
+
+
+def test_a_field_is_changed_for_all_tasks_or_for_one():
+    overrides = ["lr=2e-5", "rte.epochs=10", "dropout=null"]
+    rte, mrpc = (settings_for(task, overrides, ["rte", "mrpc"]) for task in ("rte", "mrpc"))
+    assert (rte.learning_rate, rte.epochs, rte.dropout) == (2e-5, 10, None)
+    assert (mrpc.learning_rate, mrpc.epochs) == (2e-5, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("epoch=3", "there is no field 'epoch' (did you mean 'epochs'?)"),
+        ("lr=0", "learning_rate"),
+        ("batch", "write it as field=value"),
+        ("mnli.epochs=3", "a task of rte, mrpc"),
+    ],
+)
+def test_a_wrong_change_is_refused_in_a_sentence(override, said):
+    with pytest.raises(UserError, match=r"--set") as caught:
+        settings_for("rte", [override], ["rte", "mrpc"])
+    assert said in str(caught.value)

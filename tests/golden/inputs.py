@@ -197,8 +197,6 @@ def optimizer_state(model: torch.nn.Module) -> dict[str, dict[str, torch.Tensor]
 # Attention and fine-tuning
 
 ATTENTION = ("bert", "modernbert", "roberta-prelayernorm")
-MEASURES = ("first", "sep", "itself", "previous", "following", "entropy", "distance", "within")
-MEASURES += ("near", "profile")
 WORDS = ("good", "bad", *(f"w{number}" for number in range(57)))
 TOKENIZER = word_tokenizer(WORDS)
 

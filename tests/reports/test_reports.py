@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from stackbert.errors import UserError
+from stackbert.pretraining.layers import layer_table
 from stackbert.pretraining.ledger import read_ledger, stage_table
 from stackbert.pretraining.record import read_run
-from stackbert.reports.charts import clipping_note, loss_curves, loss_range
+from stackbert.reports.charts import loss_curves
 from stackbert.reports.page import Chart, Page, Table, render
 from stackbert.reports.report import report, report_pages
 from stackbert.reports.runs import stage_bands, validation_points
@@ -56,14 +57,6 @@ def test_a_table_shows_numbers_as_asked_and_nothing_for_what_is_missing():
     assert html.count('<td class="number">') == 4
 
 
-def test_the_frame_leaves_out_the_opening_and_says_so():
-    low, high = loss_range(points(steps=[0, 60, 100]))
-    assert (low, high) == pytest.approx((3.9, 5.04))
-    assert "above 5.04 nats" in clipping_note(points(steps=[0, 60, 100]))
-    assert clipping_note(points(steps=[50, 60, 100])) == ""
-    assert loss_range(points()[:0]) == (0.0, 1.0)
-
-
 def test_a_runs_page_says_what_its_ledger_says(run):
     (page,) = report_pages([run])
     ledger, stages = read_ledger(run), stage_table(run)
@@ -77,6 +70,9 @@ def test_a_runs_page_says_what_its_ledger_says(run):
     growths = ledger[ledger.kind == "growth"]
     assert list(tables["Growth"]["jump"]) == list(growths.loss_after - growths.loss_before)
     assert tables["Where the time went"]["share"].sum() == pytest.approx(1.0, abs=0.01)
+    (layers,) = [part.spec for part in page.parts if part.title == "Layer by layer"]
+    (rows,) = layers["datasets"].values()
+    assert len(rows) == 2 * len(layer_table(run))
     assert "stages.0.steps" in set(tables["Recipe, as run"]["field"])
     assert str(run.parent) not in render([page])
 
@@ -109,7 +105,8 @@ def test_several_runs_are_drawn_together_without_a_verdict(run, stopped):
 def test_a_report_replaces_only_a_report(run, tmp_path):
     out = report(run, tmp_path / "deep" / "report.html", tmp_path / "figures")
     assert report(run, out) == out
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["loss.png", "loss.svg"]
+    names = {"loss.png", "loss.svg", "layer-by-layer.png", "layer-by-layer.svg"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == names
     ledger = (run / "metrics.jsonl").read_bytes()
     for path in (run / "metrics.jsonl", run):
         with pytest.raises(UserError, match="is not a report"):
@@ -136,5 +133,5 @@ def test_in_a_browser_a_report_draws_switches_answers_and_asks_for_nothing(visit
         "() => [...document.querySelectorAll('.chart svg text')].some("
         "text => text.textContent === 'tokens')"
     )
-    assert page.locator(".chart details .vega-actions a").count() == 2
+    assert page.locator(".chart details .vega-actions a").count() == 2 * 2
     assert visit.errors == []

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from stackbert.attention.likeness import divergences
 from stackbert.attention.maps import SentenceMaps
-from stackbert.attention.subject import Observed, final_model, load_encoder
+from stackbert.attention.subject import Observed
 from stackbert.batches.randomness import derive_key
 from stackbert.errors import UserError
 from stackbert.growth.grow import Growth, grow_with_origins
 from stackbert.growth.operators import Origin
-from stackbert.pretraining.record import CHECKPOINTS, read_run
+from stackbert.model_files import open_encoder
+from stackbert.pretraining.record import CHECKPOINTS, final_model, read_run
 from stackbert.recipe import Recipe
 
 MOMENTS = {
@@ -42,11 +43,7 @@ class RunGrowth(NamedTuple):
 
 
 def find_growths(runs: Sequence[Path]) -> list[RunGrowth]:
-    """The growths of runs; a run is called by its operator, or its folder if these are the same.
-
-    Raises:
-        UserError: one is not a run, is not finished, or lacks a checkpoint before a growth.
-    """
+    """The growths of runs; a run is called by its operator, or its folder if these are the same."""
     recipes = {run: read_run(run).recipe for run in runs}
     operators = [recipe.growth.rule.name for recipe in recipes.values()]
     found = []
@@ -70,9 +67,9 @@ def observe_growth(
     growth: RunGrowth, look: Callable[[PreTrainedModel, str], Observed]
 ) -> tuple[pd.DataFrame, dict[str, SentenceMaps]]:
     """A growth's rows of `AttentionResult.growth_heads`, and the shortest example's maps."""
-    model = load_encoder(growth.shallow)
+    model = open_encoder(growth.shallow)
     grown = grown_again(model, growth.recipe, growth.step)
-    models = zip(MOMENTS, (model, grown.model, load_encoder(growth.deep)), strict=True)
+    models = zip(MOMENTS, (model, grown.model, open_encoder(growth.deep)), strict=True)
     seen = {moment: look(each, moment) for moment, each in models}
     shallow = seen["shallow"]
     itself = [Origin(layer) for layer in range(shallow.about["depth"])]

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from stackbert.attention.maps import F32, SentenceMaps
-from stackbert.attention.measures import F64
+from stackbert.intervals import F64
 
 Rows = dict[int, F32]  # index of a sentence → (L, H, R, S)
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.errors import UserError
 from stackbert.files import reason
+from stackbert.model_files import passes
 
 F32 = npt.NDArray[np.float32]
 
@@ -25,7 +25,7 @@ ROW_TOLERANCE = 0.01  # of a row's sum; half precision is off by some thousandth
 
 @dataclass(frozen=True)
 class SentenceMaps:
-    """All attention maps of one sentence, without padding."""
+    """All attention maps of one sentence."""
 
     index: int  # of the sentence in the list that was given
     tokens: tuple[str, ...]
@@ -44,9 +44,6 @@ def attention_maps(
 
     Each sentence is encoded alone, between the tokenizer's special tokens, and cut at `max_length`
     tokens. Byte-level tokens are shown as the text that they stand for.
-
-    Raises:
-        UserError: the model returns no attention probabilities.
     """
     pre_tokenizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
     byte_level = "ByteLevel" in repr(pre_tokenizer)
@@ -54,11 +51,10 @@ def attention_maps(
         list(sentences), truncation=True, max_length=max_length, return_offsets_mapping=byte_level
     )
     encoder: Any = copy.deepcopy(model.base_model).eval()
-    for group in _groups(encoded["input_ids"]):
+    for group in passes(encoded["input_ids"], tokens=BATCH_TOKENS):
         maps_LBHSS = _forward(encoder, [encoded["input_ids"][index] for index in group])
         for row, index in enumerate(group):
-            ids = encoded["input_ids"][index]
-            maps_LHSS = np.ascontiguousarray(maps_LBHSS[:, row, :, : len(ids), : len(ids)])
+            ids, maps_LHSS = encoded["input_ids"][index], np.ascontiguousarray(maps_LBHSS[:, row])
             sums = maps_LHSS.sum(axis=-1)
             # Also refuses NaN, which is close to nothing.
             if maps_LHSS.min() < 0 or not np.allclose(sums, 1, rtol=0, atol=ROW_TOLERANCE):
@@ -78,31 +74,20 @@ def attention_maps(
             yield SentenceMaps(index, tuple(tokens), tuple(separators), maps_LHSS)
 
 
-def _groups(encoded: list[list[int]]) -> Iterator[list[int]]:
-    """Positions of the sentences that share a forward pass, by their length."""
-    group: list[int] = []
-    for index in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
-        if group and (len(group) + 1) * len(encoded[index]) > BATCH_TOKENS:
-            yield group
-            group = []
-        group.append(index)
-    yield group
-
-
-def _forward(encoder: Any, encoded: list[list[int]]) -> F32:  # noqa: ANN401 (of any architecture)
-    rows = [torch.tensor(ids, device=encoder.device) for ids in encoded]
-    padding = getattr(encoder.config, "pad_token_id", None) or 0
-    ids_BS = pad_sequence(rows, batch_first=True, padding_value=padding)
-    mask_BS = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    sentences, longest = ids_BS.shape
+def _forward(encoder: Any, rows: Sequence[Sequence[int]]) -> F32:  # noqa: ANN401 (of any architecture)
+    ids_BS = torch.tensor(rows, device=encoder.device)
+    sentences, length = ids_BS.shape
     try:
         encoder.set_attn_implementation("eager")  # the only one that returns weights
         with torch.no_grad():
             output = encoder(
-                ids_BS, attention_mask=mask_BS, output_attentions=True, return_dict=True
+                ids_BS,
+                attention_mask=torch.ones_like(ids_BS),
+                output_attentions=True,
+                return_dict=True,
             )
         maps = torch.stack(tuple(output.attentions)).float().cpu()
-        return maps.view(len(maps), sentences, -1, longest, longest).numpy()
+        return maps.view(len(maps), sentences, -1, length, length).numpy()
     except Exception as error:  # every architecture fails in its own way
         raise _refusal(
             encoder, f"gives no attention weights of every token to every token: {reason(error)}"

@@ -16,17 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.attention.growth import find_growths, observe_growth
 from stackbert.attention.likeness import SENTENCES, Contrast, contrast, divergences
-from stackbert.attention.subject import (
-    final_model,
-    observe,
-    open_subject,
-    sample_sentences,
-    untrained,
-)
+from stackbert.attention.subject import observe, open_subject, sample_sentences
 from stackbert.errors import UserError
 from stackbert.files import Record, reading, refuse_foreign, writing
-from stackbert.model_files import open_tokenizer
-from stackbert.pretraining.record import is_run
+from stackbert.model_files import open_tokenizer, random_twin
+from stackbert.pretraining.record import final_model, is_run
 from stackbert.progress import Progress
 from stackbert.tables import Frame, Tables
 from stackbert.units import counted
@@ -154,7 +148,7 @@ def measure_attention(
     say(f"measuring {name} on {counted(len(chosen), 'sentence')}")
     seen = {"measured": look(encoder, name)}
     say("measuring an untrained model of the same config")
-    seen["untrained"] = look(untrained(encoder, seed), "untrained", sentences=chosen[:SENTENCES])
+    seen["untrained"] = look(random_twin(encoder, seed), "untrained", sentences=chosen[:SENTENCES])
     if compare is not None:
         second, _, name = open_subject(compare, known)
         say(f"measuring {name}")

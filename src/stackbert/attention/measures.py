@@ -12,8 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from stackbert.attention.maps import F32, SentenceMaps
-
-F64 = npt.NDArray[np.float64]
+from stackbert.intervals import F64
 
 WINDOWS = (1, 2, 4, 8)  # positions on either side of the query that count as near it
 RADIUS = 16  # of the profile by relative position, key minus query

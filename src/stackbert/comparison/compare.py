@@ -75,9 +75,8 @@ def compare(
     # Micro-batches are chosen for all variants alike.
     stages = tuple(stage.model_copy(update={"micro_batch": None}) for stage in recipe.stages)
     recipe = recipe.model_copy(update={"stages": stages})
-    options = {"fractions": fractions, "learning_rates": learning_rates}
-    options["shares"] = parse_budgets(budget)[1]
-    asked = load_variants(variants, recipe, seeds=seeds, **options)
+    options = {"learning_rates": learning_rates, "shares": parse_budgets(budget)[1]}
+    asked = load_variants(variants, recipe, seeds=seeds, fractions=fractions, **options)
     for operator in {variant.recipe.growth.operator for variant in asked}.difference(BUILT_IN):
         raise UserError(
             f"compare trains in processes of their own, which do not know '{operator}', as it is "

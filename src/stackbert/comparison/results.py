@@ -210,9 +210,6 @@ class Comparison(Record, Tables):
         Those that answer the first question come first; of several budgets the smallest does, for a
         first answer comes early then. With `trials` only those that choose between several learning
         rates: one seed each at the smallest budget.
-
-        Raises:
-            UserError: the budget does not buy one step of each stage.
         """
         rows, recipes, first = [], {}, self.request.recipe.seed
         for variant in variants:

@@ -53,9 +53,6 @@ def load_variants(
     try), or YAML files that map names to what differs from the recipe, and to seeds, fractions and
     learning rates of their own. `shares` are what the budgets are of the largest; controls run at
     each, and if there are several all variants do.
-
-    Raises:
-        UserError: a name that is neither a variant nor a file, a field that must not differ.
     """
     found: dict[str, dict[str, Any]] = {SCRATCH: {}}
     for word in words:

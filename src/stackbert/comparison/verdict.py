@@ -12,7 +12,7 @@ from stackbert.comparison.variants import SCRATCH, growths_of, is_fixed
 from stackbert.intervals import interval
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.recipe import Recipe
-from stackbert.units import counted
+from stackbert.units import counted, signed
 
 SPREAD = 0.1
 """Share of the median over which readings may spread before that is said."""
@@ -77,7 +77,7 @@ def order(table: pd.DataFrame) -> list[str]:
     notes = {"no difference": ", within noise", "one seed": ", one seed"}
     names = [
         row.variant
-        + (f" ({_signed(row.difference)}{notes.get(row.outcome, '')})" if row.outcome else "")
+        + (f" ({signed(row.difference, 3)}{notes.get(row.outcome, '')})" if row.outcome else "")
         for row in whole.itertuples()
     ]
     looked_at = len(without_controls(whole))
@@ -114,16 +114,16 @@ def peculiar(recipe: Recipe, variants: Mapping[str, Recipe]) -> list[str]:
     found = []
     for name, own in variants.items():
         notes = {
-            "has a schedule of its own": own.schedule != recipe.schedule,
-            "has an optimiser of its own": own.optimizer != recipe.optimizer,
-            "changes rows, their length or the mask rate": shapes[name] != shapes[SCRATCH],
-            "does not grow": not is_fixed(name) and not growths_of(own),
-            "does not decay its learning rate to zero, so its loss is higher than it could be": (
+            "schedule": own.schedule != recipe.schedule,
+            "optimiser": own.optimizer != recipe.optimizer,
+            "rows, their length or the mask rate": shapes[name] != shapes[SCRATCH],
+            "no growth": not is_fixed(name) and not growths_of(own),
+            "a learning rate that does not fall to zero": (
                 learning_rate_factor(own, own.total_steps) > 0.01
             ),
         }
         if any(notes.values()):
-            found.append(f"{name} {' and '.join(note for note, holds in notes.items() if holds)}")
+            found.append(f"{name} ({', '.join(note for note, holds in notes.items() if holds)})")
     return [f"More than growth is compared: {'; '.join(found)}."] if found else []
 
 
@@ -161,14 +161,10 @@ def _listed(text: str, items: Sequence[str], comma: str = ", ") -> list[str]:
 
 
 def _outcome(row: Any) -> str:  # noqa: ANN401 (a row of the standings)
-    gap = f"{_signed(row.difference)} nats"
+    gap = f"{signed(row.difference, 3)} nats"
     if row.outcome == "one seed":
         return f"{gap} with one seed, so the noise is unknown"
-    within = f"95 % interval {_signed(row.low)} to {_signed(row.high)}, {row.pairs} seeds"
+    within = f"95 % interval {signed(row.low, 3)} to {signed(row.high, 3)}, {row.pairs} seeds"
     if row.outcome == "no difference":
         return f"no difference beyond noise ({gap}, {within})"
     return f"{row.outcome} by {abs(row.difference):.3f} nats ({within})"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")

@@ -7,14 +7,12 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from stackbert.corpus.coverage import Coverage
-from stackbert.corpus.encoder import Encode, encoder_for, plain_tokenizer
+from stackbert.corpus.encoder import Coverage, Encode, encoder_for, plain_tokenizer
 from stackbert.corpus.learning import Sample, learn_bytes, learn_wordpiece
 from stackbert.corpus.sentences import split_sentences
 from stackbert.corpus.store import (
@@ -43,7 +41,6 @@ REFUSED_SHARE = 0.2
 _BATCH_CHARACTERS = 1 << 20
 _PIECE_COST = 32
 """Characters that a sentence counts for besides its own: many short ones need memory as well."""
-_COMPARED_LINES = 500
 _WORD = re.compile(r"\S+")
 _PUNCTUATION = bytes(range(33)) + b"!\"#%&'()*,-./:;?@[\\]_{}"
 # The punctuation and spaces of Latin-1, General Punctuation and CJK Symbols, in UTF-8.
@@ -128,7 +125,6 @@ def build_corpus(
             if dataset is None
             else ([DataSet(dataset, field)], {})
         )
-        new_words: list[str] = []
         if tokenizer is None:
             sample = _sample(_read(texts, validation, progress, "reading"))
             progress.say("learning the vocabulary …")
@@ -141,10 +137,9 @@ def build_corpus(
         else:
             chosen = load_tokenizer(tokenizer)
             if added_tokens is not None:
-                chosen, new_words = add_tokens(chosen, added_tokens)
-        words, note = chosen.save(folder / TOKENIZER, [*_lines(texts), *new_words])
-        if note:
-            progress.say(note)
+                chosen = add_tokens(chosen, added_tokens)
+        chosen.save(folder / TOKENIZER)
+        words = chosen.vocabulary
         documents = _read(texts, validation, progress, "tokenising")
         train, held_out, duplicates = _tokenise(documents, chosen, words, folder)
         found = sum(each.found for each in texts)
@@ -160,8 +155,8 @@ def build_corpus(
             cuts=sum(each.cut for each in texts),
             validation_fraction=validation,
             vocabulary=words,
-            fingerprint=fingerprint(folder, words),
             tokenizer_files=file_digests(folder / TOKENIZER),
+            fingerprint=fingerprint(folder, words),
             train=train,
             validation=held_out,
         )
@@ -175,15 +170,6 @@ def build_corpus(
             progress.say(warning)
         manifest.write(folder / MANIFEST)
     return open_corpus(out)
-
-
-def _lines(texts: Sequence[Text]) -> list[str]:
-    found: list[str] = []
-    for each in texts[:50]:
-        lines = chain.from_iterable(map(str.splitlines, each.documents()))
-        filled = (line[:1000] for line in lines if line.strip())
-        found += islice(filled, -(-_COMPARED_LINES // min(50, len(texts))))
-    return found
 
 
 def _read(texts: Sequence[Text], validation: float, progress: Progress, phase: str) -> Documents:

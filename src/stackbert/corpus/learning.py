@@ -11,7 +11,6 @@ from typing import Any
 from stackbert.corpus.sentences import split_sentences
 from stackbert.corpus.tokenizer import (
     DEFAULT_VOCAB_SIZE,
-    GENERIC_CLASS,
     ROLES,
     ROW_MULTIPLE,
     SPECIAL,
@@ -76,9 +75,6 @@ def learn_wordpiece(
         lowercase: lower-case the text, as the paper did.
         strip_accents: drop combining marks, as the paper did: right for English; elsewhere they
             are letters (Hindi's vowels, Japanese voicing, German umlauts).
-
-    Raises:
-        UserError: `vocab_size` is more or less than what the text can give.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from tokenizers.trainers import WordPieceTrainer
@@ -108,7 +104,7 @@ def learn_wordpiece(
     model = models.WordPiece(
         _filled(tokenizer, vocab_size), unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD
     )
-    return _learned(tokenizer, model, do_lower_case=lowercase)
+    return _learned(tokenizer, model)
 
 
 def learn_bytes(sample: Sample, vocab_size: int | None = None) -> CorpusTokenizer:
@@ -149,7 +145,7 @@ def _filled(tokenizer: Any, asked: int | None) -> dict[str, int]:  # noqa: ANN40
     return vocabulary | {f"[unused{n}]": size + n for n in range(-size % ROW_MULTIPLE)}
 
 
-def _learned(tokenizer: Any, model: Any, **settings: bool) -> CorpusTokenizer:  # noqa: ANN401
+def _learned(tokenizer: Any, model: Any) -> CorpusTokenizer:  # noqa: ANN401
     from tokenizers import Tokenizer, processors
 
     # Made anew, as the trainer's has the alphabet among its special tokens.
@@ -163,15 +159,10 @@ def _learned(tokenizer: Any, model: Any, **settings: bool) -> CorpusTokenizer:  
         special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
     )
     roles = dict(zip(ROLES, SPECIAL, strict=False))  # the first roles are theirs
-    config = {
-        "tokenizer_class": GENERIC_CLASS,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        **settings,
-        **roles,
-    }
-    files = {"tokenizer.json": made.to_str(pretty=True).encode()}
+    config = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"], **roles}
+    file = made.to_str(pretty=True).encode()
     made.encode_special_tokens = True
-    return CorpusTokenizer(made, config, {role: n for n, role in enumerate(roles)}, files)
+    return CorpusTokenizer(made, file, config, {role: n for n, role in enumerate(roles)})
 
 
 def _alphabet(

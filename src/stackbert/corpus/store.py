@@ -155,11 +155,7 @@ def fingerprint(folder: Path, vocabulary: Vocabulary) -> str:
 
 
 class TokenStream:
-    """The tokens of one side as one long array, memory-mapped.
-
-    Raises:
-        UserError: a file is missing or empty.
-    """
+    """The tokens of one side as one long array, memory-mapped."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         self._tokens: TokenIds = _mapped(folder / TOKENS, dtype)
@@ -226,11 +222,7 @@ class Corpus:
             self.verify()
 
     def verify(self) -> None:
-        """Read every file and compare the fingerprint with the manifest's; about 1 s a gigabyte.
-
-        Raises:
-            UserError: a file was changed since the corpus was built.
-        """
+        """Read every file and compare the fingerprint with the manifest's; about 1 s a gigabyte."""
         with reading(self.folder, _DAMAGED):
             found = fingerprint(self.folder, self.vocabulary)
         if found != self.fingerprint:

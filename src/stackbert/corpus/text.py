@@ -51,11 +51,7 @@ class Text:
         self._path, self._field, self._kind = path, field, kind or _kind(path)
 
     def documents(self) -> Iterator[str]:
-        """The documents, from the first on each time; blank ones included.
-
-        Raises:
-            UserError: the text is missing, damaged, not UTF-8, or not what its suffix says.
-        """
+        """The documents, from the first on each time; blank ones included."""
         self.position = self.found = self.cut = 0
         with reading(self.name, "If it is damaged, fetch it again or leave it out."):
             for text in self._texts():
@@ -152,11 +148,7 @@ def _lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
     while data := stream.readline(limit):
         number += 1
         data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
-        text = data.removesuffix(b"\n")
-        end = data[len(text) :]
-        *lines, last = text.rstrip(b"\r").split(b"\r")  # old Macs end a line with this alone
-        yield from ((number, line + b"\n") for line in lines)
-        yield number, last + end
+        yield number, data.replace(b"\r\n", b"\n")
 
 
 class DataSet(Text):
@@ -272,9 +264,6 @@ def open_files(
             once.
         field: the field or column of JSON lines and .parquet files that holds the text.
         suffixes: further ones to read, such as "py"; each file is one document.
-
-    Raises:
-        UserError: a path, folder or pattern gives no text.
     """
     found: dict[Path, Text] = {}
     left_out: Counter[str] = Counter()

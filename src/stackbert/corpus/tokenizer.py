@@ -1,8 +1,6 @@
 """The tokenizer of a corpus, and the same one as transformers opens it."""
 
 import json
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,6 @@ DEFAULT_VOCAB_SIZE = 32_768
 """The paper's (Gong et al., ICML 2019)."""
 ROW_MULTIPLE = 64
 """Embeddings have a multiple of 64 rows: faster matrix products."""
-_SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
-_COPIED = (*_SETTINGS, "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt")
-GENERIC_CLASS = "PreTrainedTokenizerFast"
-"""Transformers' class that takes tokenizer.json as it is."""
 ROLES = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
     "unk_token": ("[UNK]", "<unk>"),
@@ -28,12 +22,6 @@ ROLES = {
     "bos_token": ("<s>", "<bos>", "[BOS]"),
     "eos_token": ("</s>", "<eos>", "[EOS]", "<|endoftext|>"),
 }
-_PROBES = (
-    "The Old Mill SOLD bread for 1,234.5 (or two?) in Spring.",
-    "Ça coûte 3 €, naïve schöne Straße; 漢字とカタカナ が में रहते थे ตัวอย่าง 🙂",
-    "  if x_1 != 'a':\n\treturn [y]  # HTML &amp; <b>",
-)
-"""Compared besides lines of the text: capitals, accents and scripts that it may lack."""
 
 
 @dataclass(frozen=True)
@@ -64,78 +52,43 @@ class CorpusTokenizer:
 
     tokenizer: Any
     """A `tokenizers.Tokenizer`, without truncation or padding."""
+    file: bytes
+    """Its tokenizer.json."""
     config: dict[str, Any]
-    """Of tokenizer_config.json: the class, and which token has which role."""
+    """Of tokenizer_config.json: which token has which role."""
     ids: dict[str, int]
     """Of each role."""
-    files: dict[str, bytes]
-    """The other files of its folder, by name."""
 
-    def save(self, folder: Path, lines: Sequence[str] = ()) -> tuple[Vocabulary, str]:
-        """Write a folder that `transformers.AutoTokenizer.from_pretrained` opens.
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What batches and models know of it."""
+        size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        pad, cls, sep, mask = (self.ids[f"{role}_token"] for role in ("pad", "cls", "sep", "mask"))
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        special = {*self.ids.values(), *(number for number, token in added if token.special)}
+        rows = -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
+        return Vocabulary(rows, size, pad, cls, sep, mask, tuple(sorted(special)))
 
-        The corpus is encoded by tokenizer.json. The class that transformers builds from its parts
-        may differ (in case, accents, added ids) on `lines` of the text; then the one that takes the
-        file as it is is named in its place, and a sentence that says so is returned.
+    def save(self, folder: Path) -> None:
+        """Make a folder that `transformers.AutoTokenizer.from_pretrained` opens.
 
-        Raises:
-            UserError: no class of transformers gives the ids of tokenizer.json.
+        As a PreTrainedTokenizerFast, the class that takes tokenizer.json as it is.
         """
-        kept = {k: v for k, v in self.config.items() if k in (*ROLES, "model_input_names")}
-        generic = replace(
-            self,
-            config=kept | {"tokenizer_class": GENERIC_CLASS},
-            files={"tokenizer.json": self.files["tokenizer.json"]},
-        )
-        problems: list[str] = []
-        for one in (self, generic):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            for name, content in one.files.items():
-                (folder / name).write_bytes(content)
-            (folder / "tokenizer_config.json").write_bytes(_plain_json(one.config))
-            try:
-                vocabulary = one._opened(folder, [*_PROBES, *lines])
-            except UserError as error:
-                problems.append(f"{one.config.get('tokenizer_class')}: {error}")
-            else:
-                note = f"{problems[0]} Delivered as {GENERIC_CLASS}." if problems else ""
-                return vocabulary, note
-        raise UserError(
-            f"The model's tokenizer would not be the corpus's. {' '.join(problems)} Save the "
-            "tokenizer again with transformers, or take another one."
-        )
-
-    def _opened(self, folder: Path, lines: list[str]) -> Vocabulary:
-        """The vocabulary, if the tokenizer that transformers builds is the same as ours."""
         from transformers import AutoTokenizer
 
-        size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        folder.mkdir()
+        (folder / "tokenizer.json").write_bytes(self.file)
+        config = json.dumps(self.config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
+        (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
         with reading(folder):
             opened: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-            beyond = max([*opened.all_special_ids, *opened.get_vocab().values()]) >= size
-            options = {"add_special_tokens": False, "split_special_tokens": True}
-            theirs = opened(lines, **options)["input_ids"]
-        if beyond:
-            raise UserError(f"Transformers adds ids to the {size:,} of tokenizer.json.")
-        for role, number in self.ids.items():
-            if getattr(opened, f"{role}_id") != number:
-                raise UserError(f"Transformers takes another token for the {role}.")
-        for line, other in zip(lines, theirs, strict=True):
-            if self.tokenizer.encode(line, add_special_tokens=False).ids != other:
-                raise UserError(f"Transformers gives other ids than tokenizer.json: '{line[:80]}'.")
-        cls = self.ids.get("cls_token", self.ids.get("bos_token", -1))
-        sep = self.ids.get("sep_token", self.ids.get("eos_token", -1))
-        pad, mask = self.ids["pad_token"], self.ids["mask_token"]
-        special = sorted({*opened.all_special_ids, pad, cls, sep, mask})
-        rows = -(-size // ROW_MULTIPLE) * ROW_MULTIPLE
-        return Vocabulary(rows, size, pad, cls, sep, mask, tuple(special))
-
-
-def _plain_json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+            if opened.get_vocab() != self.tokenizer.get_vocab():
+                raise UserError(
+                    "Transformers makes another vocabulary of the tokenizer. Save it again with "
+                    "transformers, or take another one."
+                )
 
 
 def load_tokenizer(path: str | Path) -> CorpusTokenizer:
@@ -153,34 +106,33 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
     main = path / "tokenizer.json" if path.is_dir() else path
     hint = "A fast tokenizer's save_pretrained writes it. (Names on the hub are not looked up.)"
     with reading(main, hint):
-        files = {"tokenizer.json": main.read_bytes()}
-        tokenizer: Any = Tokenizer.from_str(files["tokenizer.json"].decode())
-        tokenizer.encode(_PROBES[1])  # parts may not fit each other
+        file = main.read_bytes()
+        tokenizer: Any = Tokenizer.from_str(file.decode())
+        tokenizer.encode("a\u6f22")  # parts may not fit each other, or the unknown token be missing
         for chance in ("dropout", "alpha"):
             if getattr(tokenizer.model, chance, None):
                 setattr(tokenizer.model, chance, None)
-                files["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
+                file = tokenizer.to_str(pretty=True).encode()
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    config: dict[str, Any] = {"tokenizer_class": GENERIC_CLASS}
-    if path.is_dir():
-        with reading(path):
-            present = [name for name in _COPIED if (path / name).is_file()]
-            files |= {name: (path / name).read_bytes() for name in present}
-        for name in _SETTINGS:
-            with reading(path / name):
-                config |= json.loads(files.get(name, b"{}"))
-    config.pop("auto_map", None)  # code of others, which is never run
-    ids: dict[str, int] = {}
+    stored: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json") if path.is_dir() else ():
+        with reading(path / name):
+            stored |= json.loads((path / name).read_bytes()) if (path / name).exists() else {}
+    inputs = "model_input_names"
+    config, ids = {inputs: stored[inputs]} if inputs in stored else {}, {}
     with reading(path):  # half a character, escaped in JSON, is no UTF-8 text
         for role, names in ROLES.items():
-            for token in (config.pop(role, None), *names):
-                found = _id_of(tokenizer, token)
+            for token in (stored.get(role), *names):
+                text = token.get("content") if isinstance(token, dict) else token  # with settings
+                found = tokenizer.token_to_id(text) if isinstance(text, str) else None
                 if found is not None:
                     ids[role], config[role] = found, token
                     break
-        _plain_json(config)
+    for role, other in (("cls_token", "bos_token"), ("sep_token", "eos_token")):
+        if role not in ids and other in ids:
+            ids[role], config[role] = ids[other], config[other]
     needed = ("mask_token", "pad_token", "cls_token or bos_token", "sep_token or eos_token")
     missing = [roles for roles in needed if not ids.keys() & set(roles.split(" or "))]
     if missing:
@@ -196,11 +148,11 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
                 f"could not tell them apart. Add a {role} of its own (add_special_tokens) and save "
                 "it, or take another tokenizer."
             )
-    return CorpusTokenizer(tokenizer, config, ids, files)
+    return CorpusTokenizer(tokenizer, file, config, ids)
 
 
-def add_tokens(tokenizer: CorpusTokenizer, path: str | Path) -> tuple[CorpusTokenizer, list[str]]:
-    """The tokenizer with each line of a file as a token of its own (a whole word), and the lines.
+def add_tokens(tokenizer: CorpusTokenizer, path: str | Path) -> CorpusTokenizer:
+    """The tokenizer with each line of a file as a token of its own, a whole word.
 
     Raises:
         UserError: the file cannot be read.
@@ -212,10 +164,4 @@ def add_tokens(tokenizer: CorpusTokenizer, path: str | Path) -> tuple[CorpusToke
     words = [line.strip() for line in lines if line.strip()]
     tokenizer.tokenizer.add_tokens([AddedToken(word, single_word=True) for word in words])
     made = tokenizer.tokenizer.to_str(pretty=True).encode()
-    return replace(tokenizer, files={**tokenizer.files, "tokenizer.json": made}), words
-
-
-def _id_of(tokenizer: Any, token: Any) -> int | None:  # noqa: ANN401
-    text = token.get("content") if isinstance(token, dict) else token  # with or without settings
-    found: int | None = tokenizer.token_to_id(text) if isinstance(text, str) else None
-    return found
+    return replace(tokenizer, file=made)

@@ -1,17 +1,19 @@
 """What lies in a folder of evaluation data: labelled words and sentences, minimal pairs, text."""
 
-import csv
 import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pandas as pd
+
 from stackbert.corpus.store import MANIFEST, open_corpus
 from stackbert.corpus.text import open_files
 from stackbert.errors import UserError
 from stackbert.files import reading
 from stackbert.model_files import open_tokenizer
+from stackbert.tables import read_table
 
 WORDS = range(3, 46)
 """Lengths of the sentences that word probes take: longer ones do not fit into short rows."""
@@ -19,7 +21,6 @@ PASSAGES = 1000
 PASSAGE_WORDS = range(8, 65)
 """Long texts are cut into passages of 64 words, about 85 tokens of a vocabulary of 8,192."""
 PROBES = ("words", "sentences")
-_TSV = (".tsv", ".conll")
 
 
 class Example(NamedTuple):
@@ -56,9 +57,6 @@ def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[T
         train: sentences that a probe learns from; fewer if there are fewer, as of the others.
         test: sentences that it labels.
         pairs: of each paradigm.
-
-    Raises:
-        UserError: there is no test, or a file is damaged.
     """
     if not data.exists():
         raise UserError(f"{data} does not exist.")
@@ -70,32 +68,31 @@ def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[T
         if not path.is_file() or any(folder in path.parents for folder in corpora):
             continue
         name, _, split = path.stem.rpartition(".")
-        rows = _rows(path) if path.suffix in _TSV and split != "dev" else []
-        columns = set(rows[0]) if rows else set()
-        if set(Pair._fields) <= columns:
-            by_uid: dict[str, list[Pair]] = {}
-            for row in rows:
-                pair = Pair(*(row[field] for field in Pair._fields))
-                by_uid.setdefault(pair.uid, []).append(pair)
-            chosen = [pair for found in by_uid.values() for pair in _sample(found, pairs)]
-            tests.append(Test(path.stem, "pairs", chosen))
-        elif {"split", "label", "sentence"} <= columns:
-            sides: dict[str, dict[str, list[Example]]] = {}
-            for row in rows:
-                side = sides.setdefault(row.get("task", ""), {"train": [], "test": []})
-                example = Example((row["sentence"],), (row["label"],))
-                side.setdefault(row["split"], []).append(example)
-            for task, side in sides.items():
-                learned, asked = _sample(side["train"], train), _sample(side["test"], test)
-                tests.append(Test(f"{path.stem} {task}".strip(), "sentences", asked, learned))
-        elif path.suffix in _TSV and split == "train":
-            learned = _sample(list(_tagged(path)), train)
-            asked = _sample(list(_tagged(path.with_name(f"{name}.test{path.suffix}"))), test)
-            tests.append(Test(name, "words", asked, learned))
-        elif ".txt" in path.suffixes:
+        if path.suffix in (".tsv", ".conll") and split in ("train", "dev", "test"):
+            if split == "train":
+                learned = _sample(list(_tagged(path)), train)
+                asked = _sample(list(_tagged(path.with_name(f"{name}.test{path.suffix}"))), test)
+                tests.append(Test(name, "words", asked, learned))
+            continue
+        if ".txt" in path.suffixes:
             documents = (text for file in open_files(path)[0] for text in file.documents())
             tests.append(Test(path.stem, "text", _passages(documents)))
-        elif split not in ("dev", "test"):
+            continue
+        table = read_table(path) if path.suffix == ".tsv" else pd.DataFrame()
+        if set(Pair._fields) <= set(table):
+            by_uid = table[list(Pair._fields)].groupby("uid", sort=False)
+            chosen = [_sample(list(rows.itertuples(index=False)), pairs) for _, rows in by_uid]
+            items = [Pair(*row) for rows in chosen for row in rows]
+            tests.append(Test(path.stem, "pairs", items))
+        elif {"split", "label", "sentence"} <= set(table):
+            for task, rows in table.groupby(table.get("task", table["split"].str[:0]), sort=False):
+                both = []
+                for part, count in (("test", test), ("train", train)):
+                    of = rows[rows["split"] == part]
+                    examples = zip(zip(of["sentence"]), zip(of["label"]), strict=True)
+                    both.append(_sample([Example(*each) for each in examples], count))
+                tests.append(Test(f"{path.stem} {task}".strip(), "sentences", *both))
+        else:
             notes.append(f"{path.name} is no test that StackBERT knows.")
     for each in tests:
         if len(each.items) < 2 or (each.kind in PROBES and not each.train):
@@ -110,11 +107,6 @@ def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[T
 
 def _sample(rows: Sequence[Any], count: int) -> list[Any]:
     return random.Random(0).sample(rows, min(count, len(rows)))
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, restval=""))
 
 
 def _tagged(path: Path) -> Iterator[Example]:

@@ -10,9 +10,9 @@ import pandas as pd
 from stackbert.errors import UserError
 from stackbert.evaluation import masked, probes
 from stackbert.evaluation.data import PROBES, Test, read_tests
-from stackbert.evaluation.models import Subject, find_places, open_subject
-from stackbert.evaluation.scores import Score, difference
+from stackbert.evaluation.models import Subject, find_models, open_subject
 from stackbert.files import Record, refuse_foreign, writing
+from stackbert.intervals import Score, difference
 from stackbert.machine import describe, pick_device
 from stackbert.progress import Progress
 from stackbert.tables import Frame, Tables
@@ -33,6 +33,7 @@ class EvaluationResult(Record, Tables):
     """What `evaluate` found: accuracies, F1 and pairs in hundredths, losses in nats."""
 
     what: ClassVar[str] = "a folder of 'stackbert evaluate'"
+    version: ClassVar[int] = 3
 
     machine: dict[str, Any]
     settings: dict[str, int]
@@ -44,7 +45,7 @@ class EvaluationResult(Record, Tables):
     random, above embeddings and ±, above random and ±, majority, majority of word."""
     layers: Frame
     """A row for each layer of a probe: test, metric, model, weights, layer (0: the embeddings),
-    score, low, high (95 %)."""
+    score, ±."""
     notes: tuple[str, ...] = ()
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -100,7 +101,7 @@ def evaluate(
         UserError: a model cannot be opened, or there is no such test.
     """
     progress = progress or Progress()
-    places = find_places([models] if isinstance(models, str | Path) else models)
+    places = find_models([models] if isinstance(models, str | Path) else models)
     settings = {"train": train, "test": test, "pairs": pairs}
     tests, notes = read_tests(Path(data), **settings)
     known = [each.name for each in tests]
@@ -115,24 +116,30 @@ def evaluate(
     about, rows, layer_rows = [], [], []
     twins: dict[tuple[str, str], Layers] = {}
     first: dict[str, dict[str, Score]] = {}
-    for place in places:
+    for name, folder in places.items():
         start = time.perf_counter()
-        subject = open_subject(place.folder)
+        subject = open_subject(folder)
         if not subject.has_head and any(each.kind not in PROBES for each in tests):
-            notes.append(f"{place.name} has no masked-LM head, so it takes the probes alone.")
+            notes.append(f"{name} has no masked-LM head, so it takes the probes alone.")
         for number, each in enumerate(tests):
-            progress.step(number, len(tests), f"tests, {place.name}: {each.name}")
+            progress.step(number, len(tests), f"tests, {name}: {each.name}")
             twin: Layers = []
             if each.kind in PROBES:
                 key = (subject.shape, each.name)  # a stage's checkpoints share their random twin
                 twins[key] = twin = twins.get(key) or take(subject.random_twin(), each)
-            layers, named = take(subject, each), {"test": each.name, "model": place.name}
+            layers, named = take(subject, each), {"test": each.name, "model": name}
             found = _rows(each, layers, twin, first.setdefault(each.name, layers[-1]))
             rows += [{**named, **row} for row in found]
-            layer_rows += [{**named, **row} for row in _layer_rows(layers, twin)]
+            layer_rows += [
+                {**named, "metric": metric, "weights": weights, "layer": layer, **score.row()}
+                for weights, of in (("trained", layers), ("random", twin))
+                for layer, scores in enumerate(of if twin else ())
+                for metric, score in scores.items()
+            ]
         config, seconds = subject.model.config, time.perf_counter() - start
         shape = config.model_type, config.num_hidden_layers, config.hidden_size
-        about.append((place.name, str(place.folder), *shape, place.step, seconds))
+        step = folder.name.removeprefix("step-")
+        about.append((name, str(folder), *shape, int(step) if step.isdigit() else None, seconds))
     order = list(dict.fromkeys((row["test"], row["metric"]) for row in rows))
     rows.sort(key=lambda row: order.index((row["test"], row["metric"])))  # models side by side
     result = EvaluationResult(
@@ -163,7 +170,7 @@ def _rows(
     test: Test, layers: Layers, twin: Layers, first: dict[str, Score]
 ) -> Iterator[dict[str, Any]]:
     for metric, score in layers[-1].items():
-        row = {"metric": metric, "score": score.value, "±": score.error}
+        row = {"metric": metric, **score.row()}
         if metric in first and first[metric] is not score:
             row["vs. first"], _, row["p"] = difference(score, first[metric])
         if twin:
@@ -175,12 +182,3 @@ def _rows(
             for name, labels in probes.without_model(test).items():
                 row[name] = probes.score(test, labels)[metric].value
         yield row
-
-
-def _layer_rows(layers: Layers, twin: Layers) -> Iterator[dict[str, Any]]:
-    for weights, scores in (("trained", layers), ("random", twin)) if twin else ():
-        for layer, by_metric in enumerate(scores):
-            for metric, score in by_metric.items():
-                low, high = score.value - 1.96 * score.error, score.value + 1.96 * score.error
-                row = {"metric": metric, "weights": weights, "layer": layer}
-                yield {**row, "score": score.value, "low": low, "high": high}

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from stackbert.encoder import encode
 from stackbert.evaluation.data import Pair
-from stackbert.evaluation.models import Subject, passes
-from stackbert.evaluation.scores import F64, Score
+from stackbert.evaluation.models import Subject
+from stackbert.intervals import F64, Score
 from stackbert.model import logits_at, prediction_head
+from stackbert.model_files import passes
 
 I64 = npt.NDArray[np.int64]
 MASK_RATE = 0.15
@@ -53,7 +54,7 @@ def log_likelihoods(subject: Subject, sentences: Sequence[str]) -> F64:
     """
     encoded = subject.encode(sentences)
     totals: F64 = np.zeros(len(sentences))
-    for group in passes(encoded["input_ids"], copies=True):
+    for group in passes(encoded["input_ids"], tokens=8192, copies=True):
         ids_BS = np.array([encoded["input_ids"][index] for index in group])
         words = [[-1 if x is None else x for x in encoded.word_ids(index)] for index in group]
         words_BS = np.array(words)  # special tokens, -1, belong to no word and are not scored
@@ -95,7 +96,7 @@ def text_losses(subject: Subject, passages: Sequence[str]) -> dict[str, Score]:
     """
     encoded = subject.encode(passages)
     nats, masked, tokens, read = np.zeros((4, len(passages)))
-    for group in passes(encoded["input_ids"]):
+    for group in passes(encoded["input_ids"], tokens=8192):
         ids_BS = np.array([encoded["input_ids"][index] for index in group])
         columns = []
         for index in group:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stackbert.evaluation.data import Example, Test
-from stackbert.evaluation.models import Subject, passes
-from stackbert.evaluation.scores import Score
+from stackbert.evaluation.models import Subject
+from stackbert.intervals import Score
+from stackbert.model_files import passes
 
 PENALTY = 20.0
 """Of squared weights, against the summed loss, of inputs of variance 1. From 5 to 50 it moves POS
@@ -36,7 +37,7 @@ def layer_vectors(
     """
     encoded = subject.encode([" ".join(example.words) for example in examples])
     vectors, units = [], []
-    for group in passes(encoded["input_ids"]):
+    for group in passes(encoded["input_ids"], tokens=8192):
         ids_BS = torch.tensor([encoded["input_ids"][index] for index in group])
         with torch.inference_mode():
             output = subject.model.base_model(

@@ -8,25 +8,30 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import hstack
 
-from stackbert.finetuning.sentences import score
+from stackbert.finetuning import sentences, squad
 from stackbert.finetuning.tasks import TaskData
 
+GUESSING = "guessing"
 _WORD = r"\w+|[^\w\s]"
 Scores = dict[str, dict[str, dict[str, float]]]  # by control, dev split and metric
 
 
 def control_scores(data: TaskData) -> Scores:
-    """Scores of controls without an encoder, fitted on the training rows; none of SQuAD.
+    """Scores of controls without an encoder, fitted on the training rows.
 
-    "bag of words": logistic regression (of numbers ridge regression) on the TF-IDF of the words, of
-    a pair on those of both texts. "word overlap", of pairs: the same on the shares of words that
-    the texts have in common, of the first, of the second and of both.
+    "guessing": always the commonest answer of the split. Of SQuAD only this. "bag of words":
+    logistic regression (of numbers ridge regression) on the TF-IDF of the words, of a pair on those
+    of both texts. "word overlap", of pairs: the same on the shares of words that the texts have in
+    common, of the first, of the second and of both.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer  # of the extra
     from sklearn.linear_model import LogisticRegression, Ridge
 
+    dev = {split: frame for split, frame in data.splits.items() if split.startswith("dev")}
+    guess = squad.guess if data.task.kind == "span" else sentences.guess
+    found: Scores = {GUESSING: {split: guess(data, split) for split in dev}}
     if data.task.kind == "span":
-        return {}
+        return found
     train = data.splits["train"]
     columns = [name for name in ("text", "text_pair") if name in train]
     words = TfidfVectorizer(token_pattern=_WORD).fit(pd.concat([train[n] for n in columns]))
@@ -35,14 +40,14 @@ def control_scores(data: TaskData) -> Scores:
     }
     if len(columns) == 2:
         features["word overlap"] = _overlap
-    found: Scores = {}
     for name, of in features.items():
         fitted = LogisticRegression(max_iter=1000) if data.task.labels else Ridge()
         fitted.fit(of(train), train["label"])
         found[name] = {
-            split: score(data.task.metrics, frame["label"].to_numpy(), fitted.predict(of(frame)))
-            for split, frame in data.splits.items()
-            if split.startswith("dev")
+            split: sentences.score(
+                data.task.metrics, frame["label"].to_numpy(), fitted.predict(of(frame))
+            )
+            for split, frame in dev.items()
         }
     return found
 

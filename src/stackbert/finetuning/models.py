@@ -6,7 +6,7 @@ The head is new, and the pooler under it where pre-training had none; of the con
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +29,8 @@ from stackbert.model_files import (
     quiet_transformers,
     read_config,
 )
-from stackbert.pretraining.record import MODEL, is_run
+from stackbert.pretraining.record import final_model, model_name
 
-ModelPath = str | Path
 CONTROL = "untrained"
 _FILES = re.compile(  # what a model is: config, weights and tokenizer
     r"config\.json|model.*\.safetensors.*|tokenizer\.json|tokenizer_config\.json"
@@ -44,8 +43,7 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str  # in tables; the same model from several pre-training seeds has one
-    member: int = 0  # which of these seeds, from 1; 0 of a model alone
+    name: str
     folder: str
     fingerprint: str
     untrained: bool = False  # random weights are taken in place of those in the folder
@@ -53,67 +51,35 @@ class Model(BaseModel):
     @property
     def key(self) -> str:
         """For file names."""
-        plain = re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         return f"{plain[:48]}-{self.fingerprint[:10]}"
 
-    @property
-    def label(self) -> str:
-        """What tells it from the others: "stack 2"."""
-        return f"{self.name} {self.member}" if self.member else self.name
 
-
-def find_models(
-    models: ModelPath | Sequence[ModelPath], groups: Mapping[str, Sequence[ModelPath]]
-) -> list[Model]:
-    """The models in the order they are named; arguments as of `finetune`.
-
-    Raises:
-        UserError: there is none, a folder is not a model, two have one name or the same weights, or
-            groups are of different sizes.
-    """
-    alone = [models] if isinstance(models, str | Path) else models
-    named = [("", [path]) for path in alone] + [*groups.items()]
-    if len({len(members) for _, members in named}) > 1:
-        raise UserError("Groups are paired member by member, so each needs as many models.")
-    found = [
-        _model(Path(path), name, member=place if len(members) > 1 else 0)
-        for name, members in named
-        for place, path in enumerate(members, start=1)
-    ]
+def find_models(paths: Sequence[str | Path]) -> list[Model]:
+    """The models in checkpoint folders and runs."""
+    found = []
+    for path in paths:
+        folder = final_model(Path(path))
+        read_config(folder)  # its errors are this function's
+        found.append(
+            Model(name=model_name(folder), folder=str(folder), fingerprint=_fingerprint(folder))
+        )
     if not found:
         raise UserError("Name at least one model to fine-tune: a checkpoint folder or a run.")
     for one, other in itertools.combinations(found, 2):
-        if one.label == other.label or one.fingerprint == other.fingerprint:
+        if one.name == other.name or one.fingerprint == other.fingerprint:
             raise UserError(
                 f"{one.folder} and {other.folder} have the same name or the same weights. Leave "
-                "one out, or name it with --group NAME=FOLDER."
+                "one out, or rename a folder."
             )
     return found
 
 
-def control_of(models: Sequence[Model]) -> list[Model]:
-    """The first model with random weights; of a group, other ones for each member."""
-    first, found = models[0], []
-    if any(model.name == CONTROL for model in models):
-        raise UserError(f"With --control no model may be called '{CONTROL}'.")
-    shape = _fingerprint(Path(first.folder), weights=False)
-    for draw, model in enumerate(each for each in models if each.name == first.name):
-        drawn = hashlib.sha256(f"untrained {draw} {shape}".encode()).hexdigest()
-        change = {"name": CONTROL, "fingerprint": drawn, "untrained": True}
-        found.append(first.model_copy(update={**change, "member": model.member}))
-    return found
-
-
-def _model(path: Path, name: str, member: int) -> Model:
-    """A model by its folder or run; without a name it has the folder's, or the run's."""
-    folder = path / MODEL if is_run(path) else path
-    if folder != path and not folder.is_dir():
-        raise UserError(f"The run {path} has no {MODEL}/ yet. Let it finish, or name a checkpoint.")
-    read_config(folder)  # its errors are this function's
-    place = folder.resolve()
-    place = place.parent if place.name == MODEL and is_run(place.parent) else place
-    found = {"folder": str(folder), "fingerprint": _fingerprint(folder)}
-    return Model(name=name or place.name, member=member, **found)
+def control_of(model: Model) -> Model:
+    """A model with random weights, other ones for each seed; of one shape it is always the same."""
+    shape = _fingerprint(Path(model.folder), weights=False)
+    drawn = hashlib.sha256(f"untrained 0 {shape}".encode()).hexdigest()
+    return Model(name=CONTROL, folder=model.folder, fingerprint=drawn, untrained=True)
 
 
 def _fingerprint(folder: Path, *, weights: bool = True) -> str:
@@ -146,27 +112,23 @@ def head_class(model: Model, task: Task, pooling: str) -> tuple[type[PreTrainedM
         config: Any = AutoConfig.from_pretrained(
             model.folder, local_files_only=True, trust_remote_code=False
         )
+    is_span = task.kind == "span"
     classes: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    what = "sentences"
-    if task.kind == "span":
-        classes, what = MODEL_FOR_QUESTION_ANSWERING_MAPPING, "questions"
+    if is_span:
+        classes = MODEL_FOR_QUESTION_ANSWERING_MAPPING
     if type(config) not in classes:
         raise UserError(
             f"{model.folder} is a model of type '{config.model_type}', for which transformers has "
-            f"no head for {what}. Take an encoder such as BERT."
+            f"no head for {task.title}. Take an encoder such as BERT."
         )
-    if pooling == "mean" and task.kind == "span":
+    if pooling == "mean" and is_span:
         raise UserError(f"pooling=mean is for sentences: set it for other tasks than {task.title}.")
     encoder = classes[type(config)].base_model_prefix
     return MeanPooled if pooling == "mean" else classes[type(config)], encoder, config
 
 
 def open_with_head(model: Model, task: Task, settings: Settings, *, seed: int) -> Opened:
-    """Open a model with a new head for a task, drawn from `seed`; torch's own state stays.
-
-    Raises:
-        UserError: the folder is damaged, or model and tokenizer do not belong together.
-    """
+    """Open a model with a new head for a task, drawn from `seed`; torch's own state stays."""
     model_class, encoder, config = head_class(model, task, settings.pooling)
     brings_head = config.architectures == [model_class.__name__]
     for name, value in config.to_dict().items():
@@ -182,34 +144,27 @@ def open_with_head(model: Model, task: Task, settings: Settings, *, seed: int) -
         seed = int.from_bytes(drawn[:4], "big")  # torch's generator for a CPU drops the other bits
     base = rf"{encoder}\."
     new = rf"(?!{base}).*|{base}pooler\..*"
+    folder = Path(model.folder)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.default_generator.manual_seed(seed)
         if model.untrained:
             opened: Any = model_class(config)
         else:
             ignore = rf"{new}|.*position_ids"
-            opened = open_model(
-                Path(model.folder), model_class, may_miss=new, may_ignore=ignore, config=config
-            )
+            opened = open_model(folder, model_class, may_miss=new, may_ignore=ignore, config=config)
             if brings_head:  # it may be for other labels, and no other model has one
                 fresh = model_class(config).state_dict()
                 head = {name: tensor for name, tensor in fresh.items() if not re.match(base, name)}
                 opened.load_state_dict(opened.state_dict() | head, strict=True)
-    return Opened(opened, _tokenizer_for(opened, Path(model.folder)))
-
-
-def _tokenizer_for(opened: Any, folder: Path) -> PreTrainedTokenizerBase:  # noqa: ANN401 (a model)
     tokenizer = open_tokenizer(folder)
     known = len(opened.get_input_embeddings().weight)
-    for wrong, what in (
-        (not tokenizer.is_fast, "has no fast form (tokenizer.json)"),
-        (tokenizer.pad_token_id is None, "has no padding token"),
-        (max(tokenizer.get_vocab().values()) >= known, f"has ids beyond the model's {known:,}"),
-    ):
-        if wrong:
-            raise UserError(f"The tokenizer in {folder} {what}. Take the model's own.")
+    if tokenizer.pad_token_id is None or max(tokenizer.get_vocab().values()) >= known:
+        raise UserError(
+            f"The tokenizer in {folder} has no padding token, or ids beyond the model's {known:,}. "
+            "Take the model's own."
+        )
     tokenizer.model_max_length = longest_row(opened, int(tokenizer.model_max_length))
     # RoBERTa takes token types as an argument but has only one; ModernBERT has none.
     types = ["token_type_ids"] if getattr(opened.config, "type_vocab_size", 0) > 1 else []
     tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
-    return tokenizer
+    return Opened(opened, tokenizer)

@@ -11,11 +11,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from stackbert.model_files import open_model
 
-CARD = """An encoder with a linear head on the mean of its last hidden states (of a pair: u, v,
-|u - v| and u * v of its two texts' means), fine-tuned by StackBERT. transformers has no class for
-it: `stackbert.finetuning.pooled.open_pooled(folder)` opens it, `AutoModel` its encoder alone.
-"""
-
 
 class MeanPooled(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Any encoder of transformers with a linear head on means of its last hidden states.

@@ -9,7 +9,7 @@ from stackbert.errors import Interrupted, UserError, need
 from stackbert.files import locked, refuse_foreign, write_text, writing
 from stackbert.finetuning.controls import control_scores
 from stackbert.finetuning.data import LabelKind, official_tasks, own_data
-from stackbert.finetuning.models import Model, ModelPath, control_of, find_models, head_class
+from stackbert.finetuning.models import Model, control_of, find_models, head_class
 from stackbert.finetuning.result import FINETUNE, RUN, FinetuneResult, TaskRecord, predictions_path
 from stackbert.finetuning.tasks import GLUE, Settings, TaskData, settings_for
 from stackbert.finetuning.train import choose_rate, finetune_once
@@ -22,13 +22,11 @@ _LARGE = 10_000  # training rows from which on 3 seeds are the default instead o
 
 
 def finetune(
-    models: ModelPath | Sequence[ModelPath] = (),
+    models: str | Path | Sequence[str | Path],
     *,
     task: str | Sequence[str],
     out: str | Path,
-    data: str | Path | None = None,
-    dataset: str | None = None,
-    groups: Mapping[str, Sequence[ModelPath]] | None = None,
+    data: str | Path,
     seeds: int | None = None,
     settings: Sequence[str] = (),
     control: bool = False,
@@ -51,10 +49,6 @@ def finetune(
         task: "glue" for every GLUE task whose data is there, names ("mrpc,squad-v2"), or "own".
         out: folder for results and predictions.
         data: the folder with the tasks' official files, or your own training table.
-        dataset: instead, a folder of `save_to_disk` or a name on the Hugging Face hub, the only one
-            that uses the network.
-        groups: by name, the same model from several pre-training seeds, over which the interval
-            then is; groups are paired member by member.
         seeds: runs of each model; by default 6, of 10,000 training rows or more 3 (the paper's).
         settings: "field=value" for all tasks or "task.field=value" for one (`tasks.Settings`).
         control: also fine-tune the first model with random weights.
@@ -70,21 +64,14 @@ def finetune(
         Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
     """
     need("finetuning", "accelerate", "sklearn", to="Fine-tuning")
-    if (data is None) == (dataset is None):
-        raise UserError(
-            "Name the data (--data), the folder of the tasks' files or your training table, or a "
-            "data set (--dataset)."
-        )
     keep_memory()
-    found = find_models(models, groups or {})
-    found += control_of(found) if control else []
+    found = find_models([models] if isinstance(models, str | Path) else models)
+    found += [control_of(found[0])] if control else []
     if task == "own":
         tables = {"train": data, "dev": dev, "test": test}
-        works = [
-            own_data(tables, dataset, text=text, label=label, second=second, key=key, kind=kind)
-        ]
+        works = [own_data(tables, text=text, label=label, second=second, key=key, kind=kind)]
     else:
-        works = official_tasks(task, data, dataset)
+        works = official_tasks(task, Path(data))
     names = [work.task.name for work in works]
     chosen = {name: settings_for(name, settings, names) for name in names}
     for model, work in itertools.product(found, works):
@@ -100,19 +87,19 @@ def finetune(
         if "glue" in task and (missing := [name for name in GLUE if name not in result.tasks]):
             hears.say(f"There is no data for {', '.join(missing)}.")
         runs = result.runs
-        rates = {row[:3]: row[-1] for row in runs.itertuples(index=False, name=None)}
+        rates = {row[:2]: row[-1] for row in runs.itertuples(index=False, name=None)}
         runs = runs[runs["diverged"] | (runs["tested"] >= bool(test))]
         done = set(runs[RUN].itertuples(index=False, name=None))
-        todo = {
-            (work.task.name, model.name, model.member, seed): (work, model)
+        todo = [
+            (work, model, seed)
             for work, model in itertools.product(works, found)
             for seed in range(seeds or result.tasks[work.task.name].seeds)
-            if (work.task.name, model.name, model.member, seed) not in done
-        }
+            if (work.task.name, model.name, seed) not in done
+        ]
         hears.say(f"{counted(len(todo), 'run')} to make.")
-        for place, (run, (work, model)) in enumerate(todo.items()):
-            seed = run[-1]
-            name = f"{work.task.title}, {model.label}, seed {seed}"
+        for place, (work, model, seed) in enumerate(todo):
+            which = work.task.name, model.name
+            name = f"{work.task.title}, {model.name}, seed {seed}"
 
             def on_step(done: float, doing: str = name, place: int = place) -> None:
                 if stop.signal is not None:
@@ -124,10 +111,10 @@ def finetune(
 
             asked = result.tasks[work.task.name].settings
             if asked.learning_rate == "auto":
-                if run[:3] not in rates:
+                if which not in rates:
                     told = functools.partial(on_step, doing=f"{name}: choosing its learning rate")
-                    rates[run[:3]] = choose_rate(model, work, asked, told)
-                asked = asked.model_copy(update={"learning_rate": rates[run[:3]]})
+                    rates[which] = choose_rate(model, work, asked, told)
+                asked = asked.model_copy(update={"learning_rate": rates[which]})
             path = predictions_path(folder, work.task.name, model, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             splits = [s for s in work.splits if s.startswith(("dev", "test") if test else "dev")]
@@ -136,7 +123,7 @@ def finetune(
                 model, work, asked, seed, splits=splits, save_to=save_to, on_step=on_step
             )
             write_text(path, given.predictions)
-            result = result.with_run(run, given, tested=bool(test))
+            result = result.with_run((*which, seed), given, tested=bool(test))
             result.write(folder / FINETUNE)
             metric = work.task.metrics[0]
             score = "diverged" if given.diverged else f"{100 * given.scores['dev'][metric]:.1f}"
@@ -158,14 +145,14 @@ def _joined(
         result = FinetuneResult.read(folder / FINETUNE)
     else:
         result = FinetuneResult(machine=describe(pick_device()))
-    found, tasks = {model.label: model for model in result.models}, dict(result.tasks)
+    found, tasks = {model.name: model for model in result.models}, dict(result.tasks)
     for model in models:
-        if found.get(model.label, model).fingerprint != model.fingerprint:
+        if found.get(model.name, model).fingerprint != model.fingerprint:
             raise UserError(
-                f"{folder} holds results of another model called '{model.label}'. Choose another "
-                "folder, or another name (--group NAME=…)."
+                f"{folder} holds results of another model called '{model.name}'. Choose another "
+                "folder, or rename the model's."
             )
-        found[model.label] = model  # it may have been moved
+        found[model.name] = model  # it may have been moved
     for work in works:
         name, settings = work.task.name, chosen[work.task.name]
         if settings.precision == "auto":

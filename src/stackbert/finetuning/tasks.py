@@ -52,9 +52,9 @@ class Task:
     kind: Literal["classes", "number", "span"]
     metrics: tuple[str, ...]  # the first is the headline
     labels: tuple[str, ...] = ()  # the classes, in the order of their numbers
-    text: tuple[str, ...] = ()  # names of its column in GLUE's files and in the hub's data set
-    pair: tuple[str, ...] = ()  # the same of the second text; empty of single texts
-    label: tuple[str, ...] = ()
+    text: str = ""  # its column
+    pair: str = ""  # that of the second text, if there is one
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,33 +78,29 @@ class TaskData:
 
 
 _ENTAILMENT, _NLI = "entailment not_entailment", "entailment neutral contradiction"
-# Wang et al., "GLUE" (ICLR 2019), table 1; the classes in the order of the Hugging Face data set.
-# Of two metrics the one that is usually quoted comes first. Of two names of a column the first is
-# that of GLUE's own files, the second that of the data set.
+# Wang et al., "GLUE" (ICLR 2019), table 1. Of two metrics the usually quoted one comes first.
 _GLUE = (
     # title, classes, metrics, text, second text, label
     ("CoLA", "0 1", "matthews", "sentence", "", "label"),
     ("SST-2", "0 1", "accuracy", "sentence", "", "label"),
-    ("MRPC", "0 1", "f1 accuracy", "#1 String|sentence1", "#2 String|sentence2", "Quality|label"),
-    ("STS-B", "", "pearson spearman", "sentence1", "sentence2", "score|label"),
-    ("QQP", "0 1", "f1 accuracy", "question1", "question2", "is_duplicate|label"),
-    ("MNLI", _NLI, "accuracy", "sentence1|premise", "sentence2|hypothesis", "gold_label|label"),
+    ("MRPC", "0 1", "f1 accuracy", "#1 String", "#2 String", "Quality"),
+    ("STS-B", "", "pearson spearman", "sentence1", "sentence2", "score"),
+    ("QQP", "0 1", "f1 accuracy", "question1", "question2", "is_duplicate"),
+    ("MNLI", _NLI, "accuracy", "sentence1", "sentence2", "gold_label"),
     ("QNLI", _ENTAILMENT, "accuracy", "question", "sentence", "label"),
     ("RTE", _ENTAILMENT, "accuracy", "sentence1", "sentence2", "label"),
     ("WNLI", "0 1", "accuracy", "sentence1", "sentence2", "label"),
 )
 TASKS = {
     title.lower(): Task(
-        name=title.lower(),
-        title=title,
-        kind="classes" if labels else "number",
-        metrics=tuple(metrics.split()),
-        labels=tuple(labels.split()),
-        text=tuple(text.split("|")),
-        pair=tuple(filter(None, pair.split("|"))),
-        label=tuple(label.split("|")),
+        title.lower(),
+        title,
+        "classes" if labels else "number",
+        tuple(metrics.split()),
+        tuple(labels.split()),
+        *columns,
     )
-    for title, labels, metrics, text, pair, label in _GLUE
+    for title, labels, metrics, *columns in _GLUE
 } | {
     name: Task(name, title, "span", ("f1", "exact_match"))
     for name, title in (("squad", "SQuAD v1.1"), ("squad-v2", "SQuAD v2.0"))
@@ -124,11 +120,7 @@ _DEFAULTS: dict[str, dict[str, float]] = {
 
 
 def settings_for(task: str, overrides: Sequence[str], tasks: Sequence[str]) -> Settings:
-    """A task's settings with the user's changes, "field=value" or "task.field=value".
-
-    Raises:
-        UserError: a task (of `tasks`, all that are run) or field is unknown, or a value impossible.
-    """
+    """A task's settings with the user's changes, "field=value" or "task.field=value"."""
     fields: dict[str, object] = dict(_DEFAULTS.get(task, {}))
     for override in overrides:
         path, equals, value = override.partition("=")

@@ -27,7 +27,6 @@ from stackbert.batches.randomness import I64, Permutation, derive_key
 from stackbert.files import new_folder
 from stackbert.finetuning import sentences, squad
 from stackbert.finetuning.models import Model, Opened, open_with_head
-from stackbert.finetuning.pooled import CARD, MeanPooled
 from stackbert.finetuning.tasks import Settings, Task, TaskData
 from stackbert.machine import pick_device
 from stackbert.model_files import quiet_transformers, save_model
@@ -48,20 +47,17 @@ class RunResult:
 
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split and metric; empty if the run diverged."""
-    guesses: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What always giving the commonest answer scores, by dev split and metric."""
     predictions: str = ""  # a JSON object a line: split, key and prediction
     learning_rate: float = math.nan
     notes: list[str] = field(default_factory=list)  # on rows that were cut
     steps: int = 0
     loss: float = math.nan  # the mean over the last fortieth of the steps
-    seconds: float = 0.0
-    predicting: float = 0.0  # seconds, too
+    seconds: float = 0.0  # of training and predicting
     diverged: bool = False  # the loss, or an output of the trained model, was not finite
 
 
 def _kind_of(task: Task) -> Any:  # noqa: ANN401 (a module)
-    """The module with a task's `encode`, `judge` and `guess`."""
+    """The module with a task's `encode` and `judge`."""
     return squad if task.kind == "span" else sentences
 
 
@@ -85,8 +81,6 @@ def finetune_once(
         trainer = _trainer(opened, encoded["train"].rows, settings, seed, result, on_step)
         begun = time.perf_counter()
         trainer.train()
-        trained = time.perf_counter()
-        result.guesses = {s: kind.guess(data, s) for s in splits if s.startswith("dev")}
         for split in splits:
             outputs = [] if result.diverged else _predict(trainer, encoded[split].rows)
             if result.diverged or not all(np.isfinite(each).all() for each in outputs):
@@ -95,15 +89,13 @@ def finetune_once(
             result.scores[split], rows = kind.judge(data, split, encoded[split], outputs)
             rows.insert(0, "split", split)
             result.predictions += rows.to_json(orient="records", lines=True, force_ascii=False)
-        result.seconds, result.predicting = trained - begun, time.perf_counter() - trained
+        result.seconds = time.perf_counter() - begun
         if save_to is not None and not result.diverged:
             shutil.rmtree(save_to, ignore_errors=True)  # of a run that was stopped right after
             with new_folder(save_to) as new:
                 longest = opened.tokenizer.model_max_length
                 save_model(opened.model, new, tokenizer=None, sequence_length=longest)
                 opened.tokenizer.save_pretrained(new)
-                if isinstance(opened.model, MeanPooled):
-                    (new / "README.md").write_text(CARD, encoding="utf-8")
     return result
 
 

@@ -51,6 +51,25 @@ def is_run(folder: Path) -> bool:
     return (folder / RUN).is_file()
 
 
+def final_model(folder: Path) -> Path:
+    """`folder` itself, or the place where a run directory has its final model."""
+    if not is_run(folder):
+        return folder
+    if not (folder / MODEL).is_dir():
+        raise UserError(
+            f"The run {folder} has no {MODEL}/ yet. Let it finish, or name a checkpoint."
+        )
+    return folder / MODEL
+
+
+def model_name(folder: Path) -> str:
+    """What readers call a model: its folder or run, and the step of a checkpoint."""
+    folder = folder.resolve()
+    if is_run(folder.parent.parent):
+        return f"{folder.parent.parent.name} {folder.name}"
+    return folder.parent.name if is_run(folder.parent) else folder.name
+
+
 def read_run(folder: str | Path) -> RunRecord:
     """A run's record; UserError if the folder holds no run, or run.json is damaged."""
     return RunRecord.read(Path(folder) / RUN)

@@ -13,29 +13,29 @@ from stackbert.reports.runs import stage_bands
 from stackbert.units import format_duration
 
 
-def comparison_page(folder: Path) -> Page:
+def page(folder: Path) -> Page:
     """The report of a comparison's folder, whatever has finished; UserError if it holds none."""
     found = read_comparison(folder)
+    recipe, reference = found.request.recipe, found.reference
+    fields = pd.DataFrame(flat_fields(recipe).items(), columns=["field", "value"]).astype(str)
     parts: list[Chart | Table] = []
     if found.best_fixed():
         parts += [_curves(found), *_budgets(found), *_standings(found), *_speeds(found)]
-    parts.append(_reference(found))
     parts += [
+        _reference(found),
         _differences(found),
         Table("Learning rates that were tried", found.tried, formats={"loss": "{:.3f}"}),
         Table("Runs", found.runs.drop(columns="folder"), folded=True),
-        Table(
-            "Recipe",
-            pd.Series(flat_fields(found.request.recipe), name="value").astype(str).reset_index(),
-            folded=True,
-        ),
+        Table("Recipe", fields, folded=True),
     ]
-    return Page(
-        f"Comparison of {found.request.recipe.name}",
-        tuple(found.verdict()),
-        tuple(part for part in parts if isinstance(part, Chart) or len(part.frame)),
-        _facts(found),
-    )
+    facts = {
+        **reference.machine,
+        "Budget": f"{found.budget} of each run at a share of 1",
+        "Corpus": f"{Path(found.corpus_folder).name}, fingerprint {found.request.corpus}",
+        "Unigram entropy": f"{found.entropy:.3f} nats on the validation text",
+        "Precision": reference.precision + (", compiled" if reference.compile else ""),
+    }
+    return Page(f"Comparison of {recipe.name}", tuple(found.verdict()), tuple(parts), facts)
 
 
 def _curves(found: Comparison) -> Chart:
@@ -126,13 +126,3 @@ def _reference(found: Comparison) -> Table:
         f"{found.reference.threads} threads each), all kinds in turn; the medians count."
     )
     return Table("What a step takes here", rows, note, formats)
-
-
-def _facts(found: Comparison) -> dict[str, str]:
-    return {
-        **{name: str(value) for name, value in found.reference.machine.items()},
-        "Budget": f"{found.budget} of each run at a share of 1",
-        "Corpus": f"{Path(found.corpus_folder).name}, fingerprint {found.request.corpus}",
-        "Unigram entropy": f"{found.entropy:.3f} nats on the validation text",
-        "Precision": found.reference.precision + (", compiled" if found.reference.compile else ""),
-    }

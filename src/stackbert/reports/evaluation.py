@@ -15,7 +15,7 @@ _NOTE = (
 )
 
 
-def evaluation_page(folder: Path) -> Page:
+def page(folder: Path) -> Page:
     """The report of a folder that `stackbert evaluate` wrote; UserError if it is another."""
     result = read_evaluation(folder)
     parts: list[Chart | Table] = []
@@ -25,7 +25,7 @@ def evaluation_page(folder: Path) -> Page:
         formats = dict.fromkeys(table.select_dtypes("float"), "{:.4g}")
         parts.append(Table("Probes" if is_probes else "Other scores", table, _NOTE, formats))
     parts.append(Table("Models", result.models, formats={"seconds": "{:.0f}"}, folded=True))
-    facts = {name: str(value) for name, value in (result.machine | result.settings).items()}
+    facts = result.machine | result.settings
     title = f"Evaluation of {'; '.join(result.models['model'])}"
     return Page(title, tuple(result.sentences()), tuple(parts), facts)
 
@@ -34,7 +34,7 @@ def _by_layer(layers: pd.DataFrame) -> list[Chart]:
     """A chart a probe, a line a model, dashed for its random weights."""
     charts = []
     for test, rows in layers.groupby("test", sort=False):
-        rows = rows[rows["metric"] == rows["metric"].iloc[0]]
+        rows = _with_bounds(rows[rows["metric"] == rows["metric"].iloc[0]])
         numbers = alt.Axis(values=sorted(set(rows["layer"])), format="d")
         base = alt.Chart(rows).encode(
             x=alt.X("layer:Q", title="layer (0: embeddings)", axis=numbers),
@@ -50,9 +50,13 @@ def _by_layer(layers: pd.DataFrame) -> list[Chart]:
 
 def _intervals(scores: pd.DataFrame) -> list[Chart]:
     rows = scores[scores["metric"] != "nats per token"]  # per byte they compare
-    mean, noise = rows["score"], 1.96 * rows["±"]
-    rows = rows.assign(mean=mean, low=mean - noise, high=mean + noise)
+    rows = _with_bounds(rows).rename(columns={"score": "mean"})
     return [
         Chart(test, intervals(of_test, y="metric", title="score, 95 % interval", colour="model"))
         for test, of_test in rows.groupby("test", sort=False)
     ]
+
+
+def _with_bounds(rows: pd.DataFrame) -> pd.DataFrame:
+    noise = 1.96 * rows["±"]
+    return rows.assign(low=rows["score"] - noise, high=rows["score"] + noise)

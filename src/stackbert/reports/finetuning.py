@@ -4,73 +4,47 @@ from pathlib import Path
 
 import pandas as pd
 
-from stackbert.finetuning.result import FinetuneResult, read_finetune
+from stackbert.finetuning.result import read_finetune
 from stackbert.reports.charts import intervals
 from stackbert.reports.page import Chart, Page, Table
 
-_POINTS = dict.fromkeys(
-    ("mean", "low", "high", "guess", "difference", "difference_low", "difference_high"),
-    "{:.1f}",
-)
+_BOUNDS = {"difference": "mean", "difference_low": "low", "difference_high": "high"}
+_POINTS = dict.fromkeys(("guess", *_BOUNDS, *_BOUNDS.values()), "{:.1f}")
 _NOTE = (
     "Points of a hundred on the dev set; low and high are a 95 % interval over seeds. A failed run "
     "ended no better than guessing the commonest answer and counts all the same."
 )
 
 
-def finetune_page(folder: Path) -> Page:
-    """The report of a folder that `stackbert finetune` wrote, whatever has finished of it.
-
-    Raises:
-        UserError: it holds no fine-tuning.
-    """
+def page(folder: Path) -> Page:
+    """The report of a folder that `stackbert finetune` wrote, whatever has finished of it."""
     result = read_finetune(folder)
-    parts: list[Chart | Table] = []
-    if len(result.scores):
-        table = result.table()
-        parts += [
-            *_charts(table),
-            Table("Scores", table.drop(columns="informative"), _NOTE, _POINTS),
-        ]
-        other = result.table(headline=False).drop(columns="informative", errors="ignore")
-        parts.append(Table("Other metrics", other, formats=_POINTS, folded=True))
-        parts.append(_failed(result))
-    parts += [_settings(result), Table("Runs", result.runs, folded=True)]
-    models = "; ".join(model.name for model in result.models)
-    facts = {name: str(value) for name, value in result.machine.items()}
-    return Page(
-        f"Fine-tuning of {models}",
-        tuple(result.verdict()),
-        tuple(part for part in parts if isinstance(part, Chart) or len(part.frame)),
-        facts,
+    table, other = result.table(), result.table(headline=False)
+    settings = {
+        task.title: {**task.sizes, **task.settings.model_dump()} for task in result.tasks.values()
+    }
+    parts = (
+        *(_charts(table) if len(table) else ()),
+        Table("Scores", table, _NOTE, _POINTS),
+        Table("Other metrics", other, formats=_POINTS, folded=True),
+        Table(
+            "Rows and settings",
+            pd.DataFrame(settings).astype(str).reset_index(names="setting"),
+            folded=True,
+        ),
+        Table("Runs", result.runs, folded=True),
     )
+    models = "; ".join(model.name for model in result.models)
+    return Page(f"Fine-tuning of {models}", tuple(result.verdict()), parts, result.machine)
 
 
 def _charts(table: pd.DataFrame) -> list[Chart]:
     rows = table.assign(row=table["task"] + " (" + table["metric"] + ")")
-    charts = [
-        Chart("Scores", intervals(rows, y="row", title="points of a hundred", colour="model"))
-    ]
-    if "difference" in table and table["difference"].notna().any():
-        told = rows[rows["difference"].notna()].drop(columns=["mean", "low", "high"])
-        told = told.rename(
-            columns={"difference": "mean", "difference_low": "low", "difference_high": "high"}
-        )
-        spec = intervals(told, y="row", title="points", zero="no difference", colour="model")
+    options = {"y": "row", "colour": "model"}
+    charts = [Chart("Scores", intervals(rows, title="points of a hundred", **options))]
+    if "difference" in rows:
+        told = rows.dropna(subset="difference")
+        told = told.drop(columns=[*_BOUNDS.values()]).rename(columns=_BOUNDS)
+        spec = intervals(told, title="points", zero="no difference", **options)
         charts.append(Chart("Differences", spec, "To the first model, paired by seed."))
     return charts
-
-
-def _failed(result: FinetuneResult) -> Table:
-    bad = result.scores[result.scores["score"] <= result.scores["guess"]]
-    columns = ["task", "model", "seed", "split", "metric", "score", "guess"]
-    formats = {"score": "{:.3f}", "guess": "{:.3f}"}
-    return Table("Runs that are not above guessing", bad[columns], formats=formats, folded=True)
-
-
-def _settings(result: FinetuneResult) -> Table:
-    rows = {
-        task.title: {**task.sizes, **task.settings.model_dump()} for task in result.tasks.values()
-    }
-    frame = pd.DataFrame(rows).astype(str).reset_index(names="setting")
-    return Table("Rows and settings", frame, folded=True)

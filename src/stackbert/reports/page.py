@@ -50,7 +50,7 @@ class Page:
     title: str
     verdict: tuple[str, ...]  # the first sentence is set large
     parts: tuple[Chart | Table, ...]
-    facts: Mapping[str, str] = field(default_factory=dict)  # versions, hardware, corpus
+    facts: Mapping[str, Any] = field(default_factory=dict)  # versions, hardware, corpus
 
 
 def is_report(path: Path) -> bool:

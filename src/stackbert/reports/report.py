@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from stackbert.errors import UserError
@@ -10,8 +11,14 @@ from stackbert.pretraining.record import RUN
 from stackbert.reports.page import Page, is_report, render, save_figures
 
 FolderPath = str | os.PathLike[str]
-# Tell what a folder holds.
-KINDS = (RUN, "comparison.json", "finetune.json", "evaluation.json", "attention.json")
+KINDS = {
+    RUN: "runs",
+    "comparison.json": "comparison",
+    "finetune.json": "finetuning",
+    "evaluation.json": "evaluation",
+    "attention.json": "attention",
+}
+"""What a folder holds, by the file that tells, and the module with its `page`."""
 
 
 def report(
@@ -50,27 +57,10 @@ def report_pages(folders: Sequence[Path]) -> list[Page]:
     if strange or not folders:
         names = ", ".join(map(str, strange)) or "An empty list"
         raise UserError(f"{names} holds no result to report: none of {', '.join(KINDS)} is there.")
-    runs, comparisons, finetunings, evaluations, attentions = found.values()
     pages: list[Page] = []
-    # Each page brings the libraries of its subject; load only what is asked for.
-    if runs:
-        from stackbert.reports.runs import run_page
-
-        pages.append(run_page(runs))
-    if comparisons:
-        from stackbert.reports.comparison import comparison_page
-
-        pages += map(comparison_page, comparisons)
-    if finetunings:
-        from stackbert.reports.finetuning import finetune_page
-
-        pages += map(finetune_page, finetunings)
-    if evaluations:
-        from stackbert.reports.evaluation import evaluation_page
-
-        pages += map(evaluation_page, evaluations)
-    if attentions:
-        from stackbert.reports.attention import attention_page
-
-        pages += map(attention_page, attentions)
+    for kind, own in found.items():
+        if own:
+            # Each module brings the libraries of its subject; load only what is asked for.
+            page = import_module(f"stackbert.reports.{KINDS[kind]}").page
+            pages += [page(own)] if kind == RUN else map(page, own)
     return pages

@@ -3,38 +3,32 @@
 import contextlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import altair as alt
 import pandas as pd
 
 from stackbert.batches.batches import validation_entropy
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import UserError
+from stackbert.pretraining.layers import layer_table
 from stackbert.pretraining.ledger import read_ledger, stage_table
 from stackbert.pretraining.record import RunRecord, read_run
 from stackbert.recipe import Recipe
 from stackbert.recipes import flat_fields
-from stackbert.reports.charts import AXES, clipping_note, loss_curves
+from stackbert.reports.charts import AXES, clipping_note, loss_curves, specification
 from stackbert.reports.page import Chart, Page, Table
 from stackbert.units import counted, format_duration
 
 _POINTS = 250  # of a training loss: more than a screen shows
-_NUMBERS = {
-    **dict.fromkeys(("loss", "loss before", "loss after", "loss grown"), "{:.3f}"),
-    **dict.fromkeys(("steps", "step", "source depth", "target depth"), "{:,.0f}"),
-    **{
-        "jump": "{:+.3f}",
-        "share": "{:.1%}",
-        "mfu": "{:.0%}",
-        "tokens": "{:.3g}",
-        "flops": "{:.3g}",
-    },
-}
+_NUMBERS = dict.fromkeys(("loss", "loss before", "loss after", "loss grown"), "{:.3f}")
+_NUMBERS |= dict.fromkeys(("steps", "step", "source depth", "target depth"), "{:,.0f}")
+_NUMBERS |= {"jump": "{:+.3f}", "share": "{:.1%}", "mfu": "{:.0%}"}
+_NUMBERS |= {"tokens": "{:.3g}", "flops": "{:.3g}"}
 
 
-@dataclass(frozen=True)
-class RunData:
+class RunData(NamedTuple):
     """A run directory, read."""
 
     name: str
@@ -45,9 +39,10 @@ class RunData:
     finished: bool
     evaluations: pd.DataFrame  # that gave a loss
     last: pd.Series  # the line of the ledger that says how far the run came
+    layers: pd.DataFrame
 
 
-def run_page(folders: Sequence[Path]) -> Page:
+def page(folders: Sequence[Path]) -> Page:
     """Fill a page with what the ledgers of run directories say, finished or not."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
@@ -69,7 +64,8 @@ def _read(folder: Path, name: str) -> RunData:
     depths = " → ".join([*map(str, earlier), counted(deepest, "layer")])
     finished = len(stages) == len(record.recipe.stages)
     last = ledger[ledger["kind"].isin(("evaluation", "step"))].iloc[-1]
-    return RunData(name, record, depths, ledger, stages, finished, evaluations, last)
+    layers = layer_table(folder)
+    return RunData(name, record, depths, ledger, stages, finished, evaluations, last, layers)
 
 
 def validation_points(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +100,7 @@ def stage_bands(recipe: Recipe, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _page_of_one(run: RunData) -> Page:
-    recipe, request = run.record.recipe, run.record.request
+    recipe, record = run.record.recipe, run.record
     validation, training = validation_points(run.ledger), training_points(run.ledger)
     validation = validation.assign(group="validation loss", run="validation", main=True)
     training = training.assign(group="training loss", run="training", main=False)
@@ -117,20 +113,43 @@ def _page_of_one(run: RunData) -> Page:
     growths = "Back below: steps until an evaluation was below the loss before growing."
     wall = "From the opening of the run's folder to its last checkpoint, in all its processes."
     fields = pd.DataFrame(flat_fields(recipe).items(), columns=["field", "value"]).astype(str)
-    parts = (
+    parts: tuple[Chart | Table, ...] = (
         Chart("Loss", loss_curves(points, stage_bands(recipe, validation)), note),
         Table("Stages", _stages(run), stages, _NUMBERS),
         Table("Growth", _growths(run), growths, _NUMBERS),
+        *_layers(run),
         Table("Where the time went", _wall(run.ledger), wall, _NUMBERS),
         Table("Recipe, as run", fields, folded=True),
     )
     facts = {
         "Run": f"{run.name}: {recipe.name}, {run.depths}",
-        "Corpus": f"{Path(run.record.corpus_folder).name}, fingerprint {request.corpus}",
-        "Matrix products": f"{run.record.matrix_rate / 1e9:,.0f} GFLOP/s measured",
-        **{name: str(value) for name, value in run.record.machine.items()},
+        "Corpus": f"{Path(record.corpus_folder).name}, fingerprint {record.request.corpus}",
+        "Matrix products": f"{record.matrix_rate / 1e9:,.0f} GFLOP/s measured",
+        **record.machine,
     }
     return Page(f"Pre-training run {run.name}", tuple(_verdict(run)), parts, facts)
+
+
+def _layers(run: RunData) -> list[Chart]:
+    """What each layer does to the stream, a line an evaluation."""
+    if run.layers.empty:
+        return []
+    names = {"norm": "norm of a token's vector", "cosine": "cosine with its embedding"}
+    rows = run.layers.rename(columns=names).melt(["step", "layer"], [*names.values()], "measure")
+    layer = alt.Axis(tickMinStep=1, format="d", grid=False)
+    shades = alt.Scale(scheme="blues", domainMin=-rows["step"].max() / 3)
+    lines = alt.Chart(rows).encode(
+        x=alt.X("layer:Q", title="layer (0: embeddings)", axis=layer),
+        y=alt.Y("value:Q", title=None),
+        color=alt.Color("step:Q", scale=shades, legend=alt.Legend(orient="top")),
+        detail="step:N",
+        tooltip=["step:Q", "layer:Q", alt.Tooltip("value:Q", format=".3f")],
+    )
+    drawn = lines.mark_line(point=True).properties(width=330, height=220)
+    drawn = drawn.facet(column=alt.Column("measure:N", title=None, sort=[*names.values()]))
+    note = "Means over tokens of some validation rows. Healthy layers turn their input slowly."
+    spec = specification(drawn.resolve_scale(y="independent"), height=None)
+    return [Chart("Layer by layer", spec, note)]
 
 
 def _verdict(run: RunData) -> list[str]:
@@ -139,7 +158,7 @@ def _verdict(run: RunData) -> list[str]:
     state = f"{counted(int(last['depth']), 'layer')}, validation loss {loss['loss']:.3f} nats"
     if not run.finished:
         return [f"Unfinished after {cost} of {run.record.recipe.total_steps:,} steps: {state}."]
-    sentences = [f"{state} after {cost}."]
+    sentences = [f"{state} after {cost}.", *run.evaluations["warning"].iloc[-1:].dropna()]
     if len(run.stages) > 1:
         deep = run.stages.iloc[-1]
         alone = format_duration(run.stages["steps"].sum() * deep["seconds"] / deep["steps"])
