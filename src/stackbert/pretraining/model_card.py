@@ -29,7 +29,8 @@ def model_card(
     """
     tags = ["stackbert", "progressive-stacking", recipe.model_type]
     if recipe.start is not None:  # no path of the machine that trained it, and no whole config
-        short = {"folder": Path(recipe.start.folder).name, "config": {}}
+        config = {"model_type": recipe.model_type}
+        short = {"folder": Path(recipe.start.folder).name, "config": config}
         recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update=short)})
     header = ModelCardData(library_name="transformers", pipeline_tag="fill-mask", tags=tags)
     sources = [
