@@ -33,7 +33,8 @@ def model_card(
     manifest = corpus.manifest
     tags = ["stackbert", "progressive-stacking", recipe.model_type]
     if recipe.start is not None:  # no path of the machine that trained it, and no whole config
-        short = {"folder": Path(recipe.start.folder).name, "config": {}}
+        config = {"model_type": recipe.model_type}
+        short = {"folder": Path(recipe.start.folder).name, "config": config}
         recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update=short)})
     header = ModelCardData(
         language=[code.strip() for code in manifest.language.split(",") if code.strip()] or None,

@@ -25,12 +25,7 @@ from stackbert.model_files import read_config, save_model
 from stackbert.pretraining.autotune import autotune, evaluation_interval, measure, scaled_to
 from stackbert.pretraining.checkpoints import Checkpoints, CheckpointState, checkpoint_name
 from stackbert.pretraining.distributed import World, init_distributed
-from stackbert.pretraining.extend import (
-    copy_checkpoint,
-    extension,
-    longer_recipe,
-    steps_of,
-)
+from stackbert.pretraining.extend import copy_checkpoint, extension, longer_recipe, steps_of
 from stackbert.pretraining.ledger import LEDGER, Ledger, Stopwatch, read_ledger, stage_table
 from stackbert.pretraining.loop import Run, train
 from stackbert.pretraining.model_card import model_card
