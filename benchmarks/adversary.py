@@ -135,11 +135,11 @@ def damage(trial: Trial, pattern: str) -> Undo:
         trial.send(signal.SIGKILL)
         if trial.wait():  # it is finished
             return None
-    if not (paths := sorted(path for path in trial.folder.glob(pattern) if path.is_file())):
+    found = [(path, path.read_bytes()) for path in trial.folder.glob(pattern) if path.is_file()]
+    if not (filled := sorted(pair for pair in found if pair[1])):
         return None
-    path = trial.draw.choice(paths)
-    content, way = path.read_bytes(), trial.draw.randrange(3)
-    at = trial.draw.randrange(len(content))
+    path, content = trial.draw.choice(filled)
+    at, way = trial.draw.randrange(len(content)), trial.draw.randrange(3)
     if way == 0:
         path.unlink()
     elif path.suffix == ".jsonl" or (way == 1 and in_run):  # nothing secures the ledger's digits
