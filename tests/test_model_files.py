@@ -33,7 +33,10 @@ def test_a_saved_model_opens_with_the_same_weights_and_logits(tmp_path, kind, dt
         assert torch.equal(parameter, model.get_parameter(name))
         assert parameter.data_ptr() % 64 == 0  # as a fresh tensor's memory
     ids = torch.arange(20).view(2, 10) + 5
-    assert torch.equal(opened(input_ids=ids).logits, model(input_ids=ids).logits)
+    # On transformers 5.17 `to` above rounds RoPE's angles, too, which no file keeps.
+    rounds = (kind, dtype) == ("modernbert", torch.bfloat16)
+    logits = opened(input_ids=ids).logits, model(input_ids=ids).logits
+    torch.testing.assert_close(*logits, rtol=0, atol=2e-3 * rounds)
 
 
 def test_an_attention_implementation_in_the_config_is_not_obeyed(folder):
