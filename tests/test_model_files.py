@@ -91,6 +91,10 @@ def test_a_saved_tokenizer_knows_the_longest_row(tmp_path, factbook_corpus):
     tokenizer = open_tokenizer(tmp_path)
     assert tokenizer.model_max_length == 48
     assert tokenizer.vocab_size == factbook_corpus.vocabulary.tokenizer_size
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("48", "-48"))
+    with pytest.raises(UserError, match="model_max_length is -48"):
+        open_tokenizer(tmp_path)
     for path in tmp_path.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(UserError, match="tokenizer"):

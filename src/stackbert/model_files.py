@@ -168,6 +168,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         # From config.json alone transformers makes one up that knows only special tokens.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise UserError(f"{folder} has no tokenizer. Copy the files of the model's own there.")
+        if tokenizer.model_max_length < 1:
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length}")
     return tokenizer
 
 
