@@ -72,7 +72,7 @@ def seconds(device: str, work: Callable[..., object], *inputs: Any) -> float:  #
 
 def short_run(device: str, **fields: object) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights of ten steps at 2 × 128 and ten at 4 × 128."""
-    batch = {"sequences": 16, "sequence_length": 64}
+    batch = {"sequences": 8, "sequence_length": 64}
     recipe = throughput.make_recipe((2, 4), 128, 10, batch=batch, **fields)
     trainer, batches, _ = start(recipe, device, 512, 4096)
     losses = []

@@ -33,7 +33,10 @@ def test_a_saved_model_opens_with_the_same_weights_and_logits(tmp_path, kind, dt
         assert torch.equal(parameter, model.get_parameter(name))
         assert parameter.data_ptr() % 64 == 0  # as a fresh tensor's memory
     ids = torch.arange(20).view(2, 10) + 5
-    assert torch.equal(opened(input_ids=ids).logits, model(input_ids=ids).logits)
+    # On transformers 5.17 `to` above rounds RoPE's angles, too, which no file keeps.
+    rounds = (kind, dtype) == ("modernbert", torch.bfloat16)
+    logits = opened(input_ids=ids).logits, model(input_ids=ids).logits
+    torch.testing.assert_close(*logits, rtol=0, atol=2e-3 * rounds)
 
 
 def test_an_attention_implementation_in_the_config_is_not_obeyed(folder):
@@ -88,6 +91,10 @@ def test_a_saved_tokenizer_knows_the_longest_row(tmp_path, factbook_corpus):
     tokenizer = open_tokenizer(tmp_path)
     assert tokenizer.model_max_length == 48
     assert tokenizer.vocab_size == factbook_corpus.vocabulary.tokenizer_size
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("48", "-48"))
+    with pytest.raises(UserError, match="model_max_length is -48"):
+        open_tokenizer(tmp_path)
     for path in tmp_path.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(UserError, match="tokenizer"):

@@ -201,6 +201,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                 f"{folder} has no tokenizer, or no fast form of it (tokenizer.json). Copy the "
                 "files of the model's own there."
             )
+        if tokenizer.model_max_length < 1:
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length}")
     return tokenizer
 
 
