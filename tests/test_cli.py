@@ -37,10 +37,15 @@ def test_help_lists_every_command_with_an_example_and_version_the_version(stackb
     assert (done.code, done.out) == (0, f"stackbert {sb.__version__}\n")
 
 
-def test_recipes_lists_the_shipped_ones_from_a_fresh_interpreter() -> None:
+def test_recipes_lists_the_shipped_ones_or_prints_one_from_a_fresh_interpreter(tmp_path) -> None:
     command = [sys.executable, "-m", "stackbert", "recipes"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(shipped_recipes())
+    listed, one = (
+        subprocess.run([*command, *names], capture_output=True, text=True, check=True).stdout
+        for names in ([], ["small-cpu"])
+    )
+    assert [line.split()[0] for line in listed.splitlines()] == list(shipped_recipes())
+    (tmp_path / "mine.yaml").write_text(one)
+    assert sb.load_recipe(tmp_path / "mine.yaml") == sb.load_recipe("small-cpu")
 
 
 def test_corpus_pretrain_and_grow_say_what_they_made(
@@ -76,11 +81,6 @@ def test_corpus_pretrain_and_grow_say_what_they_made(
     names = {path.name for path in (tmp_path / "deeper").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not names & {"optimizer.safetensors", "state.json"}, "of the source's training"
-
-
-def test_recipes_prints_one_that_can_be_loaded(stackbert, tmp_path) -> None:
-    (tmp_path / "mine.yaml").write_text(stackbert("recipes", "small-cpu").out)
-    assert sb.load_recipe(tmp_path / "mine.yaml") == sb.load_recipe("small-cpu")
 
 
 def test_out_alone_resumes_quietly_with_tables_as_json_and_a_log(

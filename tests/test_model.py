@@ -24,6 +24,7 @@ from stackbert.model import (
     training_flops,
 )
 from stackbert.recipe import ModelSpec, ModelType, Stage
+from tiny_encoders import shaken
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
 ROWS, LENGTH = 8, 32
@@ -62,11 +63,8 @@ def test_the_masked_only_loss_and_its_gradients_equal_transformers_dense_loss(
     )
     batch = plan.batch(0)
     batch.labels_BK[::3, 2:] = -100  # as in rows of few ordinary tokens
-    model = make(kind, pairs, vocabulary=factbook_vocabulary)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():  # no bias stays zero, no norm stays one
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    # No bias stays zero, no norm stays one.
+    model = shaken(make(kind, pairs, vocabulary=factbook_vocabulary), 7, 0.05)
 
     labels = torch.full((ROWS, LENGTH), -100).scatter_(1, batch.columns_BK, batch.labels_BK)
     dense: dict[str, Any] = {"input_ids": batch.input_ids_BS, "labels": labels}
@@ -79,10 +77,7 @@ def test_the_masked_only_loss_and_its_gradients_equal_transformers_dense_loss(
     wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     sums = loss_sums(model, batch)
-    loss = sums.masked_lm / (batch.labels_BK != -100).sum()
-    assert (sums.next_sentence is not None) == pairs
-    if sums.next_sentence is not None:
-        loss = loss + sums.next_sentence / ROWS
+    loss = sums[0] / (batch.labels_BK != -100).sum() + sums[1] / ROWS
     loss.backward()
 
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
@@ -115,7 +110,7 @@ def test_flops_are_those_of_torchs_counter_and_need_no_memory(kind, pairs, rows,
     with counted(model) as counter:
         sums = loss_sums(model, plain_batch(pairs, rows, masked))
         assert forward_flops(model, **shape) == total(counter)
-        torch.autograd.backward(sums.masked_lm + (sums.next_sentence if pairs else 0.0))
+        sums.sum().backward()
     assert training_flops(model, **shape) == total(counter)
     with torch.device("meta"):
         hollow = make(kind, pairs, depth=depth)
@@ -153,7 +148,7 @@ def test_a_model_fits_the_corpus_and_its_longest_row_and_has_no_dropout(kind):
     assert (config.bos_token_id, config.eos_token_id) == (2, 3)
     assert config.max_position_embeddings == LENGTH + (2 if kind.startswith("roberta") else 0)
     with torch.no_grad():
-        assert torch.isfinite(loss_sums(model, plain_batch(pairs=False)).masked_lm)
+        assert torch.isfinite(loss_sums(model, plain_batch(pairs=False))[0])
     assert model.training
     assert not any(part.p for part in model.modules() if isinstance(part, nn.Dropout))
 
@@ -186,7 +181,7 @@ def test_attention_multiplied_out_in_bf16_equals_the_fused_one(monkeypatch):
         monkeypatch.setattr(encoder, "MULTIPLIED_OUT", positions)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_sums(model, batch).masked_lm
+            loss = loss_sums(model, batch)[0]
         loss.backward()
         found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
     (products, gradients), (fused, others) = found

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from recipe_fields import recipe_of
 from stackbert.__main__ import main
+from stackbert.batches.batches import Batch, training_plan
 from stackbert.corpus.store import Corpus
 from stackbert.files import sha256
+from stackbert.pretraining.run import pretrain
 from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
@@ -43,6 +46,11 @@ def tiny_recipe(**fields: object) -> Recipe:
     return recipe_of(TINY, **fields)
 
 
+def batches(corpus: Corpus, recipe: Recipe) -> list[Batch]:
+    plan = training_plan(recipe, corpus)
+    return [plan.batch(step) for step in range(recipe.total_steps)]
+
+
 class Crash(Exception):
     """What a test raises in the middle of a run."""
 
@@ -68,6 +76,12 @@ class At(Progress):
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+
+def break_off(recipe: Recipe, *, at: int, **options: Any) -> None:
+    """A run that a crash ends when this step is reported."""
+    with pytest.raises(Crash):
+        pretrain(recipe, **options, progress=At(at))
 
 
 def checkpoints(run: Path) -> dict[int, Path]:

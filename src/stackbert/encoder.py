@@ -1,19 +1,12 @@
 """One pass through a transformers encoder, carried only as far as the loss looks.
 
-The modules and their weights are transformers'; the path through them is ours, for three reasons.
-
-The loss looks at the masked positions alone, and beyond the last layer's keys and values nothing
-mixes positions any more. So the last layer takes its queries, output projection and feed-forward at
-those positions only. Nothing else about the result changes, and at depth 2 with 15 % masked a third
-of the encoder's arithmetic is saved: a shallow stage is where it counts.
-
-Rows are full, so attention needs no mask, and every type goes through torch's fused attention, also
-those whose own implementation multiplies it out; in bf16 on a CPU it is the other way round.
-
-One function is every layer, with the layer as its argument. Compiled, it is one graph for all
-layers and all depths, so growing compiles nothing again.
-
-Types whose layers are built otherwise go through their own forward pass.
+The modules and their weights are transformers'; the path through them is ours. Beyond the last
+layer's keys and values nothing mixes positions, so it takes its queries, output projection and
+feed-forward at the masked positions alone: at depth 2 with 15 % masked a third of the encoder's
+arithmetic is saved. Rows are full, so attention needs no mask and is torch's fused one for every
+type; in bf16 on a CPU it is multiplied out. One function is every layer: compiled, it is one graph
+for all layers and depths, so growing compiles nothing again. Types whose layers are built otherwise
+go through their own forward pass.
 
 Shape letters: B rows, S positions of a row, K looked at in each row, H hidden size, M = B·K.
 """
@@ -48,13 +41,10 @@ def layer(
     positions_M: Tensor | None = None,
     rotation: "Rotation | None" = None,
 ) -> Tensor:
-    """A whole layer, post-norm or pre-norm: (B, S, H) to (B, S, H), or (B, K, H) at some positions.
+    """A whole layer of BERT's kind, post-norm or pre-norm, or with a `rotation` ModernBERT's.
 
-    Args:
-        module: a BERT-like layer, or ModernBERT's.
-        x_BSH: its input at all positions.
-        positions_M: indices into the flattened (B·S) rows, K of each row, row by row; they see all.
-        rotation: of ModernBERT's queries and keys.
+    It takes all positions and gives (B, S, H), or (B, K, H) at some: indices into the flattened
+    (B·S) rows, K of each row, row by row.
     """
     parts: Any = module
     attend = _attend if rotation is None else functools.partial(_attend_rotated, rotation=rotation)
@@ -242,18 +232,12 @@ def compiled(device: str) -> Kernels:
     not be repeated to the bit. On a CPU so are the last layer and the loss: compiling them doubles
     the wait for the first step and brings next to nothing. On a GPU the compiled loss saves a pass
     over the logits.
-
-    Args:
-        device: "cpu" or "cuda".
     """
-    one = torch.compile(EAGER.layer, dynamic=False)
+    one = torch.compile(layer, dynamic=False)
     if device == "cpu":
-        return Kernels(one, EAGER.last_layer, EAGER.masked_loss)
-    return Kernels(
-        one,
-        torch.compile(EAGER.last_layer, dynamic=False),
-        torch.compile(EAGER.masked_loss, dynamic=False),
-    )
+        return Kernels(one, layer, masked_loss)
+    last, loss = (torch.compile(each, dynamic=False) for each in (layer, masked_loss))
+    return Kernels(one, last, loss)
 
 
 def supports_masked_forward(model: "PreTrainedModel") -> bool:
@@ -270,18 +254,8 @@ def encode(
     types_BS: Tensor | None = None,
     kernels: Kernels = EAGER,
 ) -> tuple[Tensor, Tensor | None]:
-    """Hidden states where they are looked at, and the pooled first position.
-
-    Args:
-        model: with its head.
-        ids_BS: full rows, no padding.
-        columns_BK: the columns looked at, of each row.
-        types_BS: token types, for models with a next-sentence head.
-        kernels: `EAGER` or `compiled(…)`.
-
-    Returns:
-        ((B·K, H) hidden states after the final norm, (B, H) pooled or None without a pooler).
-    """
+    """Of full rows: (B·K, H) hidden states after the final norm, at the columns looked at, and the
+    (B, H) pooled first positions, None without a pooler."""
     base: Any = model.base_model
     length = ids_BS.size(1)
     pooler = getattr(base, "pooler", None)

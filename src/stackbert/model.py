@@ -1,15 +1,13 @@
 """Transformers' own models: built from a recipe, loaded, and their pre-training loss and FLOPs.
 
-Nothing of a model is written here. What is ours is the way the loss is computed: `encode` goes only
-as far as the masked positions need, and the model's own head sees only those. At 3 layers of
-BERT-base the head over every position is half of all the arithmetic.
+What is ours is the way to the loss: `encode` goes only as far as the masked positions need, and the
+model's own head sees only those. At 3 layers of BERT-base it would be half of all the arithmetic.
 
 Shape letters: B rows, S positions of a row, K masked positions of each, M of all, H hidden size.
 """
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from stackbert.encoder import EAGER, Kernels, encode, supports_masked_forward
 from stackbert.errors import UserError
 from stackbert.growth.grow import find_layers
+from stackbert.model_files import seeded
 from stackbert.recipe import ModelSpec, ModelType
 from stackbert.units import did_you_mean
 
@@ -116,8 +115,7 @@ def create_model(
         UserError: as `build_config`, or transformers cannot build the model.
     """
     config = build_config(spec, depth=depth, vocabulary=vocabulary, sequence_length=sequence_length)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
+    with seeded(seed):
         try:
             model: PreTrainedModel = model_class(spec.type, next_sentence=next_sentence)(config)
         except (ValueError, KeyError, TypeError) as error:
@@ -157,40 +155,29 @@ def logits_at(model: PreTrainedModel, ids_BS: Tensor, columns_BK: Tensor) -> Ten
     return logits_BSV[rows_B1, columns_BK].flatten(0, 1)
 
 
-@dataclass(frozen=True)
-class LossSums:
-    """Losses of some rows, in nats, summed so that micro-batches and ranks simply add up."""
+def loss_sums(model: PreTrainedModel, batch: "Batch", kernels: Kernels = EAGER) -> Tensor:
+    """The pre-training losses of some rows, in nats, equal to transformers' dense loss up to
+    rounding: the same modules, at fewer positions.
 
-    masked_lm: Tensor
-    """Sum over the masked positions; scalar."""
-    next_sentence: Tensor | None
-    """Sum over the rows; scalar; None without the objective."""
-
-
-def loss_sums(model: PreTrainedModel, batch: "Batch", kernels: Kernels = EAGER) -> LossSums:
-    """The pre-training losses of a model of any supported type.
-
-    Equal to transformers' dense loss up to rounding: the same modules, at fewer positions.
-
-    Args:
-        model: of a supported type, with its heads.
-        batch: rows with masks, on the model's device.
-        kernels: of the encoder, eager or compiled.
+    Returns:
+        (2,): of masked LM, summed over the masked positions, and of next sentence, summed over the
+        rows (0 without pairs), so that micro-batches and ranks simply add up.
     """
     head, labels_M = prediction_head(model), batch.labels_BK.flatten()
     if head is None:
         logits_MV = logits_at(model, batch.input_ids_BS, batch.columns_BK)
-        return LossSums(kernels.masked_loss(nn.Identity(), logits_MV, labels_M), None)
+        masked = kernels.masked_loss(nn.Identity(), logits_MV, labels_M)
+        return torch.stack([masked, masked.new_zeros(())])
     hidden_MH, pooled_BH = encode(
         model, batch.input_ids_BS, batch.columns_BK, batch.token_types_BS, kernels
     )
     masked = kernels.masked_loss(head, hidden_MH, labels_M)
     if batch.is_random_B is None:
-        return LossSums(masked, None)
+        return torch.stack([masked, masked.new_zeros(())])
     parts: Any = model
     relation_B2 = parts.cls.seq_relationship(pooled_BH)
     pair = F.cross_entropy(relation_B2.float(), batch.is_random_B, reduction="sum")
-    return LossSums(masked, pair)
+    return torch.stack([masked, pair])
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -217,19 +204,11 @@ def _place(name: str, stack: str) -> int | None:
 def forward_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, masked: int) -> int:
     """FLOPs of one forward pass of `loss_sums`, a multiply-add counted as two.
 
-    Counts matrix products only, as torch's FlopCounterMode does: every linear map and both
-    products of attention at the positions where `encode` computes them (the last layer's queries,
-    output projection and feed-forward only where the loss looks), the heads likewise. Works on
-    the meta device too.
-
-    Args:
-        model: of a supported type.
-        rows: rows of the batch.
-        sequence_length: positions of a row.
-        masked: masked positions of the whole batch.
+    Counts matrix products only, as torch's FlopCounterMode does, where `encode` computes them (the
+    last layer's queries, output projection and feed-forward only where the loss looks). `masked`
+    positions are of the whole batch. Works on the meta device too.
     """
-    products = _products(model, rows, sequence_length, masked)
-    return sum(flops for _, flops in products)
+    return sum(flops for _, flops in _products(model, rows, sequence_length, masked))
 
 
 def training_flops(model: PreTrainedModel, *, rows: int, sequence_length: int, masked: int) -> int:
@@ -253,11 +232,9 @@ def _products(
     model: PreTrainedModel, rows: int, sequence_length: int, masked: int
 ) -> Iterator[tuple[str, int]]:
     """(module, FLOPs) of each linear map; a layer's name stands for its attention."""
-    encoder = model.base_model
-    config: Any = model.config
     every = rows * sequence_length
     # The pooler of a next-sentence head looks at the first position of each row, too.
-    looked_at = masked + (rows if getattr(encoder, "pooler", None) is not None else 0)
+    looked_at = masked + (rows if getattr(model.base_model, "pooler", None) is not None else 0)
     asking = looked_at if supports_masked_forward(model) else every
     predicting = every if prediction_head(model) is None else masked
     stack, layers = find_layers(model)
@@ -265,20 +242,17 @@ def _products(
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
-        size = module.in_features * module.out_features
+        thirds = 3 * every  # of the positions where it is computed
         if "pooler" in name or "seq_relationship" in name:
-            times = rows
+            thirds = 3 * rows
         elif not name.startswith(f"{model.base_model_prefix}."):
-            times = predicting
+            thirds = 3 * predicting
         elif last in name and name.endswith(".Wqkv"):
-            yield name, 2 * (asking + 2 * every) * size // 3
-            continue
+            thirds = asking + 2 * every
         elif last in name and not name.endswith((".key", ".value")):
-            times = asking
-        else:
-            times = every
-        yield name, 2 * times * size
+            thirds = 3 * asking
+        yield name, 2 * thirds * module.in_features * module.out_features // 3
     # Two products of (positions that ask) × S × H a layer; the width of a head drops out.
+    each_query = 2 * 2 * sequence_length * model.config.hidden_size
     for place in range(len(layers)):
-        queries = asking if place == len(layers) - 1 else every
-        yield f"{stack}.{place}", 2 * 2 * queries * sequence_length * config.hidden_size
+        yield f"{stack}.{place}", each_query * (asking if place == len(layers) - 1 else every)

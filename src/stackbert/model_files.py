@@ -41,6 +41,14 @@ def quiet_transformers() -> Iterator[None]:
             library.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within this block random numbers on the CPU follow a seed; then they go on as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
+        yield
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json, or a UserError: it asks for code, or has no plain safetensors."""
     path = folder / "config.json"
@@ -166,8 +174,7 @@ def open_encoder(folder: Path, model_class: Any = None) -> PreTrainedModel:  # n
 def random_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """An encoder of the same class and config as a model's, initialised with `seed`."""
     base: Any = model.base_model
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         fresh: Any = type(base)(copy.deepcopy(base.config))
     fresh.eval()
     return cast(PreTrainedModel, fresh)

@@ -13,13 +13,7 @@ from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
-from stackbert.machine import (
-    Precision,
-    fastest_precision,
-    gpu_settings,
-    keep_memory,
-    pick_device,
-)
+from stackbert.machine import Precision, fastest_precision, gpu_settings, keep_memory, pick_device
 from stackbert.model import forward_flops, parameter_count
 from stackbert.pretraining.autotune import (
     Timing,
@@ -29,9 +23,8 @@ from stackbert.pretraining.autotune import (
     scaled_to,
 )
 from stackbert.pretraining.memory import footprint, refuse_beyond_memory
-from stackbert.pretraining.optimizers import step_flops
 from stackbert.pretraining.synthetic import SyntheticCorpus
-from stackbert.pretraining.trainer import recipe_model, rows_at_once
+from stackbert.pretraining.trainer import recipe_model, rows_at_once, stage_flops
 from stackbert.recipe import Recipe
 from stackbert.tables import Tables, table_text
 from stackbert.units import format_duration, parse_duration
@@ -187,18 +180,17 @@ def _stages(
     training, validation = training_plan(recipe, corpus), validation_batch(recipe, corpus)
     length, masked = recipe.longest_sequence, validation.columns_BK.numel()
     evaluation = {"rows": len(validation), "sequence_length": length, "masked": masked}
-    works = []
+    works, flops = [], stage_flops(recipe, corpus)
     for index, first_step in enumerate(recipe.boundaries[:-1]):
         stage = recipe.stage(index)
         with torch.device("meta"):
             model = recipe_model(recipe, corpus.vocabulary, stage.depth)
-        rows, masked = training.masked_rows(first_step)
-        shape = {"rows": rows, "sequence_length": stage.sequence_length}
         work = {
             "depth": stage.depth,
-            **shape,
+            "rows": stage.sequences,
+            "sequence_length": stage.sequence_length,
             "parameters": parameter_count(model),
-            "step_flops": step_flops(model, recipe.optimizer, **shape, masked=masked),
+            "step_flops": flops[index],
             "evaluation_flops": forward_flops(model, **evaluation),
         }
         work["fixed_memory"], work["row_memory"] = footprint(

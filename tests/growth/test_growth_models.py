@@ -27,13 +27,6 @@ def states_equal(one, other):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_stacking_3_6_12_equals_stacking_3_12(kind):
-    model = build(kind, 3)
-    twice, once = grow(grow(model, 6), 12), grow(model, 12)
-    assert twice.config.to_dict() == once.config.to_dict()
-    assert states_equal(twice, once)
-
-
 @pytest.mark.parametrize("name", ["random", "identity-noise"])
 def test_fresh_layers_are_a_pure_function_of_the_seed(kind, name):
     model = build(kind, 2)

@@ -1,9 +1,8 @@
 """Tiny models whose weights no initialisation would give."""
 
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tiny_encoders import KINDS, tiny_encoder
+from tiny_encoders import KINDS, shaken, tiny_encoder
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 96}
 
@@ -16,9 +15,5 @@ def build(kind, depth, **fields):
     else:
         config = AutoConfig.for_model(kind, num_hidden_layers=depth, **SIZES, **fields)
         model = AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(depth)
-    with torch.no_grad():
-        # Zero biases and unit norms would hide a tensor that was not copied.
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    return model
+    # Zero biases and unit norms would hide a tensor that was not copied.
+    return shaken(model, depth, 0.05)

@@ -17,7 +17,7 @@ from stackbert.files import sha256
 from stackbert.pretraining import checkpoints as checkpoints_module
 from stackbert.pretraining.checkpoints import OPTIMIZER, STATE, Checkpoints, read_checkpoint
 from stackbert.pretraining.run import pretrain
-from tiny_runs import At, Crash, checkpoints, content, cut_off, flip_bit, outcome, tiny_recipe
+from tiny_runs import At, break_off, checkpoints, content, cut_off, flip_bit, outcome, tiny_recipe
 
 RECIPE = tiny_recipe(checkpoint={"every_steps": 1, "every_minutes": None, "keep": 9})
 WEIGHTS = "model.safetensors"
@@ -48,8 +48,7 @@ def test_the_newest_and_each_stages_last_are_kept(
 def crashed(tiny_corpus, tmp_path_factory) -> Path:
     """A run that broke off at step 7, with checkpoints after each before; never changed."""
     run = tmp_path_factory.mktemp("crashed") / "run"
-    with pytest.raises(Crash):
-        pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=At(7))
+    break_off(RECIPE, corpus=tiny_corpus, out=run, at=7)
     return run
 
 
@@ -106,12 +105,12 @@ def test_a_run_resumes_from_the_one_before_a_damaged_one_with_the_same_bits(
 def test_if_all_are_damaged_it_says_so_and_changes_nothing(run: Path, tiny_corpus) -> None:
     for path in checkpoints(run).values():
         flip_bit(path / WEIGHTS)
-    before = content(run)
+    before = content(run / "checkpoints")
     for _ in range(2):
         with pytest.raises(UserError, match=r"Every checkpoint in .* is damaged") as refused:
             pretrain(RECIPE, corpus=tiny_corpus, out=run)
         assert str(refused.value).count("differs from its checksum") == len(checkpoints(run))
-        assert content(run) == before
+        assert content(run / "checkpoints") == before
 
 
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"

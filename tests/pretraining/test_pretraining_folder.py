@@ -22,6 +22,7 @@ from tiny_runs import (
     At,
     Child,
     Crash,
+    break_off,
     checkpoints,
     command_line,
     content,
@@ -37,8 +38,7 @@ RECIPE = tiny_recipe()
 def stopped(tiny_corpus, tmp_path_factory) -> Path:
     """A run that broke off at step 5; never changed."""
     run = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.raises(Crash):
-        pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=At(5))
+    break_off(RECIPE, corpus=tiny_corpus, out=run, at=5)
     return run
 
 
@@ -191,8 +191,7 @@ def test_tensorboard_has_the_ledgers_numbers_and_hides_what_is_done_again(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with pytest.raises(Crash):
-        pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path, track=["tensorboard"], progress=At(6))
+    break_off(RECIPE, corpus=tiny_corpus, out=tmp_path, track=["tensorboard"], at=6)
     pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path, track=["tensorboard"])
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -233,9 +232,7 @@ def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks
     manifest = manifest.model_copy(update={"left_out": {HOSTILE: 1}, **told})
     corpus = dataclasses.replace(tiny_corpus, manifest=manifest)
     machine = {"stackbert": "1"}
-    spoiled = model_card(
-        hostile, corpus, 4.0, [], ["Passes."], result.stages, machine, run / "model"
-    )
+    spoiled = model_card(hostile, corpus, [], result.stages, machine, run / "model")
     hub = {"language": ["de", "fr"], "license": "cc-by-4.0", "datasets": ["owner/name"]}
     for card, recipe, header in ((written, RECIPE, {}), (spoiled, hostile, hub)):
         assert yaml.safe_load(card.split("---\n", 2)[1]) == {

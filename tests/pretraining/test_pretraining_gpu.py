@@ -12,22 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from stackbert import encoder
-from stackbert.batches.batches import Batch, training_plan
+from stackbert.batches.batches import Batch
 from stackbert.errors import UserError
 from stackbert.machine import gpu_settings
 from stackbert.model import FAMILIES
 from stackbert.pretraining import autotune
 from stackbert.pretraining.trainer import POSITIONS_AT_ONCE, Trainer, recipe_model
 from stackbert.recipe import Recipe
-from tiny_runs import tiny_recipe
+from tiny_runs import batches, tiny_recipe
 
 CPU, GPU, CUDA = map(torch.device, ("cpu", "meta", "cuda"))
 SHAPE = {"sequences": 8, "sequence_length": 24, "micro_batch": 4}
-
-
-def batches(corpus, recipe: Recipe) -> list[Batch]:
-    plan = training_plan(recipe, corpus)
-    return [plan.batch(step) for step in range(recipe.total_steps)]
 
 
 def make(corpus, recipe: Recipe) -> Trainer:
@@ -155,6 +150,7 @@ def test_a_gpu_measures_micro_batches_compiled_and_needs_bf16_for_bf16(
         return 2
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(autotune, "refuse_beyond_memory", lambda *_, **__: None)
     monkeypatch.setattr(autotune, "matrix_rate", lambda *_: 1e14)
     monkeypatch.setattr(autotune, "compiling_lacks", lambda device: None)
     monkeypatch.setattr(autotune, "_compiling_pays", lambda *_: True)

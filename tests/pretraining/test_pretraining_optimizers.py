@@ -1,7 +1,5 @@
 """BatchedMuon is torch's Muon; every parameter is in one group; state goes by name."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -100,36 +98,3 @@ def test_every_parameter_is_in_one_group_and_muon_gets_the_layers_matrices(model
     inside = {n for n in dimensions if n.startswith(f"{stack}.") and dimensions[n] == 2}
     assert muon == (inside if name == "muon" else set())
     assert len(inside) >= 4 * len(layers)
-
-
-def train(model: nn.Module, optimizers: Optimizers, steps: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        for parameter in model.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizers.step(0.5)
-
-
-@each_optimizer
-def test_state_lands_by_name_and_the_next_steps_are_the_same(model, name: str) -> None:
-    spec = OptimizerSpec(name=name)
-    first = copy.deepcopy(model)
-    before = Optimizers(first, spec)
-    train(first, before, 3, seed=2)
-    rates = [group["lr"] for each, _ in before._all for group in each.param_groups]
-    assert set(rates) == {0.5 * spec.lr} | ({0.5 * spec.muon_lr} if name == "muon" else set())
-    assert all(parameter.grad is None for parameter in first.parameters())
-
-    second = copy.deepcopy(first)
-    after = Optimizers(second, spec)
-    saved = {n: dict(t) for n, t in reversed(before.state().items())}  # no place may decide
-    after.load_state(saved)
-    assert after.state().keys() == {n for n, _ in model.named_parameters()}
-    for parameter, tensors in after.state().items():
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, saved[parameter][key])
-            assert tensor.data_ptr() != saved[parameter][key].data_ptr(), "a copy of its own"
-    train(first, before, 2, seed=3)
-    train(second, after, 2, seed=3)
-    for mine, its in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(mine, its)

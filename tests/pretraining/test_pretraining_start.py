@@ -17,7 +17,7 @@ from stackbert.pretraining.run import extend, pretrain
 from stackbert.pretraining.trainer import recipe_model, stage_flops
 from stackbert.recipes import load_recipe
 from tiny_encoders import tiny_encoder
-from tiny_runs import At, Crash, checkpoints, outcome, tiny_recipe
+from tiny_runs import At, Crash, break_off, checkpoints, outcome, tiny_recipe
 
 STAGES = [{"depth": 2, "steps": 4}, {"depth": 4, "steps": 4}]
 RECIPE = tiny_recipe(stages=STAGES)
@@ -60,8 +60,7 @@ def test_a_run_starts_where_the_model_was_and_is_resumed_to_the_bit(
     grown = AutoModelForMaskedLM.from_pretrained(result.model_folder)
     assert (type(grown), grown.config.num_hidden_layers) == (type(model), 4)
 
-    with pytest.raises(Crash):
-        pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "again", start=source, progress=At(6))
+    break_off(RECIPE, corpus=tiny_corpus, out=tmp_path / "again", start=source, at=6)
     pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "again", start=source)
     assert outcome(tmp_path / "again") == outcome(result.folder)
 
@@ -177,15 +176,14 @@ def test_an_extended_run_is_the_longer_run(schedule, finished, tiny_corpus, tmp_
 
 def test_what_cannot_be_extended_is_a_sentence(finished, tiny_corpus, tmp_path, stackbert) -> None:
     recipe, call = tiny_recipe(), {"corpus": tiny_corpus, "out": tmp_path / "out"}
-    with pytest.raises(Crash):
-        pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "half", progress=At(6))
+    break_off(recipe, corpus=tiny_corpus, out=tmp_path / "half", at=6)
     with pytest.raises(UserError, match="is not finished"):
         extend(tmp_path / "half", by="4steps", **call)
     with pytest.raises(UserError, match="'soon' is not a duration"):
         extend(finished(recipe), by="soon", **call)
     options = ("--corpus", tiny_corpus.folder, "--out", tmp_path / "out", "--extend", "4steps")
     said = stackbert("pretrain", finished(recipe), *options, "--set", "seed=1")
-    assert (said.code, "--extend keeps a run's recipe" in said.err) == (2, True)
+    assert (said.code, "--extend takes a finished run" in said.err) == (2, True)
     assert stackbert("pretrain", finished(recipe), *options).code == 0
     with pytest.raises(UserError, match=r"--extend \(4steps there, 5steps here\)"):
         extend(finished(recipe), by="5steps", **call)
@@ -197,8 +195,7 @@ def test_a_stage_of_new_layers_leaves_the_old_ones_and_costs_what_it_does(
     stages = [*STAGES[:1], {"depth": 4, "steps": 2, "train": "new"}, {"depth": 4, "steps": 2}]
     options = {"growth__operator": "identity-copy", "checkpoint__every_steps": 1}
     recipe = tiny_recipe(stages=stages, **options)
-    with pytest.raises(Crash):
-        pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "again", progress=At(6))
+    break_off(recipe, corpus=tiny_corpus, out=tmp_path / "again", at=6)
     for name in ("run", "again"):
         pretrain(recipe, corpus=tiny_corpus, out=tmp_path / name)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "again")

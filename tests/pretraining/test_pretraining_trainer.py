@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from stackbert import encoder
-from stackbert.batches.batches import IGNORED, Batch, training_plan
+from stackbert.batches.batches import IGNORED, Batch
 from stackbert.encoder import supports_masked_forward
 from stackbert.growth.grow import grow
 from stackbert.model import FAMILIES
@@ -17,8 +17,8 @@ from stackbert.pretraining import autotune, trainer
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.run import pretrain
 from stackbert.pretraining.trainer import Trainer, recipe_model
-from stackbert.recipe import GrowthSpec, Recipe
-from tiny_runs import PAIRS, tiny_recipe
+from stackbert.recipe import Recipe
+from tiny_runs import PAIRS, batches, tiny_recipe
 
 CPU = torch.device("cpu")
 STEPS, GROWN_AT = 12, 6
@@ -27,11 +27,6 @@ RECIPE = tiny_recipe(
     batch={"sequences": 8, "sequence_length": 24, "micro_batch": 4},
     optimizer={"name": "adamw", "lr": 1e-3, "eps": 1e-6},
 )
-
-
-def batches(corpus, recipe: Recipe = RECIPE) -> list[Batch]:
-    plan = training_plan(recipe, corpus)
-    return [plan.batch(step) for step in range(recipe.total_steps)]
 
 
 def make(corpus, recipe: Recipe = RECIPE, **changes: Any) -> Trainer:
@@ -75,6 +70,7 @@ def test_steps_and_a_growth_have_the_losses_of_transformers_and_torch(kind, tiny
     spec = RECIPE.model.model_copy(update={"type": kind})
     recipe = RECIPE.model_copy(update={"model": spec})
     rows = batches(tiny_corpus, recipe)
+    rows[1].labels_BK[:5, 1:] = IGNORED  # as in rows with fewer tokens than are to be masked
     plain = plain_losses(recipe_model(recipe, tiny_corpus.vocabulary, 2, seed=1), rows)
     fast = make(tiny_corpus, recipe)
     assert losses(fast, rows) == pytest.approx(plain, rel=1e-4)
@@ -104,28 +100,6 @@ def test_micro_batches_of_any_size_give_a_steps_gradients(size, tiny_corpus, mon
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_only_masked_positions_count_in_the_loss_of_a_step(tiny_corpus) -> None:
-    """In rows with fewer tokens than are to be masked, places are left over."""
-    batch, fast = batches(tiny_corpus)[0], make(tiny_corpus)
-    batch.labels_BK[:5, 1:] = IGNORED
-    labels = torch.full(batch.input_ids_BS.shape, IGNORED)
-    labels.scatter_(1, batch.columns_BK, batch.labels_BK)
-    plain = float(fast.model(input_ids=batch.input_ids_BS, labels=labels).loss.detach())
-    assert float(fast.step(0, batch, 0.0)[0]) == pytest.approx(plain, rel=1e-5)
-
-
-def test_the_optimizers_state_follows_a_growth_if_the_recipe_says_so(tiny_corpus) -> None:
-    fast, rows = make(tiny_corpus, growth=GrowthSpec(optimizer_state="copy")), batches(tiny_corpus)
-    losses(fast, rows[:2])
-    before, name = fast.optimizers.state(), "bert.encoder.layer.{}.output.dense.weight"
-    fast.grow(4, 2)
-    after = fast.optimizers.state()
-    assert set(after) == {n for n, _ in fast.model.named_parameters()}
-    for layer in range(4):
-        moment = before[name.format(layer % 2)]["exp_avg"]
-        assert torch.equal(after[name.format(layer)]["exp_avg"], moment)
-
-
 def trace(device: str, monkeypatch) -> None:
     """Trace kernels by torch.compile, run torch's operators: building their C++ takes 40 s."""
     torch._dynamo.reset()
@@ -142,7 +116,8 @@ def test_compiled_steps_have_the_same_losses_and_gradients_and_growing_compiles_
     device, graphs, tiny_corpus, monkeypatch
 ) -> None:
     trace(device, monkeypatch)
-    rows, fast, eager = batches(tiny_corpus), make(tiny_corpus, compile=True), make(tiny_corpus)
+    rows, eager = batches(tiny_corpus, RECIPE), make(tiny_corpus)
+    fast = make(tiny_corpus, compile=True)
     assert fast.will_compile(rows[0])
     found = losses(fast, rows[:GROWN_AT])
     assert not fast.will_compile(rows[0])

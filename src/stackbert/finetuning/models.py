@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
@@ -28,6 +27,7 @@ from stackbert.model_files import (
     open_tokenizer,
     quiet_transformers,
     read_config,
+    seeded,
 )
 from stackbert.pretraining.record import final_model, model_name
 
@@ -145,8 +145,7 @@ def open_with_head(model: Model, task: Task, settings: Settings, *, seed: int) -
     base = rf"{encoder}\."
     new = rf"(?!{base}).*|{base}pooler\..*"
     folder = Path(model.folder)
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed), quiet_transformers():
         if model.untrained:
             opened: Any = model_class(config)
         else:

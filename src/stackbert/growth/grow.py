@@ -18,6 +18,7 @@ from transformers.modeling_utils import local_torch_dtype
 from stackbert.errors import UserError
 from stackbert.files import reason
 from stackbert.growth.operators import NOISE_SIGMA, DepthMap, Operator, Origin, get_operator
+from stackbert.model_files import seeded
 
 # Within a layer, the projection that ends attention and the one that ends the feed-forward part.
 _OUTPUT_PROJECTIONS = (
@@ -127,8 +128,7 @@ def grow_with_origins(
     origins: dict[str, str | None] = {name: name for name in state}
     top = layers[-1].state_dict(keep_vars=True)
     first = next(iter(top.values()))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' too
+    with torch.no_grad(), seeded(seed):
         for place, origin in enumerate(depth_map):
             here, layer = f"{stack}.{place}.", new.get_submodule(f"{stack}.{place}")
             kept, fresh = _make_layer(layer, origin, layers, new._init_weights)

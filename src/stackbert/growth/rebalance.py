@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from stackbert.errors import UserError
 from stackbert.growth.grow import find_layers, output_projections
+from stackbert.model_files import seeded
 
 TOLERANCE = 1e-4
 """Of a norm's eps, which stays as it is, to the smallest variance that it is added to."""
@@ -55,7 +56,7 @@ def rebalance(model: PreTrainedModel) -> None:
             f"rescaled weights compute the same ({', '.join(_NORMS)})."
         )
     *layer_norms, behind_tables, head_norm = _NORMS[kind]
-    with torch.random.fork_rng(devices=[]):
+    with seeded(0):
         fresh: Any = type(model)(whole.config)
     layers, fresh_layers = find_layers(model)[1], find_layers(fresh)[1]
     words = whole.get_input_embeddings()

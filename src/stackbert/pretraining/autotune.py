@@ -48,11 +48,8 @@ def autotune(
 
     Args:
         recipe: over its final steps, unless there is a budget.
-        corpus: passes are timed on its batches.
-        device: where it will run.
         seconds: the budget; by default estimated from the FLOPs.
         world_size: processes that share each step; the share of one is measured.
-        say: hears what was measured and chosen.
 
     Returns:
         The recipe, and the FLOP/s of matrix products in its precision.

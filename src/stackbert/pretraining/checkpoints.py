@@ -141,9 +141,8 @@ class Checkpoints:
         place = self.folder / checkpoint_name(state.counters.step)
         # Without its parents: a run's folder that was removed must not come back.
         with writing(f"saving {place}"), new_folder(place, parents=False) as folder:
-            length = self._recipe.longest_sequence
-            options: dict[str, Any] = {"tokenizer": self._tokenizer, "weights": weights}
-            save_model(model, folder, sequence_length=length, **options)
+            length, tokenizer = self._recipe.longest_sequence, self._tokenizer
+            save_model(model, folder, tokenizer=tokenizer, weights=weights, sequence_length=length)
             save_file(optimizer_state, folder / OPTIMIZER)
             (folder / OPTIMIZER).chmod((folder / "config.json").stat().st_mode)
             files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -173,9 +173,7 @@ class _Losses(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, kernels: Kernels) -> Tensor:
-        sums = loss_sums(self.model, batch, kernels)
-        pair = sums.next_sentence
-        return torch.stack([sums.masked_lm, sums.masked_lm.new_zeros(()) if pair is None else pair])
+        return loss_sums(self.model, batch, kernels)
 
 
 class ParallelModel:
@@ -196,7 +194,7 @@ class ParallelModel:
             self._losses = DistributedDataParallel(self._losses, gradient_as_bucket_view=True)
 
     def __call__(self, batch: Batch, kernels: Kernels = EAGER) -> Tensor:
-        """(2,): masked-LM and next-sentence loss of some rows, summed; 0 without pairs."""
+        """`loss_sums` of some rows."""
         if self.is_sharded and supports_masked_forward(self.model):
             # FSDP gathers a layer in hooks around its forward pass.
             layer, last_layer = _in_forward(kernels.layer), _in_forward(kernels.last_layer)

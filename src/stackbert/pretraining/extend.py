@@ -7,7 +7,7 @@ from pathlib import Path
 from stackbert.corpus.store import Corpus
 from stackbert.errors import UserError
 from stackbert.files import new_folder
-from stackbert.pretraining.checkpoints import CheckpointState, checkpoint_name, read_checkpoint
+from stackbert.pretraining.checkpoints import checkpoint_name, read_checkpoint
 from stackbert.pretraining.ledger import LEDGER
 from stackbert.pretraining.record import CHECKPOINTS, MODEL, Request, read_run
 from stackbert.pretraining.starting import check_tokenizer
@@ -24,8 +24,6 @@ def extension(run: Path, by: str, corpus: Corpus) -> Request:
     state = read_checkpoint(source_checkpoint(run, record.recipe))
     return Request(
         recipe=record.recipe,
-        budget=None,
-        steps=None,
         corpus=corpus.fingerprint,
         extend=by,
         parent=f"weights `{state.sha256['model.safetensors'][:16]}` after {state.counters.step:,} "
@@ -74,11 +72,10 @@ def steps_of(by: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def copy_checkpoint(run: Path, recipe: Recipe, folder: Path) -> CheckpointState:
+def copy_checkpoint(run: Path, recipe: Recipe, folder: Path) -> None:
     """Bring the checkpoint of a finished run, and the ledger up to it, into a new run's folder."""
     checkpoint = source_checkpoint(run, recipe)
-    state = read_checkpoint(checkpoint)
-    (folder / LEDGER).write_bytes((run / LEDGER).read_bytes()[: state.ledger_bytes])
+    ledger_bytes = read_checkpoint(checkpoint).ledger_bytes
+    (folder / LEDGER).write_bytes((run / LEDGER).read_bytes()[:ledger_bytes])
     with new_folder(folder / CHECKPOINTS / checkpoint.name) as place:
         shutil.copytree(checkpoint, place, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    return state

@@ -25,11 +25,8 @@ MIN_COSINE, MAX_GROWTH, MAX_TOKEN_COSINE = 0.05, 10.0, 0.8
 
 @torch.no_grad()
 def measure_layers(model: "PreTrainedModel", batch: Batch) -> dict[str, list[float]]:
-    """Means over the tokens of the first `ROWS` rows, without masks and their first position.
-
-    Args:
-        model: unsharded, in evaluation mode.
-        batch: on the model's device.
+    """Means over the tokens of the first `ROWS` rows, without masks and their first position, of an
+    unsharded model in evaluation mode.
 
     Returns:
         Of the embeddings' output and of each layer's: `norm` of a token's vector, its `cosine` with

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import ModelCardData
 
+from stackbert.batches.batches import data_sentences, validation_entropy
 from stackbert.corpus.store import Corpus
 from stackbert.model_files import open_tokenizer, read_config
 from stackbert.recipe import Recipe
@@ -17,20 +18,17 @@ from stackbert.recipe import Recipe
 def model_card(
     recipe: Recipe,
     corpus: Corpus,
-    entropy: float,
     origin: Sequence[str],
-    data: Sequence[str],
     stages: pd.DataFrame | None,
     machine: dict[str, Any],
     folder: Path,
 ) -> str:
     """How to use the model, how it was trained, and on what.
 
-    `entropy` is of the validation rows' tokens; `origin` says what the run started from; `data` how
-    the text was passed over; `stages` is the run's `stage_table`, None if its ledger is damaged;
-    `folder` holds the saved model.
+    `origin` says what the run started from; `stages` is its `stage_table`, None if its ledger is
+    damaged; `folder` holds the saved model.
     """
-    manifest = corpus.manifest
+    manifest, entropy = corpus.manifest, validation_entropy(recipe, corpus)
     tags = ["stackbert", "progressive-stacking", recipe.model_type]
     if recipe.start is not None:  # no path of the machine that trained it, and no whole config
         config = {"model_type": recipe.model_type}
@@ -73,7 +71,7 @@ with StackBERT {machine.get("stackbert", "")}. {html.escape(" ".join(origin), qu
 from transformers import pipeline
 
 fill = pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")
-print(fill({_masked_sentence(corpus)!r}))
+print(fill({_masked_sentence(corpus, folder)!r}))
 ```
 
 Dropout is as in training: {", ".join(rates) or "the type's own"}. Fine-tuning usually sets 0.1.
@@ -87,7 +85,7 @@ Machine: {", ".join(f"{key} {value}" for key, value in machine.items())}.
 
 ## Text
 
-{" ".join(data)}
+{" ".join(data_sentences(recipe, corpus))}
 
 {manifest.train.words:,} words. {html.escape(manifest.summary(), quote=False)}
 Corpus fingerprint: `{manifest.fingerprint}`.
@@ -99,9 +97,9 @@ Corpus fingerprint: `{manifest.fingerprint}`.
 """
 
 
-def _masked_sentence(corpus: Corpus) -> str:
+def _masked_sentence(corpus: Corpus, model: Path) -> str:
     """The first words of the held-out text, a token of them masked."""
-    tokenizer = open_tokenizer(corpus.tokenizer_folder)
+    tokenizer = open_tokenizer(model)  # the corpus' own may have been changed since
     ids = corpus.validation.read(0, 12).tolist()
     ids = ids[: ids.index(corpus.vocabulary.sep)] if corpus.vocabulary.sep in ids else ids
     ids[len(ids) // 2] = corpus.vocabulary.mask

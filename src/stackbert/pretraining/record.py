@@ -25,8 +25,8 @@ class Request(BaseModel):
 
     recipe: Recipe
     """As loaded: "auto" is open still, the steps are those before scaling."""
-    budget: str | None
-    steps: int | None
+    budget: str | None = None
+    steps: int | None = None
     corpus: str
     """Its fingerprint."""
     extend: str | None = None

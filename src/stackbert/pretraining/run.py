@@ -10,17 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from stackbert.batches.batches import data_sentences, validation_entropy
+from stackbert.batches.batches import data_sentences
 from stackbert.corpus.store import Corpus, open_corpus
 from stackbert.errors import UserError
 from stackbert.files import locked, new_folder, reading, writing
-from stackbert.machine import (
-    describe,
-    gpu_settings,
-    keep_memory,
-    pick_device,
-    synchronise,
-)
+from stackbert.machine import describe, gpu_settings, keep_memory, pick_device, synchronise
 from stackbert.model_files import read_config, save_model
 from stackbert.pretraining.autotune import autotune, evaluation_interval, measure, scaled_to
 from stackbert.pretraining.checkpoints import Checkpoints, CheckpointState, checkpoint_name
@@ -228,22 +222,21 @@ def _run(
         recipe, console = record.recipe, progress
         if world.is_main:
             progress = Lines(folder / LOG, beside=console)
-        about = data_sentences(recipe, corpus)
         origin = start_sentences(recipe.start) if recipe.start else []
         if asked.parent:
             origin.append(f"A finished run was trained longer ({asked.extend}): {asked.parent}.")
-        for sentence in [*origin, *about]:
+        for sentence in [*origin, *data_sentences(recipe, corpus)]:
             progress.say(sentence)
         with console, StopRequest() as stop:
             with watch.measuring("start-up"):
                 checkpoints = Checkpoints(folder / CHECKPOINTS, recipe, tokenizer)
-                state = world.broadcast_object(
-                    lambda: checkpoints.newest(progress.say), CheckpointState | None
-                )
-                if state is None and parent is not None:
-                    state = world.broadcast_object(
-                        lambda: copy_checkpoint(parent, asked.recipe, folder), CheckpointState
-                    )
+
+                def newest() -> CheckpointState | None:
+                    if parent is not None and not checkpoints.paths():
+                        copy_checkpoint(parent, asked.recipe, folder)
+                    return checkpoints.newest(progress.say)
+
+                state = world.broadcast_object(newest, CheckpointState | None)
                 if state is None:
                     state = CheckpointState(depth=recipe.stages[0].depth)
                     model, moments = _first_model(recipe, corpus, world), NamedState()
@@ -257,12 +250,12 @@ def _run(
                 if world.size > 1:
                     held = "a shard" if trainer.parallel.is_sharded else "a copy"
                     progress.say(f"{world.size} processes, each with {held} of the model")
-                parts = trainer, state.counters, checkpoints, watch, progress, world
-                run = Run(folder, record, corpus, *parts)
+                at = state.counters
+                run = Run(folder, record, corpus, trainer, at, checkpoints, watch, progress, world)
                 if world.is_main:
                     run.ledger = Ledger(folder / LEDGER, keep_bytes=state.ledger_bytes)
-                    opening = folder, state.counters.step, recipe
-                    run.trackers = [open_tracker(name, *opening) for name in track]
+                    step = state.counters.step
+                    run.trackers = [open_tracker(name, folder, step, recipe) for name in track]
             try:
                 with contextlib.closing(run):
                     train(run, stop)
@@ -278,12 +271,14 @@ def _run(
             with contextlib.suppress(UserError):  # a damaged ledger; said when the model is there
                 stages = stage_table(folder)
             with new_folder(folder / MODEL) as place:
-                options: dict[str, Any] = {"tokenizer": tokenizer, "weights": weights}
-                length = recipe.longest_sequence
-                save_model(trainer.model, place, sequence_length=length, **options)
-                entropy = validation_entropy(recipe, corpus)
-                about_run = recipe, corpus, entropy, origin, about, stages, record.machine
-                card = model_card(*about_run, place)
+                save_model(
+                    trainer.model,
+                    place,
+                    tokenizer=tokenizer,
+                    weights=weights,
+                    sequence_length=recipe.longest_sequence,
+                )
+                card = model_card(recipe, corpus, origin, stages, record.machine, place)
                 (place / "README.md").write_text(card, encoding="utf-8")
         return world.broadcast_object(lambda: _result(folder), RunResult)
 
@@ -323,7 +318,6 @@ def _new_record(
 ) -> RunRecord:
     """The request's recipe with nothing left open, over as many steps as fit into a budget."""
     recipe = asked.recipe if asked.steps is None else asked.recipe.scaled(asked.steps)
-
     options: dict[str, Any] = {"device": device, "seconds": seconds, "say": progress.say}
     recipe, rate = world.broadcast_object(
         lambda: autotune(recipe, corpus, world_size=world.size, **options), tuple[Recipe, float]

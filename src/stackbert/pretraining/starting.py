@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
@@ -16,7 +15,7 @@ from stackbert.errors import UserError
 from stackbert.files import reading, sha256
 from stackbert.growth.grow import find_layers, grow
 from stackbert.model import FAMILIES, model_class
-from stackbert.model_files import longest_row, open_model, quiet_transformers, read_config
+from stackbert.model_files import longest_row, open_model, quiet_transformers, read_config, seeded
 from stackbert.pretraining.record import MODEL, is_run, read_run
 from stackbert.recipe import Recipe, StartSpec
 
@@ -29,12 +28,8 @@ def open_start(
 ) -> tuple[Recipe, PreTrainedModel]:
     """The recipe with the model of a folder in the place of its own, and that model.
 
-    Embeddings get rows for tokens that the corpus' tokenizer has on top of the model's.
-
-    Args:
-        recipe: its stages begin at the model's depth.
-        folder: a Hugging Face folder with a tokenizer, or a finished run.
-        corpus: made with that tokenizer.
+    The folder is a finished run, or of Hugging Face with a tokenizer. Embeddings get rows for
+    tokens that the corpus' tokenizer has on top of the model's.
 
     Raises:
         UserError: the folder cannot be opened, or does not fit the recipe or the corpus.
@@ -45,8 +40,7 @@ def open_start(
     check_tokenizer(place, corpus)
     kind = _masked_lm_class(place, next_sentence=recipe.objective.next_sentence)
     base, fresh = re.escape(kind.base_model_prefix), list[str]()
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
-        torch.default_generator.manual_seed(recipe.seed)
+    with seeded(recipe.seed), quiet_transformers():
         model = open_model(
             place,
             kind,

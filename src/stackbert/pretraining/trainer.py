@@ -17,6 +17,7 @@ from stackbert.encoder import EAGER, BF16Norm, compiled, supports_masked_forward
 from stackbert.growth.grow import grow_optimizer_state, grow_with_origins, grown_config
 from stackbert.machine import DTYPES, working_precision
 from stackbert.model import create_model, freeze, model_class
+from stackbert.model_files import seeded
 from stackbert.pretraining.distributed import SINGLE, ParallelModel, World, full_tensor
 from stackbert.pretraining.layers import ROWS, measure_layers
 from stackbert.pretraining.optimizers import NamedState, Optimizers, step_flops
@@ -183,9 +184,7 @@ class Trainer:
         with self.parallel.gradient_sync(last):
             with limit, self._autocast():
                 sums = self.parallel(batch, kernels)
-            loss = sums[0] / masked
-            if batch.is_random_B is not None:
-                loss = loss + sums[1] / rows
+            loss = sums[0] / masked + sums[1] / rows
             # The engines take the mean of the processes' gradients, which are shares of one sum.
             torch.autograd.backward(loss * self._world.size)
         return sums.detach()
@@ -289,8 +288,7 @@ def recipe_model(
     for before, after in itertools.pairwise(depths):
         if before < after:
             config = grown_config(config, recipe.growth.rule.depth_map(before, after))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model: PreTrainedModel = kind(config).train()
     return model
 
