@@ -64,6 +64,8 @@ def test_parquet_gives_the_same_documents(tmp_path, kind):
         (b"one\r\nline\r\n\r\ntwo\r\n", ["one\nline", "two"]),
         (b"one\n \t\n\n\ntwo\n\n\n", ["one", "two"]),
         ("1\n\u00a0\n2\n\u3000\u200b\n3\n\u2003\r\n4".encode(), ["1", "2", "3", "4"]),
+        (b"one\rline\r\rtwo\r", ["one\nline", "two"]),
+        (b"one\r\r\nline\r\r\n", ["one\nline"]),
         (b"nul \x00 and \x1b control", ["nul \x00 and \x1b control"]),
         (b"\n\n", []),
     ],

@@ -148,7 +148,10 @@ def _lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
     while data := stream.readline(limit):
         number += 1
         data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
-        yield number, data.replace(b"\r\n", b"\n")
+        lines = [data]
+        if b"\r" in data:  # before \n, or alone, as old Macs have it
+            lines = re.sub(rb"\r+\n", b"\n", data).replace(b"\r", b"\n").splitlines(keepends=True)
+        yield from ((number, line) for line in lines)
 
 
 class DataSet(Text):
