@@ -128,7 +128,7 @@ def test_a_busy_while_does_not_change_what_is_chosen(busy: int, monkeypatch) -> 
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(Trainer, "backward", backward)
     recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 1}])
-    assert tuned(recipe, seconds=TUNE_FROM)[0].stages[0].micro_batch == 16
+    assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
 
 
 def test_precision_is_what_an_x86_processor_has_and_else_is_measured(monkeypatch) -> None:

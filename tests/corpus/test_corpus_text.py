@@ -75,13 +75,15 @@ def test_text_files_of_all_habits_are_understood(tmp_path, data, expected):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
-@pytest.mark.parametrize("damage", ["cut", "second"])
+@pytest.mark.parametrize("damage", ["cut", "second", "plain"])
 def test_damaged_compressed_data_is_named_with_its_file(tmp_path, suffix, damage):
     packed = COMPRESS[suffix](MANY)
     second = packed + packed[:20] + b"\xff" * 20 + packed[40:]
-    data = second if damage == "second" else packed[: len(packed) // 2]
+    data = {"second": second, "plain": MANY}.get(damage, packed[: len(packed) // 2])
     path = write(tmp_path, f"a.txt{suffix}", data)
-    with pytest.raises(UserError, match=rf"a\.txt\{suffix} cannot be read: .*leave it out"):
+    with pytest.raises(
+        UserError, match=rf"a\.txt\{suffix} cannot be read: .*Rename it.*leave it out"
+    ):
         read(path)
 
 

@@ -53,7 +53,8 @@ class Text:
     def documents(self) -> Iterator[str]:
         """The documents, from the first on each time; blank ones included."""
         self.position = self.found = self.cut = 0
-        with reading(self.name, "If it is damaged, fetch it again or leave it out."):
+        hint = "Rename it if its suffix is wrong; if it is damaged, fetch it again or leave it out."
+        with reading(self.name, hint):
             for text in self._texts():
                 for start in range(0, len(text) or 1, PART):
                     self.found += 1

@@ -73,7 +73,7 @@ with StackBERT {machine.get("stackbert", "")}. {html.escape(" ".join(origin), qu
 from transformers import pipeline
 
 fill = pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")
-print(fill({_masked_sentence(corpus)!r}))
+print(fill({_masked_sentence(corpus, folder)!r}))
 ```
 
 Dropout is as in training: {", ".join(rates) or "the type's own"}. Fine-tuning usually sets 0.1.
@@ -99,9 +99,9 @@ Corpus fingerprint: `{manifest.fingerprint}`.
 """
 
 
-def _masked_sentence(corpus: Corpus) -> str:
+def _masked_sentence(corpus: Corpus, folder: Path) -> str:
     """The first words of the held-out text, a token of them masked."""
-    tokenizer = open_tokenizer(corpus.tokenizer_folder)
+    tokenizer = open_tokenizer(folder)  # the corpus's may have changed since the run began
     ids = corpus.validation.read(0, 12).tolist()
     ids = ids[: ids.index(corpus.vocabulary.sep)] if corpus.vocabulary.sep in ids else ids
     ids[len(ids) // 2] = corpus.vocabulary.mask
