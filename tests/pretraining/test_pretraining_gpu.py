@@ -157,6 +157,7 @@ def test_a_gpu_measures_micro_batches_compiled_and_needs_bf16_for_bf16(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(autotune, "matrix_rate", lambda *_: 1e14)
     monkeypatch.setattr(autotune, "compiling_lacks", lambda device: None)
+    monkeypatch.setattr(autotune, "refuse_beyond_memory", lambda *_, **__: None)
     monkeypatch.setattr(autotune, "_compiling_pays", lambda *_: True)
     monkeypatch.setattr(autotune, "Trainer", lambda model, recipe, device: recipe)
     monkeypatch.setattr(autotune, "_fastest_micro_batch", fastest)

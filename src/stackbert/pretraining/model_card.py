@@ -101,7 +101,7 @@ Corpus fingerprint: `{manifest.fingerprint}`.
 
 def _masked_sentence(corpus: Corpus, folder: Path) -> str:
     """The first words of the held-out text, a token of them masked."""
-    tokenizer = open_tokenizer(folder)  # the corpus's may have changed since the run began
+    tokenizer = open_tokenizer(folder)  # the corpus's may have been changed since
     ids = corpus.validation.read(0, 12).tolist()
     ids = ids[: ids.index(corpus.vocabulary.sep)] if corpus.vocabulary.sep in ids else ids
     ids[len(ids) // 2] = corpus.vocabulary.mask
