@@ -73,7 +73,8 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "stores '.*' as I8": lambda f: edit_weights(
         f, lambda t: t.update({k: v.to(torch.int8) for k, v in t.items() if v.ndim == 2})
     ),
-    f"NaN in '{BIAS}'": lambda f: edit_weights(f, lambda t: t[BIAS].fill_(torch.nan)),
+    f"not finite in '{BIAS}'": lambda f: edit_weights(f, lambda t: t[BIAS].fill_(torch.nan)),
+    f"is not finite in '{BIAS}'": lambda f: edit_weights(f, lambda t: t[BIAS][:1].fill_(torch.inf)),
 }
 
 

@@ -399,8 +399,9 @@ def finetune(
     """
     from stackbert.finetuning.study import finetune as run_study
 
-    if task != "own" and any(each is not None for each in (dev, test, text, second, label, key)):
-        raise UserError("--dev, --test, --text, --second, --label and --key go with --task own.")
+    own = (dev, test, text, second, label, key, None if kind == "auto" else kind)
+    if task != "own" and any(each is not None for each in own):
+        raise UserError("--dev, --test, --text, --second, --label, --key, --kind: of --task own.")
     if task == "own" and None in (text, label):
         raise UserError("--task own takes --text and --label, columns of the table --data.")
     with console_progress(quiet) as progress:

@@ -111,7 +111,7 @@ def open_model(
 
     Raises:
         UserError: the folder cannot be opened; a tensor is missing, left over, of another shape,
-            quantised, or NaN somewhere.
+            quantised, or not finite somewhere.
     """
     read_config(folder)
     model: PreTrainedModel
@@ -153,8 +153,9 @@ def open_model(
     # there, and a resumed run would differ in the last bit.
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.clone()
-        if parameter.data.sum().isnan():  # nine times as fast as isnan().any()
-            raise UserError(f"{folder} holds NaN in '{name}'. Use an earlier checkpoint.")
+        # Nine times as fast as isfinite().all(); in fp32, as halves overflow.
+        if not parameter.data.sum(dtype=torch.float32).isfinite():
+            raise UserError(f"{folder} is not finite in '{name}'. Use an earlier checkpoint.")
     return model
 
 

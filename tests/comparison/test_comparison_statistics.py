@@ -69,10 +69,7 @@ def test_a_budget_is_read_and_shown_in_its_unit(text, amount, unit, shown) -> No
     assert (budget.amount, budget.unit, str(budget)) == (amount, unit, shown)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["soon", "30", "1.2.3steps"],
-)
+@pytest.mark.parametrize("text", ["soon", "30", "1.2.3steps", "0steps", "1e99flops"])
 def test_what_is_no_budget_is_refused_by_name(text) -> None:
     assert f"'{text}'" in refusal(lambda: parse_budget(text))
 

@@ -64,6 +64,8 @@ def test_parquet_gives_the_same_documents(tmp_path, kind):
         (b"one\r\nline\r\n\r\ntwo\r\n", ["one\nline", "two"]),
         (b"one\n \t\n\n\ntwo\n\n\n", ["one", "two"]),
         ("1\n\u00a0\n2\n\u3000\u200b\n3\n\u2003\r\n4".encode(), ["1", "2", "3", "4"]),
+        (b"one\rline\r\rtwo\r", ["one\nline", "two"]),
+        (b"one\r\r\nline\r\r\n", ["one\nline"]),
         (b"nul \x00 and \x1b control", ["nul \x00 and \x1b control"]),
         (b"\n\n", []),
     ],
@@ -73,13 +75,15 @@ def test_text_files_of_all_habits_are_understood(tmp_path, data, expected):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
-@pytest.mark.parametrize("damage", ["cut", "second"])
+@pytest.mark.parametrize("damage", ["cut", "second", "plain"])
 def test_damaged_compressed_data_is_named_with_its_file(tmp_path, suffix, damage):
     packed = COMPRESS[suffix](MANY)
     second = packed + packed[:20] + b"\xff" * 20 + packed[40:]
-    data = second if damage == "second" else packed[: len(packed) // 2]
+    data = {"second": second, "plain": MANY}.get(damage, packed[: len(packed) // 2])
     path = write(tmp_path, f"a.txt{suffix}", data)
-    with pytest.raises(UserError, match=rf"a\.txt\{suffix} cannot be read: .*leave it out"):
+    with pytest.raises(
+        UserError, match=rf"a\.txt\{suffix} cannot be read: .*Rename it.*leave it out"
+    ):
         read(path)
 
 

@@ -127,9 +127,12 @@ class Budget(BaseModel):
 def parse_budget(text: str) -> Budget:
     """A budget from "30m", "1.5h", "2000steps" or "4e15flops"; UserError if it is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\+?\d+)?) ?(step|flop)s?", text.strip().lower())
-    if match is None:
+    if match and 0.0 < (amount := float(match[1])) < 1e30:
+        return Budget(amount=amount, unit="step" if match[2] == "step" else "flops")
+    try:
         return Budget(amount=parse_duration(text.strip()), unit="seconds")
-    return Budget(amount=float(match[1]), unit="step" if match[2] == "step" else "flops")
+    except UserError as error:
+        raise UserError(f"{error} A comparison also takes 2000steps or 4e15flops.") from error
 
 
 def parse_budgets(text: str | None) -> tuple[Budget | None, tuple[float, ...]]:

@@ -53,7 +53,8 @@ class Text:
     def documents(self) -> Iterator[str]:
         """The documents, from the first on each time; blank ones included."""
         self.position = self.found = self.cut = 0
-        with reading(self.name, "If it is damaged, fetch it again or leave it out."):
+        hint = "Rename it if its suffix is wrong; if it is damaged, fetch it again or leave it out."
+        with reading(self.name, hint):
             for text in self._texts():
                 for start in range(0, len(text) or 1, PART):
                     self.found += 1
@@ -148,7 +149,10 @@ def _lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
     while data := stream.readline(limit):
         number += 1
         data = data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
-        yield number, data.replace(b"\r\n", b"\n")
+        lines = [data]
+        if b"\r" in data:  # before \n, or alone, as old Macs have it
+            lines = re.sub(rb"\r+\n", b"\n", data).replace(b"\r", b"\n").splitlines(keepends=True)
+        yield from ((number, line) for line in lines)
 
 
 class DataSet(Text):

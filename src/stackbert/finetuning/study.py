@@ -68,6 +68,8 @@ def finetune(
     found = find_models([models] if isinstance(models, str | Path) else models)
     found += [control_of(found[0])] if control else []
     if task == "own":
+        if test is True:
+            raise UserError("Your own data has no test split to predict. Give a table (--test).")
         tables = {"train": data, "dev": dev, "test": test}
         works = [own_data(tables, text=text, label=label, second=second, key=key, kind=kind)]
     else:
@@ -156,7 +158,7 @@ def _joined(
     for work in works:
         name, settings = work.task.name, chosen[work.task.name]
         if settings.precision == "auto":
-            # Measured once for a folder, as the answer differs from day to day.
+            # One for a folder: where it is measured, the answer differs from day to day.
             known = [task.settings.precision for task in tasks.values()]
             precision = known[0] if known else fastest_precision(pick_device())
             settings = settings.model_copy(update={"precision": precision})

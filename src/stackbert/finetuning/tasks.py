@@ -40,7 +40,7 @@ class Settings(BaseModel):
     max_length: Annotated[int, Field(ge=8)] = 128
     """Tokens of a row, if the model has as many positions; of SQuAD, of a window."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """"auto" is bf16 where this machine multiplies matrices faster in it."""
+    """"auto" is bf16 where the processor has instructions for it."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
     for name in ("budget", "steps", "corpus", "extend", "parent"):
         old, new = getattr(then, name), getattr(asked, name)
         if old != new:
-            differences.append(f"--{name} ({old or 'none'} there, {new or 'none'} here)")
+            option = "the finished run" if name == "parent" else f"--{name}"
+            differences.append(f"{option} ({old or 'none'} there, {new or 'none'} here)")
     if differences:
         raise UserError(
             f"{folder} holds another run. It differs in: {'; '.join(differences)}. Resume with the "
