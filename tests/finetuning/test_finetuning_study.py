@@ -102,7 +102,7 @@ def test_a_stopped_study_keeps_its_runs_and_continues_to_the_same_end(models, ca
 
 def test_a_run_that_diverges_counts_as_guessing_and_is_not_run_again(models, call, tmp_path):
     model = tiny_encoder(seed=1)
-    model.bert.embeddings.LayerNorm.weight.data.fill_(1e38)
+    model.bert.embeddings.LayerNorm.weight.data.fill_(1e36)
     folder, heard = save(tmp_path / "huge", model), Heard()
     row = finetune([models[0], folder], **call).scores.loc[1]
     assert (row["diverged"], row["score"]) == (True, 0.5)

@@ -183,7 +183,7 @@ def test_what_cannot_be_extended_is_a_sentence(finished, tiny_corpus, tmp_path, 
         extend(finished(recipe), by="soon", **call)
     options = ("--corpus", tiny_corpus.folder, "--out", tmp_path / "out", "--extend", "4steps")
     said = stackbert("pretrain", finished(recipe), *options, "--set", "seed=1")
-    assert (said.code, "--extend takes a finished run" in said.err) == (2, True)
+    assert (said.code, "--extend keeps a run's recipe" in said.err) == (2, True)
     assert stackbert("pretrain", finished(recipe), *options).code == 0
     with pytest.raises(UserError, match=r"--extend \(4steps there, 5steps here\)"):
         extend(finished(recipe), by="5steps", **call)
