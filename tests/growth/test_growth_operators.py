@@ -76,9 +76,9 @@ def test_an_operator_of_ones_own_is_known_by_its_name(monkeypatch, capsys):
         Operator("short", lambda old, new: [0]).depth_map(2, 4)
 
 
-@pytest.mark.parametrize("architecture", INDEPENDENT["ARCHITECTURES"], ids=lambda row: row[0])
-def test_fifteen_architectures_grow_tensor_by_tensor_under_every_operator(architecture):
-    """By code that shares nothing with the package."""
+@pytest.mark.parametrize("architecture", INDEPENDENT["ARCHITECTURES"][2::4], ids=lambda row: row[0])
+def test_architectures_grow_tensor_by_tensor_under_every_operator(architecture):
+    """By code that shares nothing with the package; the benchmark takes all fifteen."""
     name, ending, *layout = architecture
     model = INDEPENDENT["trained"](name, ending)
     assert INDEPENDENT["MAPS"].keys() == OPERATORS.keys()
