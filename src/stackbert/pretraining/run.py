@@ -34,9 +34,9 @@ from stackbert.pretraining.record import (
     write_run,
 )
 from stackbert.pretraining.signals import StopRequest
-from stackbert.pretraining.starting import open_start, start_sentences
+from stackbert.pretraining.starting import first_model, start_sentences, started_from
 from stackbert.pretraining.tracking import TRACKERS, open_tracker
-from stackbert.pretraining.trainer import Trainer, recipe_class, recipe_model
+from stackbert.pretraining.trainer import Trainer, recipe_class
 from stackbert.progress import Lines, Progress
 from stackbert.recipe import Recipe
 from stackbert.recipes import differing_fields
@@ -139,7 +139,7 @@ def pretrain(
         start = recipe.start.folder
 
     def request(corpus: Corpus) -> Request:
-        own = recipe if start is None else open_start(recipe, start, corpus)[0]
+        own = recipe if start is None else started_from(recipe, start, corpus)
         return Request(recipe=own, budget=budget, steps=steps, corpus=corpus.fingerprint)
 
     seconds = None if budget is None else parse_duration(budget)
@@ -239,7 +239,7 @@ def _run(
                 state = world.broadcast_object(newest, CheckpointState | None)
                 if state is None:
                     state = CheckpointState(depth=recipe.stages[0].depth)
-                    model, moments = _first_model(recipe, corpus, world), NamedState()
+                    model, moments = first_model(recipe, corpus, world), NamedState()
                 else:
                     for kind, spent in state.seconds.items():
                         watch.seconds[kind] += spent
@@ -347,22 +347,6 @@ def _new_record(
         machine=describe(device),
         matrix_rate=rate,
     )
-
-
-def _first_model(recipe: Recipe, corpus: Corpus, world: World) -> "PreTrainedModel":
-    """At step 0: new, or with the weights that the run starts from, which rank 0 reads."""
-    model = recipe_model(recipe, corpus.vocabulary, recipe.stages[0].depth, seed=recipe.seed)
-    start = recipe.start
-    if start is not None:
-
-        def read() -> dict[str, torch.Tensor]:
-            source = open_start(recipe, start.folder, corpus)[1]
-            return {name: parameter.detach() for name, parameter in source.named_parameters()}
-
-        tensors = world.broadcast(read)
-        for name, parameter in model.named_parameters():
-            parameter.data.copy_(tensors[name])
-    return model
 
 
 def _load(

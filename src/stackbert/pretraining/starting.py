@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
@@ -16,20 +17,19 @@ from stackbert.files import reading, sha256
 from stackbert.growth.grow import find_layers, grow
 from stackbert.model import FAMILIES, model_class
 from stackbert.model_files import longest_row, open_model, quiet_transformers, read_config, seeded
+from stackbert.pretraining.distributed import World
 from stackbert.pretraining.record import MODEL, is_run, read_run
+from stackbert.pretraining.trainer import recipe_model
 from stackbert.recipe import Recipe, StartSpec
 
 # Stored tensors that the class may have no place for: other heads, poolers; no layer, no table.
 _OTHER_HEADS = r"(?!.*(\.\d+\.|embeddings)).*|.*position_ids"
 
 
-def open_start(
-    recipe: Recipe, folder: str | Path, corpus: Corpus
-) -> tuple[Recipe, PreTrainedModel]:
-    """The recipe with the model of a folder in the place of its own, and that model.
+def started_from(recipe: Recipe, folder: str | Path, corpus: Corpus) -> Recipe:
+    """The recipe with the model of a folder in the place of its own.
 
-    The folder is a finished run, or of Hugging Face with a tokenizer. Embeddings get rows for
-    tokens that the corpus' tokenizer has on top of the model's.
+    The folder is a finished run, or of Hugging Face with a tokenizer.
 
     Raises:
         UserError: the folder cannot be opened, or does not fit the recipe or the corpus.
@@ -38,23 +38,7 @@ def open_start(
     place = place / MODEL if is_run(place) else place
     read_config(place)
     check_tokenizer(place, corpus)
-    kind = _masked_lm_class(place, next_sentence=recipe.objective.next_sentence)
-    base, fresh = re.escape(kind.base_model_prefix), list[str]()
-    with seeded(recipe.seed), quiet_transformers():
-        model = open_model(
-            place,
-            kind,
-            may_miss=rf"(?!{base}\.).*|{base}\.pooler\..*",
-            may_ignore=_OTHER_HEADS,
-            missing=fresh,
-        )
-        words: Any = model.get_input_embeddings()
-        if words.num_embeddings < corpus.vocabulary.tokenizer_size:
-            model.resize_token_embeddings(corpus.vocabulary.size)
-    whole: Any = model
-    decoder = whole.get_output_embeddings()
-    if decoder is not None and decoder.weight is not whole.get_input_embeddings().weight:
-        model.config.tie_word_embeddings = False  # whatever the config says: they were stored apart
+    model, fresh = _opened(place, recipe, corpus)
     depth, longest = len(find_layers(model)[1]), recipe.longest_sequence
     if recipe.stages[0].depth != depth:
         raise UserError(
@@ -75,7 +59,7 @@ def open_start(
     weights = "".join(sha256(path) for path in sorted(place.glob("model*.safetensors")))
     start = StartSpec(
         folder=str(place),
-        model=kind.__name__,
+        model=type(model).__name__,
         depth=depth,
         config=json.loads(model.config.to_json_string()),
         sha256=hashlib.sha256(weights.encode()).hexdigest(),
@@ -85,7 +69,46 @@ def open_start(
     given = recipe.start
     if given is not None and given.sha256 not in ("", start.sha256):
         raise UserError(f"{place} holds other weights than when this recipe was written.")
-    return recipe.model_copy(update={"model": None, "start": start}), model
+    return recipe.model_copy(update={"model": None, "start": start})
+
+
+def first_model(recipe: Recipe, corpus: Corpus, world: World) -> PreTrainedModel:
+    """At step 0: new, or with the weights that the run starts from, which rank 0 reads."""
+    model = recipe_model(recipe, corpus.vocabulary, recipe.stages[0].depth, seed=recipe.seed)
+    start = recipe.start
+    if start is not None:
+
+        def read() -> dict[str, Tensor]:
+            source, _ = _opened(Path(start.folder), recipe, corpus)
+            return {name: parameter.detach() for name, parameter in source.named_parameters()}
+
+        tensors = world.broadcast(read)
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(tensors[name])
+    return model
+
+
+def _opened(folder: Path, recipe: Recipe, corpus: Corpus) -> tuple[PreTrainedModel, list[str]]:
+    """A folder's model with a masked-LM head, and the parameters that the seed initialised.
+
+    Embeddings get rows for tokens that the corpus' tokenizer has on top of the model's.
+    """
+    kind = _masked_lm_class(folder, next_sentence=recipe.objective.next_sentence)
+    base, fresh = re.escape(kind.base_model_prefix), list[str]()
+    with seeded(recipe.seed), quiet_transformers():
+        model: Any = open_model(
+            folder,
+            kind,
+            may_miss=rf"(?!{base}\.).*|{base}\.pooler\..*",
+            may_ignore=_OTHER_HEADS,
+            missing=fresh,
+        )
+        if model.get_input_embeddings().num_embeddings < corpus.vocabulary.tokenizer_size:
+            model.resize_token_embeddings(corpus.vocabulary.size)
+    decoder = model.get_output_embeddings()
+    if decoder is not None and decoder.weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False  # whatever the config says: they were stored apart
+    return model, fresh
 
 
 def check_tokenizer(folder: Path, corpus: Corpus) -> None:
