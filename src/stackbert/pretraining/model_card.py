@@ -47,13 +47,13 @@ def model_card(
         for name, rate in read_config(folder).items()
         if "dropout" in name and isinstance(rate, float)
     ]
-    names = [html.escape(source.name.replace("`", "")) for source in manifest.sources]
     sources = "".join(
-        f"- {name}: {source.documents:,} documents, {source.bytes:,} bytes\n"
-        for name, source in zip(names[:20], manifest.sources, strict=False)
+        f"- {html.escape(source.name.replace('`', ''))}: {source.documents:,} documents, "
+        f"{source.bytes:,} bytes\n"
+        for source in manifest.sources[:20]
     )
-    if len(names) > 20:
-        sources += f"- … and {len(names) - 20:,} more\n"
+    if len(manifest.sources) > 20:
+        sources += f"- … and {len(manifest.sources) - 20:,} more\n"
     growth = f" by progressive stacking (Gong et al., ICML 2019; {recipe.growth.rule.name})"
     how = growth if recipe.growth_steps else ""
     # Indented as a whole, which no text of the user's can end as it could end a fence.

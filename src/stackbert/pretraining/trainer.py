@@ -304,7 +304,8 @@ def recipe_class(recipe: Recipe) -> Any:  # noqa: ANN401 (a class of transformer
 def stage_flops(recipe: Recipe, corpus: Corpus) -> list[int]:
     """FLOPs of a training step of each stage, over all processes."""
     plan, flops = training_plan(recipe, corpus), []
-    for index, (stage, first_step) in enumerate(zip(plan.stages, recipe.boundaries, strict=False)):
+    starts = zip(plan.stages, recipe.boundaries[:-1], strict=True)
+    for index, (stage, first_step) in enumerate(starts):
         with torch.device("meta"):
             model = recipe_model(recipe, corpus.vocabulary, stage.depth)
             freeze(model, recipe.frozen_layers(index))
