@@ -62,10 +62,10 @@ def autotune(
     lacks = compiling_lacks(device)
     if recipe.compile is True and lacks:
         raise UserError(f"compile: {lacks}, or set compile to false.")
-    asks = recipe.precision == "auto" or (device.type, recipe.precision) == ("cuda", "bf16")
-    precision = fastest_precision(device) if asks else recipe.precision
-    if recipe.precision == "bf16" and precision != "bf16":
+    on_gpu = device.type == "cuda"
+    if on_gpu and recipe.precision == "bf16" and fastest_precision(device) != "bf16":
         raise UserError("precision: this GPU has no bf16 (Ampere and later have). Set it to auto.")
+    precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
     recipe = recipe.model_copy(update={"precision": precision})
     rate = matrix_rate(device, precision)
     if seconds is None:  # half the matrix rate is right to a factor of two
