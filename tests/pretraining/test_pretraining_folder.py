@@ -145,7 +145,7 @@ def test_a_second_process_on_the_same_run_is_refused(tiny_corpus, finished, tmp_
 def test_a_finished_run_called_again_changes_nothing(tiny_corpus, finished, monkeypatch) -> None:
     run = finished(RECIPE)
     before = content(run)
-    monkeypatch.setattr(run_module, "recipe_model", None)
+    monkeypatch.setattr(run_module, "first_model", None)
     assert pretrain(RECIPE, corpus=tiny_corpus, out=run).loss > 0
     assert content(run) == before
     with pytest.raises(UserError, match="seed"):
