@@ -1,5 +1,6 @@
 """A run that was stopped, killed or that crashed, and is resumed, is the same run to the bit."""
 
+import os
 import shutil
 import signal
 import time
