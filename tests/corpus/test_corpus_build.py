@@ -1,6 +1,8 @@
 """A corpus holds every document once, the same every time, and is whole or not there."""
 
 import json
+import locale
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +50,20 @@ def test_the_same_text_gives_the_same_corpus_and_batches_of_any_size_the_same_fi
     assert contents(again.folder) == contents(corpus.folder)
     assert again.manifest.sources[0].name == "all.txt"
     again.verify()
+
+
+def test_a_turkish_locale_gives_the_same_corpus(corpus, text_file, tmp_path, monkeypatch):
+    """Where I is no capital of i, and Python 3.11's sqlite3 takes an INSERT for something else."""
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    make = ["localedef", "-i", "tr_TR", "-f", "UTF-8", str(tmp_path / "tr_TR.UTF-8")]
+    if shutil.which("localedef") is None or subprocess.run(make, capture_output=True).returncode:
+        pytest.skip("the locale's source is not installed (Debian: locales)")
+    locale.setlocale(locale.LC_CTYPE, "tr_TR.UTF-8")
+    try:
+        again = build_corpus(tmp_path / "out", text=[text_file], vocab_size=256, validation=0.1)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, "")
+    assert contents(again.folder) == contents(corpus.folder)
 
 
 def test_a_document_s_side_depends_on_its_text_alone(corpus, documents, build, document_ids):

@@ -296,3 +296,6 @@ def test_a_tokenizer_without_the_tokens_needed_is_refused_naming_them(tmp_path):
         load_tokenizer(plain(tmp_path / "t", ["<s>", "</s>"]))
     with pytest.raises(UserError, match=r"no cls_token or bos_token, no sep_token or eos_token"):
         load_tokenizer(plain(tmp_path / "u", ["<mask>", "<pad>"]))
+    model = models.WordLevel(unk_token="<none>")  # found out by the first word that is unknown
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read: .*Missing"):
+        load_tokenizer(saved(tmp_path / "v", model, pre_tokenizers.Whitespace(), PROSE))

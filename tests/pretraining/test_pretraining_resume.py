@@ -1,5 +1,6 @@
 """A run that was stopped, killed or that crashed, and is resumed, is the same run to the bit."""
 
+import os
 import shutil
 import signal
 import time
@@ -115,6 +116,11 @@ def test_a_signal_is_noted_and_a_second_one_a_second_later_stops_at_once(monkeyp
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def close_to_others() -> None:
+    """For a child: its files are for its user alone."""
+    os.umask(0o077)
+
+
 def killed_in(module: object, name: str, turn: int = 1) -> Callable[[], None]:
     """For a child: SIGKILL instead of the call of this number to a function."""
 
@@ -164,12 +170,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tiny_corpus, finished, 
     run = tmp_path / "run"
     command = pretrain_command(recipe, tiny_corpus, tmp_path)
     for moment, prepare in KILLS.items():
-        child = Child(tmp_path / "said.txt", prepare, command_line(*command))
+        child = Child(tmp_path / "said.txt", close_to_others, prepare, command_line(*command))
         assert child.wait() == -signal.SIGKILL, f"{moment}: {child.output}"
         assert all(read_checkpoint(folder) for folder in checkpoints(run).values())
-    last = Child(tmp_path / "said.txt", command_line(*command))
+    last = Child(tmp_path / "said.txt", close_to_others, command_line(*command))
     assert last.wait() == 0, last.output
     assert f"resuming at step {TOTAL}" in last.output
     assert outcome(run) == outcome(finished(recipe))
     assert (run / "recipe.yaml").read_text() == recipe.to_yaml()
     assert not list(run.rglob("*.partial"))
+    modes = {path.stat().st_mode & 0o077 for path in run.rglob("*")}
+    assert modes == {0}, "every file follows the umask"

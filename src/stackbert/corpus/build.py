@@ -249,8 +249,9 @@ def _seen(path: Path) -> Iterator[Callable[[bytes], bool]]:
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;"
             "CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID; BEGIN;"
         )
-        insert = "INSERT OR IGNORE INTO seen VALUES (?)"
-        yield lambda digest: table.execute(insert, (digest,)).rowcount > 0
+        # Not `rowcount`: in Turkish, where I is the capital of ı, Python 3.11 knows no INSERT.
+        insert = "INSERT OR IGNORE INTO seen VALUES (?) RETURNING 1"
+        yield lambda digest: table.execute(insert, (digest,)).fetchone() is not None
     except sqlite3.OperationalError as error:
         raise OSError(errno.ENOSPC, str(error), str(path)) from error
     finally:
