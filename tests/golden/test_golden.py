@@ -171,7 +171,10 @@ LEDGER = {
 
 @pytest.mark.parametrize("name", inputs.RUNS)
 def test_a_run_has_the_same_losses_and_weights(corpora, tmp_path, name: str) -> None:
+    libraries = [each["libraries"] for each in (inputs.fingerprint(), EXPECTED["fingerprint"])]
     recipe = parse_recipe(inputs.RUNS[name], "golden")
+    if recipe.model_type == "modernbert" and libraries[0]["torch"] != libraries[1]["torch"]:
+        pytest.skip("truncated normal weights, which versions of torch draw differently")
     sb.pretrain(recipe, corpus=corpora["main"], out=tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows, model = [json.loads(line) for line in lines], tmp_path / "run" / "model"
