@@ -23,8 +23,8 @@ from stackbert.pretraining.ledger import read_ledger
 from stackbert.recipes import load_recipe
 
 SETTINGS = (
-    *("batch.sequences=16", "schedule.warmup_steps=50", "evaluation.sequences=512"),
-    *("checkpoint.every_minutes=2", "compile=false"),
+    *("batch.sequences=8", "schedule.warmup_steps=50", "evaluation.sequences=256"),
+    *("evaluation.every_steps=250", "checkpoint.every_minutes=2", "compile=false"),
 )
 """The recipe is small-cpu's but for these."""
 NOTES = (
