@@ -38,8 +38,8 @@ def started_from(recipe: Recipe, folder: str | Path, corpus: Corpus, run: Path) 
     place, given = Path(folder).resolve(), recipe.start.sha256 if recipe.start else ""
     if is_run(run) and any((run / CHECKPOINTS).glob("step-????????")):
         begun = read_run(run).request.recipe.start
-        is_same = begun and Path(begun.folder) in (place, place / MODEL)
-        if is_same and given in ("", begun.sha256):
+        names = (place, place / MODEL)
+        if begun and given in ("", begun.sha256) and Path(begun.folder) in names:
             return recipe.model_copy(update={"model": None, "start": begun})
     place = place / MODEL if is_run(place) else place
     read_config(place)
