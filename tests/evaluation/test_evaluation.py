@@ -80,6 +80,7 @@ def test_a_run_is_its_checkpoints_and_has_a_page(finished, data, stackbert, tmp_
     [
         ("a.tsv", "uid\tgood\n1\tx\n", "holds no test"),
         ("a.train.tsv", "a\tX\nb\tX\nc\tX\n", "a.test.tsv does not exist"),
+        ("a.test.tsv", "a\tX\nb\tX\nc\tX\n", "a.train.tsv does not exist"),
         ("a.train.tsv", "a\nb\nc\n", "Each line is a word, a tab and its tag"),
         ("a.tsv", "split\tlabel\tsentence\ntrain\t1\tx\n", "too few rows"),
     ],

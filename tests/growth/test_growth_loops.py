@@ -75,8 +75,12 @@ def test_state_groups_and_schedule_go_with_the_parameters(kind, depth, policy, t
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("example", ["own_loop", "trainer_growth", "accelerate_growth"])
+@pytest.mark.parametrize(
+    "example", ["own_loop", "trainer_growth", "accelerate_growth", "lightning_growth"]
+)
 def test_the_examples_train_on_through_a_growth_without_a_jump(example, capsys) -> None:
+    if example == "lightning_growth":
+        pytest.importorskip("lightning")
     runpy.run_path(str(EXAMPLES / f"{example}.py"))
     found = re.findall(r"step (\d+): depth (\d), loss ([\d.]+)", capsys.readouterr().out)
     losses = {depth: [float(loss) for _, d, loss in found if d == depth] for depth in "24"}

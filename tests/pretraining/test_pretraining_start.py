@@ -44,7 +44,7 @@ def encoder(kind="bert", depth=2, **fields):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_run_starts_where_the_model_was_and_is_resumed_to_the_bit(
+def test_a_run_starts_where_the_model_was_and_is_resumed_to_the_bit_without_it(
     kind, save, tiny_corpus, tmp_path
 ) -> None:
     source = save(encoder(kind, seed=7))  # not the seed of the run
@@ -61,6 +61,7 @@ def test_a_run_starts_where_the_model_was_and_is_resumed_to_the_bit(
     assert (type(grown), grown.config.num_hidden_layers) == (type(model), 4)
 
     break_off(RECIPE, corpus=tiny_corpus, out=tmp_path / "again", start=source, at=6)
+    shutil.rmtree(source)
     pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "again", start=source)
     assert outcome(tmp_path / "again") == outcome(result.folder)
 
@@ -77,9 +78,10 @@ def test_another_start_is_refused_and_the_runs_recipe_repeats_it(
     assert outcome(tmp_path / "repeated") == outcome(run)
     with pytest.raises(UserError, match=r"--from \(.*source, \w+ there, none here\)"):
         pretrain(RECIPE, corpus=tiny_corpus, out=run)
+    break_off(RECIPE, corpus=tiny_corpus, out=tmp_path / "begun", start=source, at=2)
     save(encoder(seed=1))
     with pytest.raises(UserError, match=r"differs in: --from \(.* there, .* here\)\. Resume"):
-        pretrain(RECIPE, corpus=tiny_corpus, out=run, start=source)
+        pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "begun", start=source)
     with pytest.raises(UserError, match="other weights than when this recipe was written"):
         pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "new")
 
@@ -120,7 +122,7 @@ def test_a_model_without_a_head_gets_one_and_the_card_tells_the_whole_story(
         "A `electra` encoder of 4 layers, pre-trained with",
         "Started from `bare x`: ElectraForMaskedLM, 2 layers",
         "Trained as `tiny`: 2 → 4 layers by stack, 8 steps",
-        "Started from `model`: ElectraForMaskedLM, 4 layers",
+        "Started from `first`: ElectraForMaskedLM, 4 layers",
     ):
         assert part in " ".join(card.split())
     assert str(tmp_path) not in card

@@ -68,11 +68,11 @@ def read_tests(data: Path, *, train: int, test: int, pairs: int) -> tuple[list[T
         if not path.is_file() or any(folder in path.parents for folder in corpora):
             continue
         name, _, split = path.stem.rpartition(".")
-        if path.suffix in (".tsv", ".conll") and split in ("train", "dev", "test"):
-            if split == "train":
-                learned = _sample(list(_tagged(path)), train)
-                asked = _sample(list(_tagged(path.with_name(f"{name}.test{path.suffix}"))), test)
-                tests.append(Test(name, "words", asked, learned))
+        if name and path.suffix in (".tsv", ".conll") and split in ("train", "dev", "test"):
+            learn, ask = (path.with_name(f"{name}.{s}{path.suffix}") for s in ("train", "test"))
+            if path == learn or (path == ask and not learn.exists()):
+                learned = _sample(list(_tagged(learn)), train)
+                tests.append(Test(name, "words", _sample(list(_tagged(ask)), test), learned))
             continue
         if ".txt" in path.suffixes:
             documents = (text for file in open_files(path)[0] for text in file.documents())

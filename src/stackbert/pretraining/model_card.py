@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from stackbert.batches.batches import data_sentences, validation_entropy
 from stackbert.corpus.store import Corpus
 from stackbert.model_files import open_tokenizer, read_config
+from stackbert.pretraining.starting import source_name
 from stackbert.recipe import Recipe
 
 
@@ -32,7 +33,7 @@ def model_card(
     tags = ["stackbert", "progressive-stacking", recipe.model_type]
     if recipe.start is not None:  # no path of the machine that trained it, and no whole config
         config = {"model_type": recipe.model_type}
-        short = {"folder": Path(recipe.start.folder).name, "config": config}
+        short = {"folder": source_name(recipe.start), "config": config}
         recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update=short)})
     header = ModelCardData(
         language=[code.strip() for code in manifest.language.split(",") if code.strip()] or None,

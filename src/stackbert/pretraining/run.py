@@ -139,7 +139,7 @@ def pretrain(
         start = recipe.start.folder
 
     def request(corpus: Corpus) -> Request:
-        own = recipe if start is None else started_from(recipe, start, corpus)
+        own = recipe if start is None else started_from(recipe, start, corpus, Path(out))
         return Request(recipe=own, budget=budget, steps=steps, corpus=corpus.fingerprint)
 
     seconds = None if budget is None else parse_duration(budget)

@@ -18,7 +18,7 @@ from stackbert.growth.grow import find_layers, grow
 from stackbert.model import FAMILIES, model_class
 from stackbert.model_files import longest_row, open_model, quiet_transformers, read_config, seeded
 from stackbert.pretraining.distributed import World
-from stackbert.pretraining.record import MODEL, is_run, read_run
+from stackbert.pretraining.record import CHECKPOINTS, MODEL, is_run, read_run
 from stackbert.pretraining.trainer import recipe_model
 from stackbert.recipe import Recipe, StartSpec
 
@@ -26,15 +26,21 @@ from stackbert.recipe import Recipe, StartSpec
 _OTHER_HEADS = r"(?!.*(\.\d+\.|embeddings)).*|.*position_ids"
 
 
-def started_from(recipe: Recipe, folder: str | Path, corpus: Corpus) -> Recipe:
+def started_from(recipe: Recipe, folder: str | Path, corpus: Corpus, run: Path) -> Recipe:
     """The recipe with the model of a folder in the place of its own.
 
-    The folder is a finished run, or of Hugging Face with a tokenizer.
+    The folder is a finished run, or of Hugging Face with a tokenizer. Once `run` has a checkpoint
+    of its own, the folder may be gone, or hold another model.
 
     Raises:
         UserError: the folder cannot be opened, or does not fit the recipe or the corpus.
     """
-    place = Path(folder).resolve()
+    place, given = Path(folder).resolve(), recipe.start.sha256 if recipe.start else ""
+    if is_run(run) and any((run / CHECKPOINTS).glob("step-????????")):
+        begun = read_run(run).request.recipe.start
+        names = (place, place / MODEL)
+        if begun and given in ("", begun.sha256) and Path(begun.folder) in names:
+            return recipe.model_copy(update={"model": None, "start": begun})
     place = place / MODEL if is_run(place) else place
     read_config(place)
     check_tokenizer(place, corpus)
@@ -66,8 +72,7 @@ def started_from(recipe: Recipe, folder: str | Path, corpus: Corpus) -> Recipe:
         fresh=tuple(fresh),
         history=_history(place),
     )
-    given = recipe.start
-    if given is not None and given.sha256 not in ("", start.sha256):
+    if given not in ("", start.sha256):
         raise UserError(f"{place} holds other weights than when this recipe was written.")
     return recipe.model_copy(update={"model": None, "start": start})
 
@@ -131,13 +136,20 @@ def check_tokenizer(folder: Path, corpus: Corpus) -> None:
 def start_sentences(start: StartSpec) -> list[str]:
     """What a run started from, and what is known of that, for people and for the model card."""
     found = [
-        f"Started from `{Path(start.folder).name.replace('`', '')}`: {start.model}, "
-        f"{start.depth} layers, weights `{start.sha256[:16]}`."
+        f"Started from `{source_name(start)}`: {start.model}, {start.depth} layers, weights "
+        f"`{start.sha256[:16]}`."
     ]
     if start.fresh:
         parts = {name.partition(".")[0] for name in start.fresh}
         found.append(f"It had no weights for {', '.join(sorted(parts))}: these began at random.")
     return [*start.history, *found]
+
+
+def source_name(start: StartSpec) -> str:
+    """What people call the folder: of a run's final model, the run."""
+    place = Path(start.folder)
+    place = place.parent if start.history and place.name == MODEL else place
+    return place.name.replace("`", "")
 
 
 def _masked_lm_class(folder: Path, *, next_sentence: bool) -> type[PreTrainedModel]:
@@ -167,8 +179,9 @@ def _history(folder: Path) -> tuple[str, ...]:
     step = re.search(r"step-(\d{8})$", folder.name)
     done = int(step[1]) if step else recipe.total_steps
     depths = dict.fromkeys(stage.depth for stage in recipe.stages[: recipe.stage_index(done) + 1])
+    how = f" by {recipe.growth.rule.name}" if len(depths) > 1 else ""
     return (
         *(start_sentences(before) if before else ()),
-        f"Trained as `{recipe.name}`: {' → '.join(map(str, depths))} layers by "
-        f"{recipe.growth.rule.name}, {done:,} steps, corpus `{record.request.corpus[:16]}`.",
+        f"Trained as `{recipe.name}`: {' → '.join(map(str, depths))} layers{how}, {done:,} steps, "
+        f"corpus `{record.request.corpus[:16]}`.",
     )
