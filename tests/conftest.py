@@ -1,5 +1,7 @@
 """Corpora, finished runs and a command line that tests share; hypothesis without a clock."""
 
+import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,12 +14,16 @@ from hypothesis import settings
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import Corpus
 from stackbert.corpus.tokenizer import Vocabulary
+from stackbert.pretraining import autotune
 from stackbert.pretraining.run import pretrain
 from stackbert.recipe import Recipe
 
 # Shared machines are slow now and then; a test must not fail for it.
 settings.register_profile("stackbert", deadline=None, max_examples=50)
 settings.load_profile("stackbert")
+
+autotune.matrix_rate = functools.cache(autotune.matrix_rate)  # measured once a session
+os.fsync = lambda _: None  # no test can cut the power, and a tiny run would wait for 16 of them
 
 
 @pytest.fixture(scope="session")

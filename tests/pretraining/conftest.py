@@ -1,15 +1,10 @@
 """One thread of the CPU for every run, so that all of them round in the same way."""
 
-import functools
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 import torch
-
-from stackbert.pretraining import autotune
-
-autotune.matrix_rate = functools.cache(autotune.matrix_rate)  # measured once a session
 
 
 @pytest.hookimpl(wrapper=True)
