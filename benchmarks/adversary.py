@@ -264,16 +264,11 @@ def restrict(draw: random.Random) -> None:
 
 NAMES = [
     *("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGTERM,SIGTERM,SIGINT", "SIGSTOP,SIGCONT"),
-    *(
-        "compare:SIGKILL",
-        "compare:SIGTERM",
-        "ranks:SIGKILL",
-        "ranks:SIGTERM",
-        "ranks:SIGSTOP,SIGCONT",
-        "corpus/*/*.bin",
-    ),
-    *("corpus/tokenizer/*", "run/checkpoints/step-????????/*", "run/metrics.jsonl", "run/r*.*"),
-    *("full-disk", "clock-set-back", "second-process", "umask", "closed-pipe", "limits"),
+    *("compare:SIGKILL", "compare:SIGTERM"),
+    *("ranks:SIGKILL", "ranks:SIGTERM", "ranks:SIGSTOP,SIGCONT"),
+    *("corpus/*/*.bin", "corpus/tokenizer/*", "run/checkpoints/step-????????/*"),
+    *("run/metrics.jsonl", "run/r*.*", "full-disk", "clock-set-back", "second-process"),
+    *("umask", "closed-pipe", "limits"),
 ]
 LIMITS = {"umask": lambda draw: os.umask(0o077), "closed-pipe": close_output, "limits": restrict}
 
