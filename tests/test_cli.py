@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import weakref
 
 import pytest
 
@@ -177,12 +179,32 @@ def test_a_wrong_command_line_is_exit_code_2_with_a_hint(stackbert) -> None:
         assert (done.code, "--help" in done.err, "Traceback" in done.err) == (2, True, False)
 
 
+def again_while_it_is_said(number: int) -> None:
+    write = sys.stderr.write
+
+    def interrupted(text: str) -> int:
+        signal.raise_signal(number)
+        return write(text)
+
+    sys.stderr.write = interrupted
+    signal.raise_signal(number)
+
+
+def in_a_callback(number: int) -> None:
+    tired = type("Tired", (), {})()
+    reference = weakref.ref(tired, lambda _: signal.raise_signal(number))
+    del tired  # Python prints what a callback raises, and goes on
+    time.sleep(9.0)
+    assert reference() is None
+
+
+@pytest.mark.parametrize("way", [signal.raise_signal, again_while_it_is_said, in_a_callback])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_in_a_measurement_is_one_sentence_and_nothing_is_left(
-    name, stackbert, tiny_corpus, tmp_path, monkeypatch
+    name, way, stackbert, tiny_corpus, tmp_path, monkeypatch
 ) -> None:
     number = signal.Signals[name]
-    monkeypatch.setattr(run_module, "autotune", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(run_module, "autotune", lambda *_, **__: way(number))
     done = stackbert(*pretrain_command(tiny_recipe(), tiny_corpus, tmp_path))
     said = f"stackbert: Stopped by {name}. Run the same command again.\n"
     assert (done.code, done.err) == (128 + number, said)
