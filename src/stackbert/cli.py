@@ -31,7 +31,9 @@ Set = Annotated[
     list[str] | None,
     Option("--set", help="Override a field: model.hidden_size=256, stages.0.steps=9."),
 ]
-Budget = Annotated[str | None, Option(help="Scale the stages to this time, measured: 30m, 1.5h.")]
+Budget = Annotated[
+    str | None, Option(help="Scale to this time (30m, 1.5h), start-up and measuring on top.")
+]
 Steps = Annotated[int | None, Option(min=1, help="Scale the stages to this many steps in all.")]
 Corpus = Annotated[Path, Option(help="From 'stackbert corpus'.")]
 NewFolder = Annotated[Path, Argument(help="Folder to make; must not exist.")]
@@ -150,10 +152,12 @@ def plan(
 
     Example: stackbert plan bert-base --device H200 --price 3
     """
+    from stackbert.corpus.store import open_corpus
     from stackbert.planner import plan as plan_run
     from stackbert.recipes import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
+    opened = open_corpus(corpus) if corpus else None
     if device == "here":
         echo("measuring seconds per step at every depth …", err=True)
     planned = plan_run(
@@ -161,7 +165,7 @@ def plan(
         device=device,
         budget=budget,
         steps=steps,
-        corpus=corpus,
+        corpus=opened,
         vocab_size=vocab_size,
         mfu=mfu,
         price=price,
@@ -300,7 +304,7 @@ def compare(
 
 @app.command()
 def grow(
-    source: Annotated[Path, Argument(help="A Hugging Face checkpoint folder.")],
+    source: Annotated[Path, Argument(help="A Hugging Face checkpoint folder, or a run.")],
     destination: NewFolder,
     depth: Annotated[int | None, Option(help="Layers of the new model.")] = None,
     operator: Annotated[str, Option(help="A growth operator (docs/operators).")] = "stack",
@@ -314,8 +318,11 @@ def grow(
     Example: stackbert grow bert-6 bert-12 --depth 12 --operator stack
     """
     from stackbert.growth.folder import grow_folder
+    from stackbert.pretraining.record import final_model
 
-    grown = grow_folder(source, destination, depth, operator, seed, rebalance=rebalance)
+    grown = grow_folder(
+        final_model(source), destination, depth, operator, seed, rebalance=rebalance
+    )
     how = "rebalancing" if depth is None else operator
     echo(
         f"{destination}: a {type(grown).__name__} of {grown.config.num_hidden_layers} layers "
@@ -422,7 +429,10 @@ def finetune(
             kind=kind,
             progress=progress,
         )
-    _show(result, [result.summary(), *result.verdict()], as_json, out)
+    lines = [result.summary(), *result.verdict()]
+    if not any(record.settings.save for record in result.tasks.values()):
+        lines.append("The models were not kept; --set save=true keeps them, in a new folder.")
+    _show(result, lines, as_json, out)
 
 
 @app.command()

@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import pipeline
 
-from stackbert.batches.batches import validation_entropy
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import MANIFEST, open_corpus
 from stackbert.errors import need
@@ -57,11 +56,6 @@ def run_demo(
     )
     result = pretrain(recipe, corpus=corpus, out=out / "run", progress=progress)
     say(result.table())
-    entropy = validation_entropy(recipe, built)
-    say(
-        f"Validation loss {result.loss:.3f} nats, {entropy - result.loss:.3f} below that of a "
-        f"model that knows word frequencies alone ({entropy:.3f}, the unigram entropy)."
-    )
     say("\nWhat the model fills in, through transformers' own pipeline:")
     for line in fill_masks(result.model_folder):
         say(f"  {line}")

@@ -95,6 +95,7 @@ def test_ctrl_c_sigterm_and_sighup_save_and_exit_with_128_and_their_number(
             "same command again to resume.\n"
         )
         assert max(checkpoints(run)) == step
+        assert (run / "log.txt").read_text().endswith(done.err.removeprefix("stackbert: "))
     done = stackbert(*command)
     assert (done.code, "resuming at step 7 of 8" in done.err) == (0, True)
     assert outcome(run) == outcome(finished(recipe))

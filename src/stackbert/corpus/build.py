@@ -194,7 +194,7 @@ def _require(training: int, held_out: int) -> None:
         raise UserError(
             f"Of the text's {training + held_out:,} documents {training:,} fall to the training "
             f"side and {held_out:,} to the validation side, and both need one. Give more text or "
-            "change the validation fraction (--validation). In .txt files a blank line separates "
+            "hold out a larger share (--validation 0.1, say). In .txt files a blank line separates "
             "documents."
         )
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from stackbert.batches.batches import data_sentences
+from stackbert.batches.batches import data_sentences, validation_entropy
 from stackbert.corpus.store import Corpus, open_corpus
-from stackbert.errors import UserError
+from stackbert.errors import Interrupted, RunError, UserError
 from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import describe, gpu_settings, keep_memory, pick_device, synchronise
 from stackbert.model_files import read_config, save_model
@@ -263,6 +263,10 @@ def _run(
                 if run.ledger is not None:
                     run.ledger.check_place()  # a folder that is gone explains either
                 raise
+            except (Interrupted, RunError) as error:
+                if world.is_main:  # the screen hears it from the command
+                    Lines(folder / LOG).say(str(error))
+                raise
         if recipe.tail_average:
             trainer.swap_average()
         weights = trainer.parallel.full_weights()
@@ -280,6 +284,13 @@ def _run(
                 )
                 card = model_card(recipe, corpus, origin, stages, record.machine, place)
                 (place / "README.md").write_text(card, encoding="utf-8")
+            loss, entropy = at.last_loss, validation_entropy(recipe, corpus)
+            if loss is not None and not recipe.objective.next_sentence:
+                side = "below" if loss <= entropy else "above"
+                progress.say(
+                    f"Validation loss {loss:.3f} nats, {abs(entropy - loss):.3f} {side} that of a "
+                    f"model that knows word frequencies alone ({entropy:.3f}, the unigram entropy)."
+                )
         return world.broadcast_object(lambda: _result(folder), RunResult)
 
 
