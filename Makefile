@@ -12,14 +12,12 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)
 	$(PY) -m stackbert demo --out demo
 
-# One thread a test process: the processes share the cores instead of fighting for them. mypy, which
-# has one, runs beside them.
+# One thread a test process: the processes share the cores instead of fighting for them.
 test: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy & types=$$!; \
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n auto --dist worksteal; \
-	suite=$$?; wait $$types && exit $$suite
+	$(PY) -m mypy
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n auto --dist worksteal
 
 docs: $(INSTALLED)
 	$(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'

@@ -12,7 +12,7 @@ import torch
 
 from stackbert.batches.batches import data_sentences, validation_entropy
 from stackbert.corpus.store import Corpus, open_corpus
-from stackbert.errors import Interrupted, RunError, UserError
+from stackbert.errors import Interrupted, UserError
 from stackbert.files import locked, new_folder, reading, writing
 from stackbert.machine import describe, gpu_settings, keep_memory, pick_device, synchronise
 from stackbert.model_files import read_config, save_model
@@ -263,7 +263,7 @@ def _run(
                 if run.ledger is not None:
                     run.ledger.check_place()  # a folder that is gone explains either
                 raise
-            except (Interrupted, RunError) as error:
+            except Interrupted as error:
                 if world.is_main:  # the screen hears it from the command
                     Lines(folder / LOG).say(str(error))
                 raise
