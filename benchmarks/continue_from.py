@@ -1,10 +1,10 @@
-"""What growth is worth to who has a model already: deepened and trained on, or only trained on.
+"""Does it pay to deepen a model that you already have? Grown and trained on, or only trained on.
 
     python benchmarks/continue_from.py MODEL --corpus CORPUS --data TESTS --out OUT
 
 The model is trained on at its own depth first, so that one without a masked-LM head learns it. From
 there on, in the same schedule: twice the depth by each operator, and the unchanged depth for as
-many processor seconds. The same command goes on where it was stopped.
+many processor seconds. Run the same command again to resume.
 """
 
 import argparse
