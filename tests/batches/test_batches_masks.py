@@ -1,7 +1,5 @@
 """What is masked, how often and with what."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
@@ -21,7 +19,7 @@ from batches_helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stackbert.batches.batches import IGNORED, Batch, BatchPlan
+from stackbert.batches.batches import IGNORED, BatchPlan
 from stackbert.corpus.tokenizer import Vocabulary
 
 
@@ -37,17 +35,12 @@ def test_the_masked_count_is_exact_in_every_row_and_batch(stage, tokens, pairs, 
         assert batches.masked_rows(step) == (stage.sequences, stage.sequences * expected)
 
 
-def factbook_batches(corpus, *, pairs=False, steps=20) -> list[Batch]:
-    stage = shape(steps, 32, 128, 0.3)
-    batches = BatchPlan(corpus.train, corpus.vocabulary, [stage], seed=1, next_sentence=pairs)
-    return [batches.batch(step) for step in range(steps)]
-
-
 @pytest.mark.parametrize("pairs", [False, True])
 def test_special_tokens_are_never_masked_nor_put_in(factbook_corpus, pairs):
-    words = factbook_corpus.vocabulary
+    words, stage = factbook_corpus.vocabulary, shape(20, 32, 128, 0.3)
+    made = BatchPlan(factbook_corpus.train, words, [stage], seed=1, next_sentence=pairs)
     in_rows = 0
-    for batch in factbook_batches(factbook_corpus, pairs=pairs):
+    for batch in map(made.batch, range(20)):
         assert (batch.labels_BK >= 0).all()
         assert not np.isin(batch.labels_BK, words.special).any()
         original = unmasked(batch)
@@ -75,38 +68,26 @@ def test_a_row_of_few_ordinary_tokens_masks_those_and_counts_no_others():
     assert np.isin(ignored, (CLS, SEP)).all()
 
 
-def test_masks_are_80_10_10(factbook_corpus):
-    words = factbook_corpus.vocabulary
-    batches = factbook_batches(factbook_corpus, steps=60)
-    labels = torch.cat([batch.labels_BK.flatten() for batch in batches]).numpy()
-    put = torch.cat([b.input_ids_BS.gather(1, b.columns_BK).flatten() for b in batches]).numpy()
-    ordinary = words.tokenizer_size - len(words.special)
-    masked, kept = put == words.mask, put == labels
-    n = len(labels)
-    assert n > 70_000
-    for found, share in (
-        (masked, 0.8),
-        (kept, 0.1 + 0.1 / ordinary),  # a drawn token may be the one that was there
-        (~masked & ~kept, 0.1 - 0.1 / ordinary),
-    ):
-        assert abs(found.sum() - n * share) < 5 * np.sqrt(n * share * (1 - share))
-    drawn = Counter(put[~masked & ~kept].tolist())
-    mean = (~masked & ~kept).sum() / ordinary
-    squares = sum(
-        (drawn[i] - mean) ** 2 / mean for i in range(words.tokenizer_size) if i not in words.special
-    )
-    assert abs(squares - ordinary) < 5 * np.sqrt(2 * ordinary)
-
-
-@pytest.mark.parametrize(("kept", "random"), [(0.0, 0.0), (0.05, 0.0), (0.0, 0.5), (0.5, 0.25)])
-def test_other_shares_are_kept_and_replaced_if_asked(kept, random):
-    made = plan(numbered(9000), shape(9, 500, 66), kept_rate=kept, random_rate=random)
-    batch = made.batch(0)
+@pytest.mark.parametrize(
+    ("shares", "kept", "replaced"),
+    [
+        ({}, 0.1, 0.1),
+        ({"kept_rate": 0.0, "random_rate": 0.0}, 0.0, 0.0),
+        ({"kept_rate": 0.5, "random_rate": 0.25}, 0.5, 0.25),
+    ],
+)
+def test_masks_are_80_10_10_or_as_asked_and_any_token_may_be_put_in(shares, kept, replaced):
+    tokens = 300
+    batch = plan(numbered(tokens), shape(1, 5000, 66), **shares).batch(0)
     put, labels = batch.input_ids_BS.gather(1, batch.columns_BK), batch.labels_BK
-    for found, share in ((put == MASK, 1.0 - kept - random), (put == labels, kept)):
-        # Of the drawn tokens one in 9,000 is the one that was there.
+    chance = replaced / tokens  # that a drawn token is the one that was there
+    for found, share in ((put == MASK, 1 - kept - replaced), (put == labels, kept + chance)):
         noise = 5 * np.sqrt(share * (1 - share) / labels.numel())
-        assert abs(found.double().mean() - share) <= noise + 0.001 * random
+        assert abs(found.double().mean() - share) <= noise
+    drawn = put[(put != MASK) & (put != labels)] - FIRST
+    counts = torch.bincount(drawn, minlength=tokens).double()
+    squares = ((counts - counts.mean()) ** 2).sum() / max(1, counts.mean())
+    assert abs(squares - tokens * bool(replaced)) <= 5 * np.sqrt(2 * tokens)
 
 
 @given(stage=shapes, seed=seeds)
