@@ -139,7 +139,7 @@ def test_the_page_says_what_was_found_and_draws_it(found, tmp_path):
     page = attention.page(tmp_path)
     assert page.verdict[1:] == tuple(statements(found))
     charts = [part for part in page.parts if isinstance(part, Chart)]
-    assert len(charts) == 5
+    assert len(charts) == 4
     json.dumps([chart.spec for chart in charts])
     tables = {part.title: part.frame for part in page.parts if isinstance(part, Table)}
     assert len(tables["Across growth"]) == 18

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from stackbert.attention.likeness import Contrast
-from stackbert.attention.measure import measure_attention, read_attention
+from stackbert.attention.measure import (
+    MIN_TOKENS,
+    measure_attention,
+    read_attention,
+    sample_sentences,
+)
 from stackbert.attention.statements import statements
-from stackbert.attention.subject import MIN_TOKENS, sample_sentences
 from stackbert.errors import UserError
 from stackbert.growth.grow import grow
 from tiny_encoders import tiny_encoder, word_tokenizer

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from stackbert.attention.likeness import divergences
 from stackbert.attention.maps import SentenceMaps
-from stackbert.attention.subject import Observed
+from stackbert.attention.measures import Observed
 from stackbert.batches.randomness import derive_key
 from stackbert.errors import UserError
 from stackbert.growth.grow import Growth, grow_with_origins

@@ -4,6 +4,7 @@
 """
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,17 +17,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackbert.attention.growth import find_growths, observe_growth
 from stackbert.attention.likeness import SENTENCES, Contrast, contrast, divergences
-from stackbert.attention.subject import observe, open_subject, sample_sentences
+from stackbert.attention.measures import observe
+from stackbert.corpus.sentences import split_sentences
+from stackbert.corpus.text import open_files
 from stackbert.errors import UserError
 from stackbert.files import Record, reading, refuse_foreign, writing
-from stackbert.model_files import open_tokenizer, random_twin
-from stackbert.pretraining.record import final_model, is_run
+from stackbert.model_files import open_encoder, open_tokenizer, random_twin
+from stackbert.pretraining.record import final_model, is_run, model_name
 from stackbert.progress import Progress
 from stackbert.tables import Frame, Tables
 from stackbert.units import counted
 
 ATTENTION = "attention.json"
 ARRAYS = "attention.npz"
+MIN_TOKENS = 12  # with special ones; in shorter sentences every token is near every other
 
 
 class AttentionResult(Record, Tables):
@@ -80,6 +84,53 @@ def read_attention(folder: str | Path) -> AttentionResult:
     path = Path(folder) / ARRAYS
     with reading(path, "Run stackbert attention again."), np.load(path) as file:
         return result.model_copy(update={"arrays": dict(file)})
+
+
+def open_subject(
+    model: str | Path | PreTrainedModel,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Open a Hugging Face folder or a run's final model, or take a model; give its name, too."""
+    if isinstance(model, str | Path):
+        folder = final_model(Path(model))
+        name, tokenizer = model_name(folder), folder if tokenizer is None else tokenizer
+        model = open_encoder(folder)
+    else:
+        name = Path(model.config.name_or_path or type(model).__name__).name
+    if tokenizer is None:
+        raise UserError("A model passed as an object needs tokenizer=, an object or a folder.")
+    if isinstance(tokenizer, str | Path):
+        tokenizer = open_tokenizer(Path(tokenizer))
+    return model, tokenizer, name
+
+
+def sample_sentences(
+    text: str | Path, tokenizer: PreTrainedTokenizerBase, count: int, *, seed: int = 0
+) -> list[str]:
+    """At most `count` of a text's sentences of at least `MIN_TOKENS` tokens, in random order.
+
+    Those with the smallest hashes of seed and words are taken: a sentence that occurs twice counts
+    once, and one pass in bounded memory is enough.
+    """
+    salt = seed.to_bytes(8, "little", signed=True)
+    found: dict[bytes, str] = {}
+    highest = b""  # of the hashes that may still be among the smallest; empty if any may
+    for document in (text for file in open_files(text)[0] for text in file.documents()):
+        for words in map(str.split, split_sentences(document.strip())):
+            sentence = " ".join(words)
+            digest = hashlib.blake2b(sentence.encode(), digest_size=8, key=salt).digest()[::-1]
+            if digest in found or (highest and digest > highest):
+                continue
+            # Tokenising takes most of the time, so it comes last.
+            ids = tokenizer(sentence, truncation=False, verbose=False)["input_ids"]
+            if len(ids) >= MIN_TOKENS:
+                found[digest] = sentence
+            if len(found) >= 2 * count:
+                found = dict(sorted(found.items())[:count])
+                highest = max(found)
+    if not found:
+        raise UserError(f"{text} has no sentence of at least {MIN_TOKENS} tokens. Give more text.")
+    return [sentence for _, sentence in sorted(found.items())[:count]]
 
 
 def measure_attention(

@@ -1,17 +1,20 @@
-"""Where each head looks, in numbers, and what a head is called for them.
+"""Where each head of a model that reads a sample looks, in numbers, and what it is called for them.
 
 Letters: L layers, H heads, S tokens, M measures. A "uniform" head looks at all tokens alike.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stackbert.attention.maps import F32, SentenceMaps
+from stackbert.attention.likeness import SENTENCES, Rows, keep_rows
+from stackbert.attention.maps import F32, SentenceMaps, attention_maps
 from stackbert.intervals import F64
 
 WINDOWS = (1, 2, 4, 8)  # positions on either side of the query that count as near it
@@ -23,6 +26,8 @@ PAPER_CLASSES = CLASSES[:3]  # that Gong et al. (2019, section 3) speak of
 LOCAL_WINDOW = 4  # makes a head "local": about a phrase
 SHARE = 0.5  # of what a uniform head spreads elsewhere makes a pattern
 BROAD = 0.25  # share of a sentence's tokens, e to the power of the entropy
+EXAMPLES = 4  # sentences whose maps are kept, the first ones
+EXAMPLE_TOKENS = 32  # at which they are cut: the labels of more could not be read
 
 
 def _planes(length: int) -> dict[str, npt.NDArray[Any]]:
@@ -105,3 +110,47 @@ def paper_share(
 ) -> float:
     """Share of the heads that have one of the paper's patterns, "local" being within `window`."""
     return float(np.isin(classify(heads, uniform, window), PAPER_CLASSES).mean())
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is kept of a model that read a sample."""
+
+    about: dict[str, Any]
+    heads: pd.DataFrame
+    rows: Rows
+    examples: list[SentenceMaps]  # shortest first
+
+
+def observe(
+    model: PreTrainedModel,
+    name: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    max_length: int,
+    seed: int,
+) -> Observed:
+    """Make a model read sentences."""
+    sums_LHM: F64 = np.zeros(())
+    uniform_M: F64 = np.zeros(())
+    tokens, rows = 0, {}
+    for sentence in attention_maps(model, tokenizer, sentences, max_length=max_length):
+        heads_LHM, alike_M = sentence_sums(sentence)
+        sums_LHM, uniform_M = sums_LHM + heads_LHM, uniform_M + alike_M
+        tokens += len(sentence.tokens)
+        if sentence.index < SENTENCES:
+            rows[sentence.index] = keep_rows(sentence, seed)
+    uniform = dict(zip(MEASURES, (uniform_M / tokens).tolist(), strict=True))
+    heads = head_table(sums_LHM / tokens, uniform)
+    about = {
+        "name": name,
+        "type": model.config.model_type,
+        "depth": int(heads["layer"].max()),
+        "heads_per_layer": int(heads["head"].max()),
+        "sentences": len(sentences),
+        "tokens": tokens,
+    }
+    cut = min(max_length, EXAMPLE_TOKENS)
+    drawn = attention_maps(model, tokenizer, sentences[:EXAMPLES], max_length=cut)
+    return Observed(about | uniform, heads, rows, list(drawn))

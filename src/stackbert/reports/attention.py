@@ -4,7 +4,7 @@ A map travels as one row of data and is taken apart where it is drawn, which is 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ import pandas as pd
 from stackbert.attention.growth import MOMENTS
 from stackbert.attention.likeness import match
 from stackbert.attention.measure import AttentionResult, read_attention
-from stackbert.attention.measures import CLASSES, LOCAL_WINDOW, PROFILE, paper_share
+from stackbert.attention.measures import CLASSES, LOCAL_WINDOW, paper_share
 from stackbert.attention.statements import LAYER_FORMATS, growth_table, layer_table, statements
-from stackbert.intervals import F64
-from stackbert.reports.charts import GREY, PALETTE, colours, specification
+from stackbert.reports.charts import colours, specification
 from stackbert.reports.page import Chart, Page, Table
 
 _SHADES = "Row: query; column: key; dark: much attention. All maps have one scale."
@@ -33,14 +32,12 @@ def page(folder: Path) -> Page:
     about, heads = result.about(), result.heads_of()
     name = about["name"]
     explored = f"{_SHADES} docs/attention.md has the rules for the classes."
-    profiles = "Means over the heads of a class. Uniform: a head that looks at all tokens alike."
     layers = (
         "Means over heads and queries. Shares of a query's attention; entropy in nats; distance in "
         "positions. In brackets: sentences that an untrained model of the same config read."
     )
     parts = (
         Chart("Any head, any sentence", explorer(result), explored),
-        Chart("Attention by relative position", _profiles(result), profiles),
         *_likeness(result),
         *_growths(result),
         Table("Layer by layer", layer_table(result), layers, LAYER_FORMATS),
@@ -54,54 +51,31 @@ def page(folder: Path) -> Page:
     return Page(f"Attention of {name}", verdict, parts, facts)
 
 
-def _profiles(result: AttentionResult) -> dict[str, Any]:
-    means = result.heads_of().groupby("class")[list(PROFILE)].mean()
-    means.loc["uniform"] = result.about()[list(PROFILE)].astype(float)
-    rows = means.rename_axis("group").reset_index()
-    rows = rows.melt("group", var_name="position", value_name="mass").round(5)
-    rows["position"] = rows["position"].str.removeprefix("at_").astype(int)
-    scale = alt.Scale(domain=[*CLASSES, "uniform"], range=[*PALETTE[: len(CLASSES)], GREY])
-    base = alt.Chart(rows).encode(
-        x=alt.X("position:Q", title="position of the key relative to the query"),
-        y=alt.Y("mass:Q", title="share of the attention"),
-        color=alt.Color("group:N", scale=scale, legend=alt.Legend(title=None, orient="top")),
-        tooltip=["group:N", "position:Q", alt.Tooltip("mass:Q", format=".4f")],
-    )
-    return specification(base.mark_line(strokeWidth=2, point=True))
-
-
-def _likeness(result: AttentionResult) -> list[Chart]:
-    note = "Jensen-Shannon divergence, 0 to 1, heads matched one to one. Dark: alike."
-    name, charts = result.about()["name"], []
+def _likeness(result: AttentionResult) -> Iterator[Chart]:
+    name = result.about()["name"]
     for model, other in result.models[["model", "name"]].itertuples(index=False):
-        if model != "untrained":
-            title = "How alike layers are" + (
-                f": {name} and {other}" if model == "compared" else ""
-            )
-            drawn = _layers(match(result.arrays[f"likeness_{model}"]), name, other)
-            charts.append(Chart(title, drawn, note))
-    return charts
-
-
-def _layers(divergence_LL: F64, name: str, other: str) -> dict[str, Any]:
-    layer, other_layer = np.indices(divergence_LL.shape).reshape(2, -1) + 1
-    values = divergence_LL.ravel().round(4)
-    rows = pd.DataFrame({"layer": layer, "other": other_layer, "divergence": values})
-    highest = max(0.01, float(values.max()))
-    shades = alt.Scale(domain=[0.0, highest], scheme="blues", reverse=True, nice=False)
-    legend = alt.Legend(title="divergence", orient="top", gradientLength=180)
-    color = alt.Color("divergence:Q", scale=shades, legend=legend)
-    cells = (
-        alt.Chart(rows)
-        .mark_rect()
-        .encode(
+        if model == "untrained":
+            continue
+        divergence_LL = match(result.arrays[f"likeness_{model}"]).round(4)
+        layer, other_layer = np.indices(divergence_LL.shape).reshape(2, -1) + 1
+        rows = pd.DataFrame(
+            {"layer": layer, "other": other_layer, "divergence": divergence_LL.ravel()}
+        )
+        domain = [0.0, max(0.01, float(divergence_LL.max()))]
+        shades = alt.Scale(domain=domain, scheme="blues", reverse=True, nice=False)
+        legend = alt.Legend(title="divergence", orient="top", gradientLength=180)
+        cells = alt.Chart(rows).mark_rect()
+        cells = cells.encode(
             x=alt.X("other:O", axis=plain_axis(f"layer of {other}")),
             y=alt.Y("layer:O", axis=plain_axis(f"layer of {name}"), sort="descending"),
-            color=color,
+            color=alt.Color("divergence:Q", scale=shades, legend=legend),
             tooltip=["layer:O", "other:O", "divergence:Q"],
         )
-    )
-    return specification(cells, height=max(140, 24 * len(divergence_LL)))
+        yield Chart(
+            "How alike layers are" + (f": {name} and {other}" if model == "compared" else ""),
+            specification(cells, height=max(140, 24 * len(divergence_LL))),
+            "Jensen-Shannon divergence, 0 to 1, heads matched one to one. Dark: alike.",
+        )
 
 
 def _growths(result: AttentionResult) -> list[Chart | Table]:
