@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from stackbert.errors import RunError, UserError
 from stackbert.files import sha256
 from stackbert.pretraining import checkpoints as checkpoints_module
-from stackbert.pretraining.checkpoints import OPTIMIZER, STATE, Checkpoints, read_checkpoint
+from stackbert.pretraining.checkpoints import OPTIMIZER, STATE, read_checkpoint
 from stackbert.pretraining.run import pretrain
 from tiny_runs import At, break_off, checkpoints, content, cut_off, flip_bit, outcome, tiny_recipe
 
@@ -57,21 +57,6 @@ def run(crashed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(crashed, tmp_path / "run")
 
 
-@pytest.mark.parametrize("damage", [flip_bit, cut_off, Path.unlink])
-def test_any_damaged_file_is_found_and_named(damage: Callable, run: Path) -> None:
-    last = max(checkpoints(run))
-    names = [WEIGHTS, OPTIMIZER, "config.json", "tokenizer.json"]
-    names += [STATE] * (damage is not flip_bit)  # whose own digits have no checksum
-    for step, name in zip(range(last, 0, -1), names, strict=False):
-        path, said = checkpoints(run)[step] / name, []
-        damage(path)
-        state = Checkpoints(run / "checkpoints", RECIPE, {}).newest(said.append)
-        assert state.counters.step == step - 1
-        assert str(path.parent) in said[0]
-        assert name in said[0]
-        assert path.parent.with_name(path.parent.name + ".damaged").is_dir()
-
-
 def test_a_checkpoint_is_not_called_damaged_for_want_of_file_handles(
     run: Path, tiny_corpus, monkeypatch
 ) -> None:
@@ -84,21 +69,31 @@ def test_a_checkpoint_is_not_called_damaged_for_want_of_file_handles(
     assert not list(run.rglob("*.damaged"))
 
 
-def test_a_run_resumes_from_the_one_before_a_damaged_one_with_the_same_bits(
+def test_a_run_resumes_from_the_one_before_damaged_ones_with_the_same_bits(
     run: Path, tiny_corpus, finished
 ) -> None:
-    flip_bit(checkpoints(run)[6] / WEIGHTS)
-    (checkpoints(run)[5] / OPTIMIZER).unlink()
+    saved = checkpoints(run)
     # Left by a kill while an old one was removed, and one of another step under a wrong name.
-    shutil.copytree(checkpoints(run)[1], run / "checkpoints" / "step-00000001.partial")
-    shutil.copytree(checkpoints(run)[1], run / "checkpoints" / "step-00000099")
+    shutil.copytree(saved[1], run / "checkpoints" / "step-00000001.partial")
+    saved[99] = shutil.copytree(saved[1], run / "checkpoints" / "step-00000099")
+    damages: dict[int, tuple[str, Callable]] = {
+        6: (WEIGHTS, flip_bit),
+        5: (OPTIMIZER, Path.unlink),
+        4: ("config.json", cut_off),
+        3: ("tokenizer.json", flip_bit),
+        2: (STATE, cut_off),  # whose own digits have no checksum
+    }
+    for step, (name, damage) in damages.items():
+        damage(saved[step] / name)
     heard = At()
     pretrain(RECIPE, corpus=tiny_corpus, out=run, progress=heard)
     passed = [text for text in heard.said if "damaged checkpoint was passed over" in text]
-    assert [f"step-{step:08d}" in text for step, text in zip((99, 6, 5), passed, strict=True)]
-    assert any(text.startswith("resuming at step 4 of 8") for text in heard.said)
+    wanted = [saved[99], *(saved[step] / name for step, (name, _) in damages.items())]
+    assert [str(path) in text for path, text in zip(wanted, passed, strict=True)] == [True] * 6
+    assert any(text.startswith("resuming at step 1 of 8") for text in heard.said)
     assert outcome(run) == outcome(finished(RECIPE))
-    assert read_checkpoint(checkpoints(run)[6]), "its place was free for a good one"
+    assert len(list(run.rglob("*.damaged"))) == 6
+    assert read_checkpoint(saved[6]), "its place was free for a good one"
     assert not list(run.rglob("*.partial"))
 
 

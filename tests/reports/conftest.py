@@ -1,4 +1,4 @@
-"""A small finished run on the World Factbook, with growths whose jump can be seen."""
+"""A small finished run, with growths whose jump can be seen."""
 
 import shutil
 from pathlib import Path
@@ -6,30 +6,14 @@ from pathlib import Path
 import pytest
 
 from browser_helpers import browser, visit  # noqa: F401 (fixtures)
-from stackbert.pretraining.run import pretrain
-from stackbert.recipes import load_recipe
-
-SMALL = [
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "stages.0.steps=12",
-    "stages.1.steps=8",
-    "stages.2.steps=8",
-    "batch={sequences: 8, sequence_length: 32, micro_batch: 8}",
-    "schedule.warmup_steps=4",
-    "evaluation={every_steps: 4, sequences: 16}",
-    "log_every=2",
-    "precision=fp32",
-    "compile=false",
-    "growth.operator=random",
-]
+from tiny_runs import tiny_recipe
 
 
 @pytest.fixture(scope="session")
-def run(factbook_corpus, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("reports") / "stacked"
-    pretrain(load_recipe("demo", SMALL), corpus=factbook_corpus, out=folder)
-    return folder
+def run(finished) -> Path:
+    stages = [{"depth": 2, "steps": 12}, {"depth": 4, "steps": 8}, {"depth": 8, "steps": 8}]
+    fields = {"growth__operator": "random", "evaluation__every_steps": 4, "log_every": 2}
+    return finished(tiny_recipe(stages=stages, **fields))
 
 
 @pytest.fixture

@@ -63,8 +63,8 @@ def test_a_runs_page_says_what_its_ledger_says(run):
     last = ledger[ledger.kind == "evaluation"].iloc[-1]
     said = f"8 layers, validation loss {last.loss:.3f} nats after 28 steps and "
     assert page.verdict[0].startswith(said)
-    assert "stackbert compare" in page.verdict[1]
-    assert "word frequencies" in page.verdict[2]
+    assert "stackbert compare" in page.verdict[-2]
+    assert "word frequencies" in page.verdict[-1]
     tables = {part.title: part.frame for part in page.parts if isinstance(part, Table)}
     assert list(tables["Stages"]["loss"]) == list(stages.loss)
     growths = ledger[ledger.kind == "growth"]
