@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe_fields import recipe_of
 from stackbert import machine
 from stackbert.errors import UserError
 from stackbert.machine import fastest_precision
@@ -27,22 +26,15 @@ from stackbert.pretraining.run import pretrain
 from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import Trainer
 from stackbert.recipe import Recipe
+from tiny_runs import tiny_recipe
 
 CPU = torch.device("cpu")
 CORPUS = SyntheticCorpus(128, tokens=20_000)
-TINY = {
-    "name": "tiny",
-    "model": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
-    "stages": [{"depth": d, "steps": 6} for d in (1, 2, 4)],
-    "batch": {"sequences": 8, "sequence_length": 16, "micro_batch": 4},
-    "precision": "fp32",
-    "compile": False,
-    "evaluation": {"sequences": 8, "every_steps": 3},
-}
+STAGES = [{"depth": depth, "steps": 6} for depth in (1, 2, 4)]
 
 
 def tiny(**fields: object) -> Recipe:
-    return recipe_of(TINY, **fields)
+    return tiny_recipe(**{"stages": STAGES, "batch__sequences": 8, **fields})
 
 
 def tuned(recipe: Recipe, seconds: float | None = None) -> tuple[Recipe, list[str]]:
@@ -111,7 +103,7 @@ def test_micro_batches_that_divide_the_step_are_tried_until_memory_ends(monkeypa
         return [0.1 for _ in pairs]
 
     monkeypatch.setattr(tuning, "_pass_seconds", timed)
-    recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 1}])
+    recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 6}])
     assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
     assert tried == [8, 16, 32]
 
@@ -127,7 +119,7 @@ def test_a_busy_while_does_not_change_what_is_chosen(busy: int, monkeypatch) -> 
 
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(Trainer, "backward", backward)
-    recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 1}])
+    recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 6}])
     assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
 
 
@@ -154,7 +146,7 @@ def test_steps_and_evaluations_are_timed_at_every_depth_in_the_stages_micro_batc
         return step(self, number, batch, factor)
 
     monkeypatch.setattr(Trainer, "step", listening)
-    stages = [{"depth": 1, "steps": 2, "micro_batch": 8}, {"depth": 12, "steps": 2}]
+    stages = [{"depth": 1, "steps": 3, "micro_batch": 8}, {"depth": 12, "steps": 3}]
     timing = measure(tiny(stages=stages), CORPUS, device=CPU)
     assert 0 < timing.step[0] < timing.step[1] < 60
     assert 0 < timing.evaluation[0] < timing.evaluation[1] < 60

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from recipe_fields import recipe_of
 from stackbert import planner
 from stackbert.batches.batches import Batch, training_plan
 from stackbert.errors import UserError
@@ -11,20 +10,19 @@ from stackbert.planner import Plan, plan
 from stackbert.pretraining.trainer import Trainer
 from stackbert.recipe import Recipe
 from stackbert.recipes import load_recipe
+from tiny_runs import tiny_recipe
 
 SMALL = {
-    "name": "small",
-    "model": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
     "stages": [{"depth": 1, "steps": 10}, {"depth": 2, "steps": 20}],
-    "batch": {"sequences": 4, "sequence_length": 16, "micro_batch": 2},
-    "objective": {"mask_rate": 0.5},
-    "precision": "fp32",
-    "evaluation": {"sequences": 8, "mask_rate": 0.15},
+    "objective__mask_rate": 0.5,
+    "optimizer": {"name": "adamw"},
+    "batch__micro_batch": 2,
+    "evaluation__mask_rate": 0.15,
 }
 
 
 def small(**fields: object) -> Recipe:
-    return recipe_of(SMALL, **fields)
+    return tiny_recipe(**{**SMALL, **fields})
 
 
 @pytest.fixture
@@ -36,7 +34,7 @@ def _without_memory(monkeypatch) -> None:
 @pytest.mark.usefixtures("_without_memory")
 def test_flops_are_those_counted_by_hand() -> None:
     table = plan(small(), device="A100", vocab_size=128).table
-    rows, length, hidden, inner, vocabulary = 4, 16, 32, 64, 128
+    rows, length, hidden, inner, vocabulary = 4, 16, 16, 32, 128
     positions, masked = rows * length, rows * 7  # half of 14 tokens a row
     linear = 4 * hidden * hidden + 2 * hidden * inner
     layer = 2 * positions * linear + 4 * positions * length * hidden

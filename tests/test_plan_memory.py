@@ -8,7 +8,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from recipe_fields import recipe_of
 from stackbert import planner
 from stackbert.batches.batches import training_plan
 from stackbert.devices import find_device
@@ -17,6 +16,7 @@ from stackbert.pretraining.memory import footprint
 from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import Trainer, recipe_model
 from stackbert.recipe import Recipe
+from tiny_runs import recipe_of
 
 SMALL = {
     "name": "small",

@@ -1,19 +1,19 @@
 """Tiny runs: a recipe, ways to stop a run, and forked processes to kill."""
 
+import copy
 import json
 import multiprocessing
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from recipe_fields import recipe_of
 from stackbert.__main__ import main
 from stackbert.batches.batches import Batch, training_plan
 from stackbert.corpus.store import Corpus
@@ -22,6 +22,7 @@ from stackbert.pretraining.run import pretrain
 from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
 from stackbert.recipe import Recipe
+from stackbert.recipes import parse_recipe
 
 WIDTHS = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 TINY: dict[str, Any] = {
@@ -41,8 +42,19 @@ TOTAL, GROWTH = 8, 4
 PAIRS = {"objective__next_sentence": True, "batch__sequence_length": 24}
 
 
+def recipe_of(raw: Mapping[str, Any], **fields: object) -> Recipe:
+    """`recipe_of(TINY, optimizer__lr=1e-3)` sets optimizer.lr."""
+    made: Any = copy.deepcopy(dict(raw))
+    for name, value in fields.items():
+        *parents, last = name.split("__")
+        node = made
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return parse_recipe(made, "tiny.yaml")
+
+
 def tiny_recipe(**fields: object) -> Recipe:
-    """The tiny recipe; `optimizer__name="adamw"` sets optimizer.name."""
     return recipe_of(TINY, **fields)
 
 

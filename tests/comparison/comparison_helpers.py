@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 import tiny_runs
-from recipe_fields import recipe_of
 from stackbert.comparison.reference import Budget, Reference, StepKind, Unit, step_kinds
 from stackbert.comparison.results import Comparison, Request
 from stackbert.comparison.variants import at_depth, growths_of
@@ -16,6 +15,7 @@ from stackbert.errors import StackBertError, UserError
 from stackbert.pretraining.run import pretrain
 from stackbert.recipe import Recipe
 from stackbert.recipes import load_recipe
+from tiny_runs import recipe_of
 
 # Whatever is left to the machine or the clock by default is fixed here.
 TINY: dict[str, Any] = tiny_runs.TINY | {
