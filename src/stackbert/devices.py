@@ -18,13 +18,10 @@ class Device:
 
     name: str
     memory: int  # bytes
-    rates: Mapping[Precision, float]
-    """Matrix products, in FLOP/s: dense peaks of the data sheet, or as measured."""
+    rates: Mapping[Precision, float]  # products in FLOP/s: by the data sheet, or as measured
     is_cpu: bool = False
-    link: float = 0.0
-    """Bytes a second, each way, to the other devices of its machine; 0 where there are none."""
-    network: float = 0.0
-    """The same to other machines: the device's share of its machine's network."""
+    link: float = 0.0  # bytes a second, each way, to others in its machine; 0 if there are none
+    network: float = 0.0  # the same to other machines: the device's share of its machine's network
 
 
 def _gpu(name: str, gib: int, bf16: float, fp32: float, link: float, network: float) -> Device:

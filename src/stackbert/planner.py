@@ -42,14 +42,12 @@ class Plan(Tables):
     """A run before it is started, and the same number of steps from scratch."""
 
     title: str
-    recipe: Recipe
-    """Over its final steps, and autotuned if it was measured here."""
+    recipe: Recipe  # over its final steps, and autotuned if it was measured here
     table: pd.DataFrame
     """Rows "stage 1" …, "stacked" (all of them together) and "scratch" (the last stage for as many
     steps). `memory` is in bytes at the peak, `waiting_seconds` (for other devices) are of a step,
     `evaluation_seconds` of all evaluations, `cost` is USD on all devices."""
-    sentences: tuple[str, ...]
-    """What it comes to, what was assumed, what does not fit."""
+    sentences: tuple[str, ...]  # what it comes to, what was assumed, what does not fit
 
     @property
     def saving(self) -> float:

@@ -24,16 +24,11 @@ from stackbert.errors import UserError
 from stackbert.recipe import Recipe, Stage
 from stackbert.units import counted
 
-IGNORED = -100
-"""The label that no loss counts, as in transformers."""
-MANY_PASSES = 20
-"""Over the same text, beyond which a user is warned: repeating pays up to a few times only."""
-MAX_KEY = np.uint64(2**64 - 1)
-"""The random key of a token that must not be masked: the lowest keys of a row are."""
-_CACHED_TOKENS, _CACHED_STEPS = 1 << 15, 16
-"""Tokens, and steps, that are made at a time: beyond either little is won."""
-_LEAST_PART = 8
-"""Tokens of either part of a pair, where the row has four times as many: fewer say nothing."""
+IGNORED = -100  # the label that no loss counts, as in transformers
+MANY_PASSES = 20  # over a text, beyond which a user is warned: repeating pays up to a few
+MAX_KEY = np.uint64(2**64 - 1)  # of a token that must not be masked: a row's lowest keys are
+_CACHED_TOKENS, _CACHED_STEPS = 1 << 15, 16  # made at a time: beyond either little is won
+_LEAST_PART = 8  # tokens of either part of a pair, if its row has four times as many
 _LOWER_HALF, _HALF = np.uint64(2**32 - 1), np.uint64(32)
 
 
@@ -46,16 +41,11 @@ def _at_most(share: float) -> np.uint64:
 class Batch:
     """The rows of one optimiser step (or one rank's or micro-batch's share of them), int64."""
 
-    input_ids_BS: Tensor
-    """With masks applied."""
-    columns_BK: Tensor
-    """The masked positions of each row, ascending."""
-    labels_BK: Tensor
-    """What stood there; IGNORED where a row has too few maskable tokens."""
-    token_types_BS: Tensor | None = None
-    """0 up to the first [SEP], 1 after it; None without next-sentence prediction."""
-    is_random_B: Tensor | None = None
-    """1 where segment B comes from elsewhere."""
+    input_ids_BS: Tensor  # with masks applied
+    columns_BK: Tensor  # the masked positions of each row, ascending
+    labels_BK: Tensor  # what stood there; IGNORED where a row has too few maskable tokens
+    token_types_BS: Tensor | None = None  # 0 up to the first [SEP], 1 after it; None without pairs
+    is_random_B: Tensor | None = None  # 1 where segment B comes from elsewhere
 
     def __len__(self) -> int:
         """Number of rows."""

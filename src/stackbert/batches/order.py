@@ -13,11 +13,9 @@ import numpy as np
 
 from stackbert.batches.randomness import I64, Permutation, derive_key
 
-Segments = tuple[I64, I64]
-"""Contiguous pieces of the corpus, one after the other: first tokens (N,) and lengths (N,)."""
+Segments = tuple[I64, I64]  # pieces of the corpus in turn: first tokens (N,), lengths (N,)
 
-_AHEAD = 1024
-"""Chunks whose order is drawn at a time. Drawing a few costs nearly as much as drawing these."""
+_AHEAD = 1024  # chunks whose order is drawn at a time: a few cost nearly as much
 
 
 class DataOrder:

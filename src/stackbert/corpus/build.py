@@ -36,18 +36,15 @@ from stackbert.errors import UserError
 from stackbert.files import new_folder, reading, writing
 from stackbert.progress import Progress
 
-REFUSED_SHARE = 0.2
-"""Of a side's text that no id stands for: a model of it would learn little else."""
+REFUSED_SHARE = 0.2  # of a side's text that no id stands for: a model of it would learn little else
 _BATCH_CHARACTERS = 1 << 20
-_PIECE_COST = 32
-"""Characters that a sentence counts for besides its own: many short ones need memory as well."""
+_PIECE_COST = 32  # characters that a sentence counts for besides its own, as it takes memory
 _WORD = re.compile(r"\S+")
 _PUNCTUATION = bytes(range(33)) + b"!\"#%&'()*,-./:;?@[\\]_{}"
 # The punctuation and spaces of Latin-1, General Punctuation and CJK Symbols, in UTF-8.
 _WIDE_PUNCTUATION = re.compile(rb"\xc2[\xa0-\xbf]|\xe2[\x80\x81][\x80-\xbf]|\xe3\x80[\x80-\xbf]")
 
-Documents = Iterable[tuple[bytes, bool, str]]
-"""Digest, whether it is held out, and text of each document that is not blank."""
+Documents = Iterable[tuple[bytes, bool, str]]  # digest, whether held out, text; none is blank
 
 
 def build_corpus(

@@ -14,8 +14,7 @@ Encode = Callable[[Sequence[str]], tuple[TokenIds, Offsets]]
 """From pieces of text to all their ids in one array, and how many of them each piece gave."""
 
 _CODE_POINTS = 0x110000
-_ACCENTS = range(0x300, 0x370)
-"""Combining marks of the Latin, Greek and Cyrillic scripts: a tokenizer may strip them."""
+_ACCENTS = range(0x300, 0x370)  # marks of Latin, Greek and Cyrillic, which a tokenizer may strip
 _TABLE_WORDS, _TABLE_CHARACTERS = 1 << 18, 1 << 24
 _END, _END_ID = " \0 ", 2**32 - 1
 _MARKS = {

@@ -21,8 +21,7 @@ from stackbert.errors import UserError
 SAMPLE_BYTES = 48 << 20
 _SAMPLE_BYTES_A_DOCUMENT = 1 << 20
 _COVERAGE = 0.9999
-_LONGEST_WORD = 100
-"""WordPiece takes a longer word for one unknown token, so it is cut: DNA, Thai, base64."""
+_LONGEST_WORD = 100  # longer ones, which WordPiece takes for [UNK], are cut: DNA, Thai
 
 
 class Sample:

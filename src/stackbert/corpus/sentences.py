@@ -7,8 +7,7 @@ begin. A missed or a false boundary costs nothing else, as the tokens stay the s
 import re
 from collections.abc import Iterator
 
-LONGEST = 1 << 16
-"""Characters in a piece at most: it bounds the memory that encoding one takes."""
+LONGEST = 1 << 16  # characters in a piece at most: it bounds the memory that encoding one takes
 
 _NO_END = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Gen", "Jr", "Sr", "vs", "No", "Vol", "cf", "ca")
 _PATTERN = re.compile(

@@ -26,14 +26,11 @@ from stackbert.units import counted
 
 MANIFEST, TOKENIZER, SIDES = "manifest.json", "tokenizer", ("train", "validation")
 TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
-MANY_UNKNOWN = 0.01
-"""Share of a side's text that no id stands for, from which on a user is warned."""
-FEW_DOCUMENTS, FEW_TOKENS = 50, 20_000
-"""Held out: with fewer, the validation loss says more of these texts than of the model."""
+MANY_UNKNOWN = 0.01  # share of a side's text that no id stands for, from which on a user is warned
+FEW_DOCUMENTS, FEW_TOKENS = 50, 20_000  # held out; with fewer, losses say more of the texts
 _DAMAGED = "The corpus is damaged: build it again."
 
-TokenIds = npt.NDArray[np.unsignedinteger[Any]]
-"""uint16 where the vocabulary fits, else uint32."""
+TokenIds = npt.NDArray[np.unsignedinteger[Any]]  # uint16 where the vocabulary fits, else uint32
 Offsets = npt.NDArray[np.int64]
 
 
@@ -42,28 +39,21 @@ class Source:
     """One file or data set that the text came from."""
 
     name: str
-    bytes: int
-    """As stored (compressed, if it was); of a data set, of the text."""
-    documents: int
-    """Empty ones and duplicates included."""
+    bytes: int  # as stored (compressed, if it was); of a data set, of the text
+    documents: int  # empty ones and duplicates included
 
 
 @dataclass(frozen=True)
 class Side:
     """What is trained on, or what is held out."""
 
-    tokens: int
-    """Separators included."""
+    tokens: int  # separators included
     documents: int
     sentences: int
-    words: int
-    """White-space separated words of the text."""
-    unigram_entropy: float
-    """In nats, separators left out: the loss of a model that knows the frequencies alone."""
-    lost_characters: float = 0.0
-    """Share of the characters, white space aside, that no id but the unknown one stands for."""
-    unknown_ids: float = 0.0
-    """Share of the tokens."""
+    words: int  # white-space separated words of the text
+    unigram_entropy: float  # nats, without separators: the loss of who knows frequencies alone
+    lost_characters: float = 0.0  # share, white space aside, with no id but the unknown one
+    unknown_ids: float = 0.0  # share of the tokens
 
 
 def entropy(counts: npt.NDArray[np.int64]) -> float:
@@ -77,23 +67,18 @@ class Manifest(Record):
 
     what: ClassVar[str] = "a corpus built by 'stackbert corpus'"
     stackbert_version: str
-    language: str = ""
-    """Codes with commas, for the model card; so are `license` and `dataset`, a name on the hub."""
+    language: str = ""  # with commas; for model cards, like license and dataset, a name on the hub
     license: str = ""
     dataset: str = ""
     sources: tuple[Source, ...]
-    left_out: Mapping[str, int] = Field(default_factory=dict)
-    """Files that are not read, by suffix."""
+    left_out: Mapping[str, int] = Field(default_factory=dict)  # files that are not read, by suffix
     duplicate_documents: int
     empty_documents: int
-    cuts: int = 0
-    """In documents over the limit."""
+    cuts: int = 0  # in documents over the limit
     validation_fraction: float
     vocabulary: Vocabulary
-    fingerprint: str
-    """SHA-256 over the tokens, the tokenizer and the vocabulary."""
-    tokenizer_files: Mapping[str, str] = Field(default_factory=dict)
-    """SHA-256 of each."""
+    fingerprint: str  # SHA-256 over the tokens, the tokenizer and the vocabulary
+    tokenizer_files: Mapping[str, str] = Field(default_factory=dict)  # SHA-256 of each
     train: Side
     validation: Side
 

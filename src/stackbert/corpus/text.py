@@ -20,13 +20,10 @@ from typing import IO, Any
 from stackbert.errors import UserError, need
 from stackbert.files import reading
 
-MAX_LINE_BYTES = 64 << 20
-"""Of a line of JSON, which is parsed in one piece."""
-PART = 16 << 20
-"""Memory grows with the document, so a longer one (bytes in .txt, else characters) is cut."""
+MAX_LINE_BYTES = 64 << 20  # of a line of JSON, which is parsed in one piece
+PART = 16 << 20  # bytes (.txt) or characters at which a document is cut, as memory grows with it
 _READ = 1 << 20
-_BITE = 1 << 12
-"""Bytes that are decompressed at once: zstd makes up to 32,768 times as many of them."""
+_BITE = 1 << 12  # bytes decompressed at once: zstd makes up to 32,768 times as many
 _JSON_LINES = (".jsonl", ".ndjson", ".jl", ".jsonlines", ".ldjson")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _INVISIBLE = [*filter(str.isspace, map(chr, range(0x3001))), *"\u200b\u200c\u200d\u2060\ufeff"]

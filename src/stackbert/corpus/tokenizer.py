@@ -9,10 +9,8 @@ from stackbert.errors import UserError
 from stackbert.files import reading
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-DEFAULT_VOCAB_SIZE = 32_768
-"""The paper's (Gong et al., ICML 2019)."""
-ROW_MULTIPLE = 64
-"""Embeddings have a multiple of 64 rows: faster matrix products."""
+DEFAULT_VOCAB_SIZE = 32_768  # the paper's (Gong et al., ICML 2019)
+ROW_MULTIPLE = 64  # embeddings have a multiple of 64 rows: faster matrix products
 ROLES = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
     "unk_token": ("[UNK]", "<unk>"),
@@ -28,17 +26,13 @@ ROLES = {
 class Vocabulary:
     """What batches and models know of a tokenizer: its sizes and its special ids."""
 
-    size: int
-    """Rows of the embedding: the tokenizer's size rounded up to a multiple of 64."""
-    tokenizer_size: int
-    """Ids 0 … tokenizer_size - 1 exist; random replacements are drawn from them."""
+    size: int  # rows of the embedding: the tokenizer's size rounded up to a multiple of 64
+    tokenizer_size: int  # ids 0 … tokenizer_size - 1 exist; random replacements are drawn from them
     pad: int
     cls: int
-    sep: int
-    """Stands behind every document, too."""
+    sep: int  # stands behind every document, too
     mask: int
-    special: tuple[int, ...]
-    """Every special id, ascending: never masked, never a replacement."""
+    special: tuple[int, ...]  # every special id, ascending: never masked, never a replacement
 
     @property
     def dtype(self) -> str:
@@ -50,14 +44,10 @@ class Vocabulary:
 class CorpusTokenizer:
     """A tokenizer and what makes it one for transformers."""
 
-    tokenizer: Any
-    """A `tokenizers.Tokenizer`, without truncation or padding."""
-    file: bytes
-    """Its tokenizer.json."""
-    config: dict[str, Any]
-    """Of tokenizer_config.json: which token has which role."""
-    ids: dict[str, int]
-    """Of each role."""
+    tokenizer: Any  # `tokenizers.Tokenizer` without truncation or padding
+    file: bytes  # its tokenizer.json
+    config: dict[str, Any]  # of tokenizer_config.json: which token has which role
+    ids: dict[str, int]  # of each role
 
     @property
     def vocabulary(self) -> Vocabulary:

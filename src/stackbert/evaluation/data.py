@@ -15,11 +15,9 @@ from stackbert.files import reading
 from stackbert.model_files import open_tokenizer
 from stackbert.tables import read_table
 
-WORDS = range(3, 46)
-"""Lengths of the sentences that word probes take: longer ones do not fit into short rows."""
+WORDS = range(3, 46)  # of a sentence that word probes take: longer ones do not fit into short rows
 PASSAGES = 1000
-PASSAGE_WORDS = range(8, 65)
-"""Long texts are cut into passages of 64 words, about 85 tokens of a vocabulary of 8,192."""
+PASSAGE_WORDS = range(8, 65)  # longer texts are cut into passages of 64, some 85 tokens
 PROBES = ("words", "sentences")
 
 
@@ -44,8 +42,7 @@ class Test(NamedTuple):
 
     name: str
     kind: Literal["words", "sentences", "pairs", "text"]
-    items: list[Any]
-    """`Example`s to label, `Pair`s, or passages as strings."""
+    items: list[Any]  # `Example`s to label, `Pair`s, or passages as strings
     train: Sequence[Example] = ()
 
 

@@ -18,8 +18,7 @@ from stackbert.model_files import (
 )
 from stackbert.pretraining.record import CHECKPOINTS, MODEL, is_run, model_name
 
-LONGEST = 128
-"""Tokens of a row; what comes after is cut."""
+LONGEST = 128  # tokens of a row; what comes after is cut
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ class Subject:
 
     model: Any
     tokenizer: Any
-    has_head: bool
-    """Whether it can fill masks."""
+    has_head: bool  # whether it can fill masks
 
     def encode(self, texts: Sequence[str]) -> BatchEncoding:
         """Their ids, with the characters and the word that each token stands for."""
