@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stackbert.errors import UserError
 from stackbert.pretraining.schedule import learning_rate_factor
 from stackbert.recipe import Recipe
-from stackbert.recipes import differing_fields, load_recipe, parse_recipe, shipped_recipes
+from stackbert.recipes import load_recipe, parse_recipe, shipped_recipes
 
 GOOD = "name: test\nstages: [{depth: 2, steps: 10}, {depth: 4, steps: 20}]\n"
 
@@ -169,17 +169,6 @@ def test_growth_may_list_the_layers_that_are_copied(load):
     for layers, said in (("[0, 1, 2, 0]", "copy layers 0 to 1"), ("[0, 1, 0]", "from 2: 3")):
         with pytest.raises(UserError, match=said):
             load(GOOD, f"growth.layers={layers}")
-
-
-def test_differing_fields_are_named_with_both_values():
-    a = load_recipe("demo")
-    b = load_recipe("demo", ["seed=3", "stages.1.steps=77", "model.hidden_act=relu"])
-    assert differing_fields(a, a) == []
-    assert set(differing_fields(a, b)) == {
-        "seed (0 there, 3 here)",
-        f"stages.1.steps ({a.stages[1].steps} there, 77 here)",
-        "model.hidden_act (None there, relu here)",
-    }
 
 
 def test_steps_are_counted_through_the_stages(load):

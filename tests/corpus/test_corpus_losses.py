@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from transformers import AutoTokenizer
 from stackbert.corpus import learning
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.learning import Sample, learn_bytes, learn_wordpiece
-from stackbert.corpus.tokenizer import SPECIAL, load_tokenizer
+from stackbert.corpus.tokenizer import SPECIAL, Vocabulary, load_tokenizer
 from stackbert.errors import UserError
 from stackbert.progress import Progress
 
@@ -206,17 +204,6 @@ def test_the_sample_is_bounded_from_everywhere_and_the_same_in_whatever_order(
     assert list(sample_of(["äöü"]).texts()) == ["ä"]  # nor does a cut split a character
 
 
-def test_special_tokens_come_first_and_the_size_is_a_multiple_of_64(documents):
-    learned = learn_wordpiece(sample_of(documents), 200)
-    vocabulary = learned.tokenizer.get_vocab()
-    by_id = sorted(vocabulary, key=vocabulary.__getitem__)
-    assert tuple(by_id[:5]) == SPECIAL
-    assert by_id[200:] == [f"[unused{n}]" for n in range(56)]
-    assert sorted(vocabulary.values()) == list(range(256))
-    # Within the model's vocabulary: as added tokens they would be matched in the text.
-    assert len(json.loads(learned.tokenizer.to_str())["added_tokens"]) == len(SPECIAL)
-
-
 def test_a_vocabulary_that_the_text_cannot_give_is_refused_with_what_it_gives(documents):
     vocabulary = learn_wordpiece(sample_of(documents)).tokenizer.get_vocab()
     given = sum(not token.startswith("[unused") for token in vocabulary)
@@ -227,28 +214,7 @@ def test_a_vocabulary_that_the_text_cannot_give_is_refused_with_what_it_gives(do
         learn_wordpiece(sample_of([letters]), 64)
 
 
-LEARN = """
-import hashlib
-from stackbert.corpus.learning import Sample, learn_wordpiece
-sample = Sample()
-words = [a + b + c for a in "abcdefghi" for b in "abcdefghi" for c in "abcdefghi"]
-sample.add(b"0", " ".join(words * 3))
-print(hashlib.sha256(learn_wordpiece(sample, 300).file).hexdigest())
-"""
-
-
-def test_the_same_text_gives_the_same_tokenizer_in_every_process():
-    # Every merge is a tie here, which the trainer alone breaks differently from run to run.
-    command = [sys.executable, "-c", LEARN]
-    outputs = {
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)
-    }
-    assert len(outputs) == 1
-
-
 def test_transformers_opens_the_tokenizer_with_all_that_a_bert_needs(corpus):
-    from transformers import AutoTokenizer
-
     opened: Any = AutoTokenizer.from_pretrained(corpus.tokenizer_folder)
     assert len(opened) == 256
     pair = opened("Kalo mi [MASK].", "ter")
@@ -258,9 +224,9 @@ def test_transformers_opens_the_tokenizer_with_all_that_a_bert_needs(corpus):
     assert tokens[second - 1] == "[SEP]"
     assert set(pair["token_type_ids"][second:]) == {1}
     assert opened.decode(pair["input_ids"], skip_special_tokens=True) == "kalo mi. ter"
-    words = corpus.vocabulary
-    assert (words.size, words.tokenizer_size, words.special) == (256, 256, (0, 1, 2, 3, 4))
-    assert (words.pad, words.cls, words.sep, words.mask) == (0, 2, 3, 4)
+    assert corpus.vocabulary == Vocabulary(256, 256, 0, 2, 3, 4, (0, 1, 2, 3, 4))
+    # Within the model's vocabulary: as added tokens unused ones would be matched in the text.
+    assert len(opened.added_tokens_decoder) == len(SPECIAL)
 
 
 def test_an_existing_tokenizer_is_copied_with_its_roles(build, tmp_path):
