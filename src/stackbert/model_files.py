@@ -100,7 +100,6 @@ def open_model(
     """The model of a Hugging Face folder, in evaluation mode, on the CPU.
 
     Args:
-        folder: with config.json and safetensors weights.
         model_class: such as `BertForMaskedLM` or `AutoModel`.
         dtype: of the weights; None keeps the one they are stored in.
         may_miss: a regular expression; a tensor whose whole name it matches may be missing or of

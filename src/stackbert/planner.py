@@ -94,11 +94,9 @@ def plan(
     """Predict time, FLOPs, memory and money of a run, and of the same steps from scratch.
 
     Args:
-        recipe: from `load_recipe`.
         device: "here" trains some steps of every stage on this machine, on models thrown away
             afterwards. A name from `DEVICES` divides FLOPs by the published peak times `mfu`.
         budget: wall-clock time such as "30m" to scale the stages to, as `pretrain` does.
-        steps: scale to this many steps instead.
         corpus: sizes the vocabulary and the evaluation, and is what "here" measures on.
         vocab_size: word pieces without a corpus; by default the paper's 32,768.
         mfu: assumed share of a named device's peak, by default `ASSUMED_MFU`.

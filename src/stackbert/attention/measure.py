@@ -164,7 +164,6 @@ def measure_attention(
         seed: of all that is drawn at random; at least 0.
         compare: a second model with the same tokenizer, shallower or deeper.
         beside: more runs, whose growths are measured, too: the paper's Fig. 4.
-        progress: hears what is being measured.
 
     Raises:
         UserError: a model cannot be opened or gives no attention probabilities, the text has no

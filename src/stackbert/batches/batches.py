@@ -1,8 +1,7 @@
 """(corpus, stage, step, rank) → batch: rows, sentence pairs and masks, as a pure function.
 
-Rows are cut from the endless string of epochs that `order` describes: [CLS] tokens [SEP], or for
-next-sentence prediction [CLS] A [SEP] B [SEP]. Small batches are made several steps at a time.
-Shape letters: B rows of a batch, S positions of a row, K masked positions of a row.
+Rows are cut from the string of epochs that `order` describes: [CLS] tokens [SEP], or for sentence
+pairs [CLS] A [SEP] B [SEP]. Letters: B rows, S positions of a row, K masked positions of a row.
 """
 
 import math
@@ -68,10 +67,9 @@ class Batch:
         return self.each(lambda tensor: tensor.to(device))
 
     def share(self, rank: int, world_size: int) -> "Batch":
-        """The rows that one rank evaluates; every rank has equally many.
+        """The rows that one rank evaluates; every rank has equally many, as it must be with FSDP.
 
-        Where they do not divide equally, the first row is repeated with labels that count for
-        nothing: ranks that share a model have to pass through it equally often.
+        Where they do not divide equally, the first row is repeated with labels that do not count.
         """
         if world_size == 1:
             return self
@@ -96,9 +94,6 @@ class BatchPlan:
     """Every batch of a run, by its step number.
 
     Args:
-        stream: the side to draw from.
-        vocabulary: its special ids and sizes.
-        stages: their shapes, in order.
         seed: of order, pairs and masks.
         next_sentence: make sentence pairs (Devlin et al., 2019, section 3.1).
         kept_rate: share of the predicted tokens that stay.

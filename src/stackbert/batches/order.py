@@ -1,12 +1,10 @@
 """The order of the data: position in an endless string of epochs → piece of the corpus.
 
 An epoch cuts the corpus' token stream into chunks and strings them together in a random order;
-epochs follow one another without a gap. Whoever reads this string from one end to the other loses
-no token and sees none twice in an epoch, in pieces of whatever length.
+epochs follow without a gap. Read in pieces of whatever length, an epoch has each token once.
 
 A chunk is as long as the longest stage's rows, and each epoch shifts the cuts so that rows and
-chunks stay aligned: with one sequence length a row is always a contiguous piece of text (at the
-end of an epoch it runs on from the corpus' end to its beginning).
+chunks stay aligned: with one sequence length a row is always a contiguous piece of text.
 """
 
 import numpy as np

@@ -90,13 +90,11 @@ def build_corpus(
             case, white space and every character (for code, or any mix of scripts).
         vocab_size: entries of a learned tokenizer. None: 32,768 as in the paper, or what the text
             gives.
-        lowercase: whether word pieces are lower-cased, as the paper's are.
-        strip_accents: whether word pieces lose their accents, as the paper's do.
+        lowercase, strip_accents: what word pieces lose; the paper's lose both.
         allow_unknown: build even if a fifth of the text, or more, is unknown to the tokenizer.
         validation: fraction of the documents held out; 0.005 is the paper's 199:1 split (Gong et
             al., "Efficient Training of BERT by Progressively Stacking", ICML 2019).
         language, license: for the cards of models, as the hub writes them ("de", "cc-by-4.0").
-        progress: hears of the phases, of the megabytes read, and of what is wrong with the text.
 
     Raises:
         UserError: an argument or the text is wrong; the sentence names the file and the line.

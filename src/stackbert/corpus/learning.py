@@ -69,9 +69,7 @@ def learn_wordpiece(
     multiple of 64, so that model and tokenizer agree on the size.
 
     Args:
-        sample: the text to learn from.
         vocab_size: entries wanted, the special ones included. None: 32,768, or what the text gives.
-        lowercase: lower-case the text, as the paper did.
         strip_accents: drop combining marks, as the paper did: right for English; elsewhere they
             are letters (Hindi's vowels, Japanese voicing, German umlauts).
     """

@@ -1,7 +1,6 @@
-"""Cutting a document into sentences with one regular expression, and no dependency.
+"""Cutting a document into sentences by one regular expression.
 
-Good enough for what sentences are for here: where the second half of a next-sentence pair may
-begin. A missed or a false boundary costs nothing else, as the tokens stay the same.
+It says where the second half of a next-sentence pair may begin. The tokens stay the same.
 """
 
 import re

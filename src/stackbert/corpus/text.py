@@ -263,8 +263,7 @@ def open_files(
         text: files, folders (searched through in sorted order, hidden files left out) and glob
             patterns (`**` too); of the last two only known suffixes count. One named twice is read
             once.
-        field: the field or column of JSON lines and .parquet files that holds the text.
-        suffixes: further ones to read, such as "py"; each file is one document.
+        field, suffixes: as of `build_corpus`.
     """
     found: dict[Path, Text] = {}
     left_out: Counter[str] = Counter()

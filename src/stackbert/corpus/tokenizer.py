@@ -142,11 +142,7 @@ def load_tokenizer(path: str | Path) -> CorpusTokenizer:
 
 
 def add_tokens(tokenizer: CorpusTokenizer, path: str | Path) -> CorpusTokenizer:
-    """The tokenizer with each line of a file as a token of its own, a whole word.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """The tokenizer with each line of a file as a token of its own, a whole word."""
     from tokenizers import AddedToken
 
     with reading(path):

@@ -92,10 +92,8 @@ def evaluate(
             others are compared with the first.
         data: a folder of tests, a corpus, or a single file (docs/evaluation.md).
         out: a folder for evaluation.json, which `read_evaluation` reads.
-        only: names of tests; by default all.
         train, test: sentences that a probe learns from and is tested on.
         pairs: of each paradigm. 200 of each of 18 give a standard error of 0.8 points.
-        progress: hears what is being measured.
 
     Raises:
         UserError: a model cannot be opened, or there is no such test.

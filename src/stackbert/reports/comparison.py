@@ -20,7 +20,7 @@ def page(folder: Path) -> Page:
     fields = pd.DataFrame(flat_fields(recipe).items(), columns=["field", "value"]).astype(str)
     parts: list[Chart | Table] = []
     if found.best_fixed():
-        parts += [_curves(found), *_budgets(found), *_standings(found), *_speeds(found)]
+        parts += [_curves(found), *_budgets(found), *_standings(found)]
     parts += [
         _reference(found),
         _differences(found),
@@ -93,15 +93,6 @@ def _standings(found: Comparison) -> list[Chart | Table]:
         Chart("Final loss", chart, "Means over the seeds with 95 % intervals."),
         Table("Final validation loss", frame[columns], note, formats),
         Table("What a run spent", spent, by_table, counts),
-    ]
-
-
-def _speeds(found: Comparison) -> list[Table]:
-    unit = found.budget.unit.capitalize()
-    note = "Shares of the budget, from runs at several budgets, each with its whole schedule."
-    return [
-        Table(f"{unit} to the loss of {name}", found.speeds(name).astype({"share": str}), note)
-        for name in dict.fromkeys([found.best_fixed(), SCRATCH])
     ]
 
 

@@ -1,6 +1,5 @@
 """`report`: from folders to one HTML file."""
 
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +9,6 @@ from stackbert.files import write_text, writing
 from stackbert.pretraining.record import RUN
 from stackbert.reports.page import Page, is_report, render, save_figures
 
-FolderPath = str | os.PathLike[str]
 KINDS = {
     RUN: "runs",
     "comparison.json": "comparison",
@@ -22,7 +20,7 @@ KINDS = {
 
 
 def report(
-    paths: FolderPath | Sequence[FolderPath], out: FolderPath, figures: FolderPath | None = None
+    paths: str | Path | Sequence[str | Path], out: str | Path, figures: str | Path | None = None
 ) -> Path:
     """Write one self-contained HTML file of runs and of what other commands found; return it.
 
@@ -35,7 +33,7 @@ def report(
     Raises:
         UserError: a folder is none of these, `out` is another file, or a file cannot be written.
     """
-    if isinstance(paths, str | os.PathLike):
+    if isinstance(paths, str | Path):
         paths = [paths]
     out = Path(out)
     if out.exists() and not is_report(out):
