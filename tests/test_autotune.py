@@ -135,9 +135,7 @@ def test_precision_is_what_an_x86_processor_has_and_else_is_measured(monkeypatch
     assert fastest_precision(CPU) == "bf16"
 
 
-def test_steps_and_evaluations_are_timed_at_every_depth_in_the_stages_micro_batches(
-    monkeypatch,
-) -> None:
+def test_steps_and_evaluations_are_timed_in_the_stages_micro_batches(monkeypatch) -> None:
     seen: list[tuple[int, object]] = []
     step = Trainer.step
 

@@ -78,9 +78,7 @@ def test_the_fuzzer_counts_what_is_not_a_sentence(load, tmp_path, monkeypatch) -
     assert run(draw=random.Random(0))[0] == "failed"
 
 
-def test_a_type_starts_grows_and_opens_or_its_refusal_is_in_the_table(
-    load, factbook_corpus, tmp_path
-) -> None:
+def test_a_type_starts_grows_and_opens_or_is_refused(load, factbook_corpus, tmp_path) -> None:
     start_from = load("start_from")
     assert start_from.row("bert", factbook_corpus, tmp_path)["result"] == "opens with 4 layers"
     assert "one list of layers" in start_from.row("albert", factbook_corpus, tmp_path)["result"]

@@ -16,9 +16,7 @@ def test_the_factbook_is_256_documents_of_plain_sentences(tmp_path) -> None:
     assert lengths[len(lengths) // 2] >= demo.SHORTEST, "figures, not sentences"
 
 
-def test_text_becomes_a_grown_model_that_fills_masks_and_a_second_call_uses_it(
-    tmp_path, monkeypatch
-) -> None:
+def test_text_becomes_a_model_that_fills_masks_and_is_used_again(tmp_path, monkeypatch) -> None:
     def shorter(path) -> int:
         count = write_factbook(path)
         articles = path.read_text("utf-8").split("\n\n")[:16]

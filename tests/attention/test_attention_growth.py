@@ -89,9 +89,7 @@ def test_the_table_and_the_sentences_are_of_the_heads_of_new_layers(found):
     assert [" the copies." in line for line in said] == [True] * 2 + [False] * 2 + [True] * 2
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
-    make_run, make_model, save, tmp_path
-):
+def test_what_cannot_be_compared_is_refused_before_measuring(make_run, make_model, save, tmp_path):
     class Heard(Progress):
         def say(self, text: str) -> None:
             raise AssertionError(text)

@@ -16,9 +16,7 @@ def maps_of(model, tokenizer, sentences):
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_maps_are_those_of_transformers_whatever_the_padding(
-    kind, make_model, tokenizer, sentences
-):
+def test_maps_are_those_of_transformers_without_padding(kind, make_model, tokenizer, sentences):
     model = make_model(kind, depth=3)
     together = maps_of(model, tokenizer, sentences)
     model.set_attn_implementation("eager")

@@ -76,9 +76,7 @@ def test_the_order_differs_by_epoch_and_seed():
     step=st.integers(0, 50),
     seed=seeds,
 )
-def test_the_ranks_together_see_the_batch_of_one(
-    tokens, world_size, share, length, pairs, step, seed
-):
+def test_ranks_together_see_the_batch_of_one(tokens, world_size, share, length, pairs, step, seed):
     pairs = pairs and world_size * share > 1
     stream = numbered(tokens, sentences=range(0, tokens, 5), separators=range(30, tokens, 31))
     stage = shape(10, world_size * share, length, 0.2)

@@ -176,9 +176,7 @@ def children(tmp_path: Path, monkeypatch):
     )
 
 
-def test_a_run_that_fails_stops_no_other_and_one_that_is_refused_stops_all(
-    children, tmp_path: Path
-) -> None:
+def test_a_failed_run_stops_no_other_and_a_refused_one_all(children, tmp_path: Path) -> None:
     ended = {run.name: failure for run, _, failure in children("failed", "b", "c", jobs=2)}
     assert ended == {"failed": "failed failed: It holds thesis.tex.", "b": "", "c": ""}
     with pytest.raises(RunError, match=r"refused failed: It holds thesis\.tex\."):

@@ -147,9 +147,7 @@ def test_a_wrong_option_is_refused_before_anything_is_written(
     assert fast == []
 
 
-def test_a_foreign_folder_and_a_recipe_without_growth_are_refused(
-    tmp_path: Path, factbook_corpus: Corpus
-) -> None:
+def test_a_foreign_folder_or_one_depth_is_refused(tmp_path: Path, factbook_corpus: Corpus) -> None:
     (tmp_path / "thesis.tex").touch()
     recipe = scratch_of(tiny_recipe())
     assert "one depth" in refusal(lambda: compare(recipe, corpus=factbook_corpus, out=tmp_path))

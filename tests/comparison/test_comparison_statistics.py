@@ -39,9 +39,7 @@ def test_p_values_are_corrected_in_their_order() -> None:
         ({0.3: 3.0, 0.5: 2.5, 0.7: 2.8, 1.0: 2.4}, 2.6, Share(0.8367, "=")),
     ],
 )
-def test_a_share_is_interpolated_between_runs_and_a_bound_beyond_them(
-    losses, target, share
-) -> None:
+def test_a_share_is_interpolated_between_runs_a_bound_beyond_them(losses, target, share) -> None:
     found = share_for(losses, target)
     assert (found.value, found.bound) == (pytest.approx(share.value, rel=1e-4), share.bound)
 
@@ -82,9 +80,7 @@ def test_what_is_no_budget_is_refused_by_name(text) -> None:
     share=st.floats(0.1, 4.0),
     more=st.floats(0.0, 500.0),
 )
-def test_a_budget_is_never_exceeded_and_one_step_more_would(
-    lengths, seconds, growth, unit, share, more
-) -> None:
+def test_one_step_more_would_exceed_a_budget(lengths, seconds, growth, unit, share, more) -> None:
     recipe = recipe_of(lengths)
     reference = table(
         recipe, seconds=lambda kind: seconds[kind.depth.bit_length() - 1], growth=growth

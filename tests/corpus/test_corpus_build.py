@@ -25,9 +25,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_the_corpus_holds_every_document_once_in_order_with_one_separator_behind(
-    corpus, documents, document_ids
-):
+def test_a_corpus_holds_each_document_once_in_order_and_separated(corpus, documents, document_ids):
     tokenizer: Any = Tokenizer.from_file(str(corpus.tokenizer_folder / "tokenizer.json"))
     expected = [[*tokenizer.encode(text, add_special_tokens=False).ids, 3] for text in documents]
     train, held_out = document_ids(corpus, "train"), document_ids(corpus, "validation")
@@ -76,9 +74,7 @@ def test_a_document_s_side_depends_on_its_text_alone(corpus, documents, build, d
     assert not {tuple(ids) for ids in document_ids(fewer, "train")} & held_out
 
 
-def test_near_duplicates_and_empty_documents_are_dropped_and_counted(
-    corpus, documents, tmp_path, document_ids
-):
+def test_near_duplicates_and_empty_documents_are_dropped(corpus, documents, tmp_path, document_ids):
     changed = [documents[0].upper(), documents[1].replace(" ", "\u3000"), f"“{documents[2]}”…"]
     repeated = [*documents, f"  {documents[0]}\n", "", " \n ", *changed, "\x01\x02", None]
     path = tmp_path / "a.jsonl"
@@ -186,9 +182,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(text_file, tmp_path, monkeypatc
         ("manifest.json", lambda data: data.replace(b'r_size": 256', b'r_size": 192')),
     ],
 )
-def test_a_file_that_was_changed_after_the_build_is_found(
-    corpus, text_file, tmp_path, name, change
-):
+def test_a_file_changed_after_the_build_is_found(corpus, text_file, tmp_path, name, change):
     again = build_corpus(tmp_path / "again", text=[text_file], vocab_size=256, validation=0.1)
     path = again.folder / name
     path.write_bytes(change(path.read_bytes()))

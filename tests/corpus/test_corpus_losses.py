@@ -189,9 +189,7 @@ def sample_of(documents: list[str], limit: int = 1 << 20) -> Sample:
     return sample
 
 
-def test_the_sample_is_bounded_from_everywhere_and_the_same_in_whatever_order(
-    documents, monkeypatch
-):
+def test_the_sample_is_bounded_from_everywhere_the_same_in_any_order(documents, monkeypatch):
     chosen = list(sample_of(documents, 10_000).texts())
     assert 10_000 <= sum(map(len, chosen)) < 10_000 + max(map(len, documents))
     places = [documents.index(text) for text in chosen]

@@ -63,9 +63,7 @@ def test_every_word_is_in_a_window_and_neighbours_share_half(opened):
         ("", 64, [(0, 0)]),  # no answer: the classification token
     ],
 )
-def test_an_answer_is_labelled_only_in_windows_that_hold_all_of_it(
-    answer, length, positions, opened
-):
+def test_an_answer_is_labelled_in_windows_that_hold_all_of_it(answer, length, positions, opened):
     rows = windows_of(opened, asked(("yes no", answer, CONTEXT)), length).rows
     assert [(row["start_positions"], row["end_positions"]) for row in rows] == positions
 

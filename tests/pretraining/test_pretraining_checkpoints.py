@@ -57,9 +57,7 @@ def run(crashed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(crashed, tmp_path / "run")
 
 
-def test_a_checkpoint_is_not_called_damaged_for_want_of_file_handles(
-    run: Path, tiny_corpus, monkeypatch
-) -> None:
+def test_want_of_file_handles_damages_no_checkpoint(run: Path, tiny_corpus, monkeypatch) -> None:
     def scarce(path: Path) -> str:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
@@ -69,9 +67,7 @@ def test_a_checkpoint_is_not_called_damaged_for_want_of_file_handles(
     assert not list(run.rglob("*.damaged"))
 
 
-def test_a_run_resumes_from_the_one_before_damaged_ones_with_the_same_bits(
-    run: Path, tiny_corpus, finished
-) -> None:
+def test_a_run_resumes_before_damaged_checkpoints_alike(run: Path, tiny_corpus, finished) -> None:
     saved = checkpoints(run)
     # Left by a kill while an old one was removed, and one of another step under a wrong name.
     shutil.copytree(saved[1], run / "checkpoints" / "step-00000001.partial")

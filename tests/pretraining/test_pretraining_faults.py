@@ -125,9 +125,7 @@ def test_a_changed_corpus_is_refused_at_the_start_and_on_resuming(tiny_corpus, f
     assert outcome(run) == outcome(finished(RECIPE))
 
 
-def test_a_tokenizer_that_is_changed_under_a_run_reaches_no_checkpoint(
-    tiny_corpus, finished, tmp_path
-) -> None:
+def test_a_tokenizer_changed_under_a_run_is_not_saved(tiny_corpus, finished, tmp_path) -> None:
     mine, run = shutil.copytree(tiny_corpus.folder, tmp_path / "mine"), tmp_path / "run"
     spoil = functools.partial(flip_bit, mine / "tokenizer" / "tokenizer.json")
     pretrain(RECIPE, corpus=mine, out=run, progress=At(1, spoil))
@@ -137,9 +135,7 @@ def test_a_tokenizer_that_is_changed_under_a_run_reaches_no_checkpoint(
     assert outcome(run) == outcome(finished(RECIPE))
 
 
-def test_a_text_that_is_changed_under_a_run_reaches_no_checkpoint(
-    tiny_corpus, finished, tmp_path
-) -> None:
+def test_a_text_changed_under_a_run_reaches_no_checkpoint(tiny_corpus, finished, tmp_path) -> None:
     mine, run = shutil.copytree(tiny_corpus.folder, tmp_path / "mine"), tmp_path / "run"
     tokens = mine / "train" / "tokens.bin"
     true = tokens.read_bytes()
@@ -157,9 +153,7 @@ def test_a_text_that_is_changed_under_a_run_reaches_no_checkpoint(
 REMOVED = "was removed, renamed or replaced while"
 
 
-def test_a_folder_that_is_removed_as_a_checkpoint_begins_stops_the_run(
-    tiny_corpus, tmp_path, monkeypatch
-) -> None:
+def test_a_folder_removed_before_a_checkpoint_stops_it(tiny_corpus, tmp_path, monkeypatch) -> None:
     run, true = tmp_path / "run", checkpoints_module.new_folder
 
     def remove_first(place: Path, **options: Any) -> Any:
@@ -190,9 +184,7 @@ def test_a_folder_that_is_replaced_under_a_run_stops_it(tiny_corpus, finished, t
     assert outcome(away) == outcome(finished(RECIPE))
 
 
-def test_a_cut_off_ledger_is_refused_and_a_damaged_one_costs_no_model(
-    tiny_corpus, finished, tmp_path
-) -> None:
+def test_a_cut_ledger_is_refused_damage_costs_no_model(tiny_corpus, finished, tmp_path) -> None:
     break_off(RECIPE, corpus=tiny_corpus, out=tmp_path, at=6)
     ledger = tmp_path / "metrics.jsonl"
     whole = ledger.read_bytes()

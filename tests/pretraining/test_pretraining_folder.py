@@ -57,9 +57,7 @@ def test_the_run_directory_is_as_designed(finished) -> None:
     assert {p.stat().st_mode & 0o044 for p in files} == {0o044}
 
 
-def test_a_run_of_anything_else_is_not_resumed_and_every_difference_is_named(
-    stopped, tiny_corpus, tmp_path
-) -> None:
+def test_every_difference_to_the_run_that_is_there_is_named(stopped, tiny_corpus, tmp_path) -> None:
     (tmp_path / "all.txt").write_text("\n\n".join(f"Words of {n}." for n in range(99)))
     other = build_corpus(tmp_path / "other", text=[tmp_path / "all.txt"], validation=0.3)
     changed = tiny_recipe(
@@ -86,9 +84,7 @@ def test_a_run_of_anything_else_is_not_resumed_and_every_difference_is_named(
         assert content(stopped) == before
 
 
-def test_a_moved_corpus_is_the_same_and_an_edited_recipe_is_not(
-    stopped, tiny_corpus, tmp_path
-) -> None:
+def test_a_moved_corpus_is_the_same_an_edited_recipe_not(stopped, tiny_corpus, tmp_path) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     moved = shutil.copytree(tiny_corpus.folder, tmp_path / "moved")
     written = (run / "recipe.yaml").read_text()
@@ -112,9 +108,7 @@ def test_a_resume_on_another_machine_is_said(stopped, tiny_corpus, tmp_path) -> 
     assert not any("the run began elsewhere" in text for text in heard.said)
 
 
-def test_a_folder_of_something_else_or_a_file_is_refused_and_left_alone(
-    tiny_corpus, tmp_path
-) -> None:
+def test_a_folder_of_something_else_or_a_file_is_left_alone(tiny_corpus, tmp_path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "recipe.yaml").write_text("# my notes\n" + RECIPE.to_yaml())
     before = content(tmp_path)
@@ -159,9 +153,7 @@ def test_a_model_or_steps_that_cannot_be_are_refused_before_a_run_is_made(tiny_c
         assert not content(tmp_path)
 
 
-def test_a_budget_scales_the_steps_once_and_steps_scale_them_too(
-    tiny_corpus, tmp_path, monkeypatch
-) -> None:
+def test_a_budget_scales_the_steps_once_steps_do_too(tiny_corpus, tmp_path, monkeypatch) -> None:
     recipe = tiny_recipe(
         stages=[{"depth": 1, "steps": 30}, {"depth": 2, "steps": 10}],
         schedule__warmup_steps=20,
@@ -186,9 +178,7 @@ def test_a_budget_scales_the_steps_once_and_steps_scale_them_too(
     assert result.stages.steps.tolist() == [6, 2]
 
 
-def test_tensorboard_has_the_ledgers_numbers_and_hides_what_is_done_again(
-    tiny_corpus, tmp_path
-) -> None:
+def test_tensorboard_has_the_ledgers_numbers_after_a_resume(tiny_corpus, tmp_path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     break_off(RECIPE, corpus=tiny_corpus, out=tmp_path, track=["tensorboard"], at=6)
@@ -214,9 +204,7 @@ def test_a_trackers_missing_package_is_named(tracker, tiny_corpus, tmp_path, mon
 HOSTILE = "---\ntags: [x]\n---\n```\n    # a`b <script>alert(1)</script> | pipe |"
 
 
-def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks_out(
-    tiny_corpus, finished
-) -> None:
+def test_the_model_card_tells_all_and_no_text_of_a_user_breaks_out(tiny_corpus, finished) -> None:
     run = finished(RECIPE)
     result = pretrain(RECIPE, corpus=tiny_corpus, out=run)
     written = (run / "model" / "README.md").read_text("utf-8")

@@ -80,9 +80,7 @@ def test_a_growth_has_the_loss_just_before_and_just_after(run, finished) -> None
     assert grown.loss_after == pytest.approx(grown.loss_before, abs=1e-5), "as identity promises"
 
 
-def test_every_checkpoint_opens_with_from_pretrained_and_has_the_ledgers_loss(
-    run, tiny_corpus
-) -> None:
+def test_every_checkpoint_opens_in_transformers_with_the_ledgers_loss(run, tiny_corpus) -> None:
     """By transformers' own dense loss on the validation rows, each position through the head."""
     batch = validation_batch(RECIPE, tiny_corpus)
     labels = torch.full(batch.input_ids_BS.shape, -100)
@@ -133,9 +131,7 @@ def test_the_stages_table_and_the_result_follow_from_the_ledger(run, tiny_corpus
     assert f"{result.loss:.3f}" in result.table()
 
 
-def test_the_kinds_of_work_add_up_to_the_wall_time_of_a_run_and_its_resumption(
-    tiny_corpus, tmp_path
-) -> None:
+def test_kinds_of_work_add_up_to_the_wall_time_over_a_resumption(tiny_corpus, tmp_path) -> None:
     took, recipe = 0.0, tiny_recipe(checkpoint__every_steps=1)
     for progress in (At(6), None):
         start = time.perf_counter()

@@ -89,9 +89,7 @@ def test_ddp_has_the_losses_of_one_process_through_a_kill_a_signal_and_another_n
     assert_same_run(run, finished(RECIPE))
 
 
-def test_fsdp_has_the_losses_of_one_process_and_its_checkpoints_are_whole(
-    tiny_corpus, finished, tmp_path
-) -> None:
+def test_fsdp_has_the_losses_of_one_and_whole_checkpoints(tiny_corpus, finished, tmp_path) -> None:
     recipe = RECIPE.model_copy(update={"engine": "fsdp", "tail_average": 0.9})
     run = tmp_path / "run"
     codes, said = run_ranks(recipe, tiny_corpus, tmp_path, after_step(5, send_self(signal.SIGTERM)))
@@ -102,9 +100,7 @@ def test_fsdp_has_the_losses_of_one_process_and_its_checkpoints_are_whole(
     assert_same_run(run, finished(recipe))
 
 
-def test_a_start_and_a_stage_of_new_layers_are_the_same_in_two_processes(
-    tiny_corpus, finished, tmp_path
-) -> None:
+def test_a_start_and_new_layers_are_the_same_in_two_ranks(tiny_corpus, finished, tmp_path) -> None:
     recipe = tiny_recipe(
         model=None,
         start={"folder": str(finished(tiny_recipe()))},

@@ -66,9 +66,7 @@ def test_a_run_starts_where_the_model_was_and_is_resumed_to_the_bit_without_it(
     assert outcome(tmp_path / "again") == outcome(result.folder)
 
 
-def test_another_start_is_refused_and_the_runs_recipe_repeats_it(
-    save, tiny_corpus, tmp_path
-) -> None:
+def test_another_start_is_refused_a_recipe_repeats_its_own(save, tiny_corpus, tmp_path) -> None:
     source = save(encoder())
     run = pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "run", start=source).folder
     recipe = load_recipe(run / "recipe.yaml")
@@ -86,9 +84,7 @@ def test_another_start_is_refused_and_the_runs_recipe_repeats_it(
         pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "new")
 
 
-def test_what_does_not_fit_is_a_sentence_with_the_way_out(
-    save, tiny_corpus, factbook_corpus, tmp_path
-) -> None:
+def test_what_does_not_fit_is_told_a_way_out(save, tiny_corpus, factbook_corpus, tmp_path) -> None:
     gpt = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=2, vocab_size=128)
     cases = {
         r"has 3 layers, and the first stage 2.*--set 'stages=": save(encoder(depth=3), "deep"),
@@ -107,9 +103,7 @@ def test_what_does_not_fit_is_a_sentence_with_the_way_out(
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
-def test_a_model_without_a_head_gets_one_and_the_card_tells_the_whole_story(
-    save, tiny_corpus, tmp_path
-) -> None:
+def test_a_model_without_a_head_gets_one_and_a_card_tells_all(save, tiny_corpus, tmp_path) -> None:
     heard = At()
     bare = save(encoder("electra").base_model, "bare `x`")
     first = pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "first", start=bare, progress=heard)
@@ -191,9 +185,7 @@ def test_what_cannot_be_extended_is_a_sentence(finished, tiny_corpus, tmp_path, 
         extend(finished(recipe), by="5steps", **call)
 
 
-def test_a_stage_of_new_layers_leaves_the_old_ones_and_costs_what_it_does(
-    tiny_corpus, tmp_path
-) -> None:
+def test_a_stage_of_new_layers_leaves_the_old_at_its_own_cost(tiny_corpus, tmp_path) -> None:
     stages = [*STAGES[:1], {"depth": 4, "steps": 2, "train": "new"}, {"depth": 4, "steps": 2}]
     options = {"growth__operator": "identity-copy", "checkpoint__every_steps": 1}
     recipe = tiny_recipe(stages=stages, **options)

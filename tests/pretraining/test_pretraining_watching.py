@@ -65,9 +65,7 @@ def test_a_layer_that_overwrites_its_input_and_tokens_that_collapse_are_said(tin
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_mean_of_the_last_weights_is_the_model_and_survives_a_crash(
-    tiny_corpus, finished, tmp_path
-) -> None:
+def test_the_mean_of_the_last_weights_survives_a_crash(tiny_corpus, finished, tmp_path) -> None:
     """Against the mean taken over the checkpoints after each step of the tail."""
     joined = [step for step in range(TOTAL + 1) if averaged_before(TAIL, step) is not None]
     assert joined == [5, 6, 7, 8], "not before the growth"
