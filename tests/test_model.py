@@ -58,10 +58,8 @@ def test_the_masked_only_loss_and_its_gradients_equal_transformers_dense_loss(
     factbook_corpus, factbook_vocabulary, kind, pairs
 ):
     stages = [Stage(2, 1, ROWS, LENGTH, 0.2, "auto")]
-    plan = BatchPlan(
-        factbook_corpus.train, factbook_vocabulary, stages, seed=0, next_sentence=pairs
-    )
-    batch = plan.batch(0)
+    options = {"seed": 0, "next_sentence": pairs}
+    batch = BatchPlan(factbook_corpus.train, factbook_vocabulary, stages, **options).batch(0)
     batch.labels_BK[::3, 2:] = -100  # as in rows of few ordinary tokens
     # No bias stays zero, no norm stays one.
     model = shaken(make(kind, pairs, vocabulary=factbook_vocabulary), 7, 0.05)

@@ -73,10 +73,7 @@ def test_the_papers_recipe_has_the_papers_numbers():
         ("growth: {operator: stak}", "growth.operator: there is no growth operator 'stak'"),
         ("schedule: {warmup_steps: 30}", "warmup_steps 30 is not below the run's 30 steps"),
         ("schedule: {name: piecewise}", "piecewise needs them"),
-        (
-            "objective: {next_sentence: true}\nmodel: {type: roberta}",
-            "roberta has no next-sentence",
-        ),
+        ("objective: {next_sentence: true}\nmodel: {type: roberta}", "roberta has no next-sent"),
         ("stages: [{steps: 10}]", "gives the field 'stages' a second time"),
         ("seed: !!python/object/apply:os.system ['exit 1']", "could not determine a constructor"),
         ("seed: " + "x" * 3000, "x" * 79 + "."),

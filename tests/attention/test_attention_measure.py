@@ -37,9 +37,7 @@ def test_a_result_survives_its_files(make_model, save, sentences, tmp_path):
     shallow, deep = save(make_model(), "shallow"), save(make_model(depth=4), "deep")
     result = measure_attention(shallow, text=sentences, compare=deep, out=out)
     again = read_attention(out)
-    pd.testing.assert_frame_equal(
-        again.heads, result.heads, check_column_type=False, check_exact=True
-    )
+    pd.testing.assert_frame_equal(again.heads, result.heads, check_exact=True)
     assert statements(again) == statements(result)
     assert again.arrays.keys() == result.arrays.keys()
     assert all(np.array_equal(again.arrays[name], each) for name, each in result.arrays.items())
@@ -53,9 +51,8 @@ def test_stacking_is_seen_as_likeness(make_model, tokenizer, sentences):
         for layer in shallow.bert.encoder.layer:
             for dense in (layer.attention.output.dense, layer.output.dense):
                 dense.weight.zero_(), dense.bias.zero_()
-    result = measure_attention(
-        shallow, text=sentences, tokenizer=tokenizer, compare=grow(shallow, 4)
-    )
+    deep = grow(shallow, 4)
+    result = measure_attention(shallow, text=sentences, tokenizer=tokenizer, compare=deep)
     assert result.shallow_deep.matched == pytest.approx(0, abs=1e-6)
     assert result.shallow_deep.untrained > 0.05
     (claim,) = [line for line in statements(result) if line.startswith("Claim 3")]

@@ -15,12 +15,13 @@ from stackbert.attention.measures import CLASSES, MEASURES, WINDOWS, head_table,
 LENGTH = 40
 
 
+def sentence_of(maps, index=0, separators=()):
+    return SentenceMaps(index, ("t",) * maps.shape[-1], separators, np.float32(maps))
+
+
 def measured(*maps, separators=()):
     """The table of heads of (L, H, S, S) maps, a sentence each; and what a uniform head has."""
-    sums = [
-        sentence_sums(SentenceMaps(0, ("t",) * each.shape[-1], separators, np.float32(each)))
-        for each in maps
-    ]
+    sums = [sentence_sums(sentence_of(each, separators=separators)) for each in maps]
     tokens = sum(each.shape[-1] for each in maps)
     uniform = dict(zip(MEASURES, sum(alike for _, alike in sums) / tokens, strict=True))
     return head_table(sum(heads for heads, _ in sums) / tokens, uniform), uniform
@@ -116,12 +117,8 @@ def test_half_of_what_a_uniform_head_spreads_elsewhere_makes_a_pattern(share, pa
 
 
 def sample(maps_of_sentences):
-    return {
-        index: keep_rows(
-            SentenceMaps(index, ("t",) * maps.shape[-1], (), maps.astype(np.float32)), seed=0
-        )
-        for index, maps in enumerate(maps_of_sentences)
-    }
+    sentences = [sentence_of(maps, index) for index, maps in enumerate(maps_of_sentences)]
+    return {each.index: keep_rows(each, seed=0) for each in sentences}
 
 
 def between(one, other):

@@ -126,9 +126,8 @@ def compared(
                 runs.append((variant, share, seed, 1.0, "", folder, missing))
                 for at, value in [(0.0, 7.0), (share, loss)] if loss else ():
                     spent = (50.0 * at, 100.0 * at, 1e9 * at, 1e6 * at)
-                    evaluations.append(
-                        (folder, depths.get(variant, 4), *spent, value, masked_lm or value)
-                    )
+                    row = (folder, depths.get(variant, 4), *spent, value, masked_lm or value)
+                    evaluations.append(row)
     comparison = Comparison(
         request=Request(recipe=tiny, corpus="", budget=None, jobs=1),
         corpus_folder="",

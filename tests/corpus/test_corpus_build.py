@@ -79,9 +79,8 @@ def test_near_duplicates_and_empty_documents_are_dropped(corpus, documents, tmp_
     repeated = [*documents, f"  {documents[0]}\n", "", " \n ", *changed, "\x01\x02", None]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\r\n" for text in repeated))
-    again = build_corpus(
-        tmp_path / "out", text=[path], tokenizer=corpus.tokenizer_folder, validation=0.1
-    )
+    options = {"tokenizer": corpus.tokenizer_folder, "validation": 0.1}
+    again = build_corpus(tmp_path / "out", text=[path], **options)
     assert (again.manifest.duplicate_documents, again.manifest.empty_documents) == (4, 4)
     assert again.manifest.sources[0].documents == len(repeated)
     for side in ("train", "validation"):

@@ -119,9 +119,8 @@ def test_the_model_s_tokenizer_gives_the_ids_of_the_corpus(build, document_ids, 
     built = build(texts, tokenizer=folder, validation=0.3)
     opened = AutoTokenizer.from_pretrained(built.tokenizer_folder)
     found = document_ids(built, "train") + document_ids(built, "validation")
-    assert sorted(ids[:-1] for ids in found) == sorted(
-        opened(texts, add_special_tokens=False)["input_ids"]
-    )
+    expected = opened(texts, add_special_tokens=False)["input_ids"]
+    assert sorted(ids[:-1] for ids in found) == sorted(expected)
     assert len(opened) <= built.vocabulary.tokenizer_size
 
 

@@ -81,20 +81,14 @@ def test_damaged_compressed_data_is_named_with_its_file(tmp_path, suffix, damage
     second = packed + packed[:20] + b"\xff" * 20 + packed[40:]
     data = {"second": second, "plain": MANY}.get(damage, packed[: len(packed) // 2])
     path = write(tmp_path, f"a.txt{suffix}", data)
-    with pytest.raises(
-        UserError, match=rf"a\.txt\{suffix} cannot be read: .*Rename it.*leave it out"
-    ):
+    with pytest.raises(UserError, match=rf"a\.txt\{suffix} cannot be read: .*leave it out"):
         read(path)
 
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        (
-            "a.txt",
-            b"one\n\ntwo\nthree\n\nf\xfcr",
-            r"a\.txt, the document from line 6 on, .*byte 0xfc",
-        ),
+        ("a.txt", b"one\n\ntwo\nthree\n\nf\xfcr", r"a\.txt, .* from line 6 on, .*byte 0xfc"),
         ("a.txt", "text".encode("utf-16"), r"line 1 on, cannot be read: .*iconv -f UTF-16"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl, line 3, cannot be read: Expecting"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1, cannot be read: .*recursion"),
@@ -133,13 +127,8 @@ def test_folders_and_patterns_are_searched_in_order_for_known_files(tmp_path):
         return [str(Path(one.name).relative_to(tmp_path)) for one in found]
 
     assert names("b", "**/*.txt") == ["b/a.jsonl.gz", "b/z.txt", "a[1].txt", "link.txt"]
-    assert names("c.TXT", "link.txt", ".") == [
-        "c.TXT",
-        "a.parquet",
-        "a[1].txt",
-        "b/a.jsonl.gz",
-        "b/z.txt",
-    ]
+    everything = ["c.TXT", "a.parquet", "a[1].txt", "b/a.jsonl.gz", "b/z.txt"]
+    assert names("c.TXT", "link.txt", ".") == everything
     assert names("a[1].txt") == ["a[1].txt"]
 
 

@@ -80,9 +80,8 @@ def test_a_head_that_a_model_brings_is_replaced(tmp_path):
 
 
 def test_models_and_tokenizers_that_cannot_be_fine_tuned_are_refused(tmp_path):
-    config = BertGenerationConfig(
-        vocab_size=96, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 2}
+    config = BertGenerationConfig(num_hidden_layers=1, **sizes)
     decoder = find(save(tmp_path / "decoder", BertGenerationEncoder(config)))
     with pytest.raises(UserError, match="has no head for MNLI"):
         head_class(decoder, MNLI, "cls")

@@ -60,9 +60,8 @@ def test_the_run_directory_is_as_designed(finished) -> None:
 def test_every_difference_to_the_run_that_is_there_is_named(stopped, tiny_corpus, tmp_path) -> None:
     (tmp_path / "all.txt").write_text("\n\n".join(f"Words of {n}." for n in range(99)))
     other = build_corpus(tmp_path / "other", text=[tmp_path / "all.txt"], validation=0.3)
-    changed = tiny_recipe(
-        optimizer__lr=0.1, model__hidden_dropout_prob=0.1, stages=[{"depth": 1, "steps": 9}]
-    )
+    stages = [{"depth": 1, "steps": 9}]
+    changed = tiny_recipe(optimizer__lr=0.1, model__hidden_dropout_prob=0.1, stages=stages)
     before = content(stopped)
     for wrong, *named in (
         (

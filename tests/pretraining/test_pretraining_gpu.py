@@ -163,9 +163,7 @@ def test_a_gpu_measures_micro_batches_compiled_and_needs_bf16(tiny_corpus, monke
 def test_settings_of_a_gpu_are_put_back(monkeypatch) -> None:
     forked: list[Any] = []
     true = torch.random.fork_rng
-    monkeypatch.setattr(
-        torch.random, "fork_rng", lambda devices: forked.append(devices) or true([])
-    )
+    monkeypatch.setattr(torch.random, "fork_rng", lambda gpus: forked.append(gpus) or true([]))
     before = torch.get_rng_state()
     with gpu_settings(CUDA, deterministic=True):
         torch.rand(1)

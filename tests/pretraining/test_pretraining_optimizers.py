@@ -75,9 +75,8 @@ def test_flops_of_a_step_are_those_of_torchs_counter(name: str, tiny_corpus) -> 
 
 @pytest.fixture(params=list(FAMILIES), scope="module")
 def model(request: pytest.FixtureRequest, tiny_corpus) -> nn.Module:
-    spec = ModelSpec(
-        type=request.param, hidden_size=16, num_attention_heads=2, intermediate_size=24
-    )
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    spec = ModelSpec(type=request.param, **sizes)
     return create_model(spec, depth=2, vocabulary=tiny_corpus.vocabulary, sequence_length=16)
 
 

@@ -101,14 +101,11 @@ def test_fsdp_has_the_losses_of_one_and_whole_checkpoints(tiny_corpus, finished,
 
 
 def test_a_start_and_new_layers_are_the_same_in_two_ranks(tiny_corpus, finished, tmp_path) -> None:
+    deep = {"depth": 4, "steps": 3}
     recipe = tiny_recipe(
         model=None,
         start={"folder": str(finished(tiny_recipe()))},
-        stages=[
-            {"depth": 2, "steps": 2},
-            {"depth": 4, "steps": 3, "train": "new"},
-            {"depth": 4, "steps": 3},
-        ],
+        stages=[{"depth": 2, "steps": 2}, deep | {"train": "new"}, deep],
         optimizer=RECIPE.optimizer.model_dump(),
     )
     codes, said = run_ranks(recipe, tiny_corpus, tmp_path)

@@ -39,10 +39,7 @@ from tiny_runs import (
 SPARSE = {"checkpoint__every_steps": 5, "log_every": 2}
 VARIANTS = {
     "muon": {"optimizer__clip_norm": 1.0},
-    "adamw, state copied at growth": {
-        "optimizer__name": "adamw",
-        "growth__optimizer_state": "copy",
-    },
+    "adamw, state copied": {"optimizer__name": "adamw", "growth__optimizer_state": "copy"},
     "muon, state copied, pairs": {"growth__optimizer_state": "copy", **PAIRS},
     "dropout, noise, two micro-batches": {
         "model__hidden_dropout_prob": 0.1,
@@ -107,10 +104,8 @@ def test_a_signal_is_noted_and_a_second_one_a_second_later_stops_at_once(monkeyp
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # the same request: torchrun sends it twice
         assert stop.signal == signal.SIGTERM
-        later = time.monotonic() + 1.5
-        monkeypatch.setattr(
-            "stackbert.pretraining.signals.time", SimpleNamespace(monotonic=lambda: later)
-        )
+        later = SimpleNamespace(monotonic=lambda: time.monotonic() + 1.5)
+        monkeypatch.setattr("stackbert.pretraining.signals.time", later)
         with pytest.raises(Interrupted, match="at once") as stopped:
             signal.raise_signal(signal.SIGINT)
     assert stopped.value.exit_code == 128 + signal.SIGINT

@@ -86,14 +86,11 @@ def test_another_start_is_refused_a_recipe_repeats_its_own(save, tiny_corpus, tm
 
 def test_what_does_not_fit_is_told_a_way_out(save, tiny_corpus, factbook_corpus, tmp_path) -> None:
     gpt = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=2, vocab_size=128)
+    short, other = encoder(max_position_embeddings=12), factbook_corpus.tokenizer_folder
     cases = {
         r"has 3 layers, and the first stage 2.*--set 'stages=": save(encoder(depth=3), "deep"),
-        r"reach 12 tokens.*--set batch.sequence_length=12": save(
-            encoder(max_position_embeddings=12), "short"
-        ),
-        r"differ in model\).*--tokenizer": save(
-            encoder(), "foreign", factbook_corpus.tokenizer_folder
-        ),
+        r"reach 12 tokens.*--set batch.sequence_length=12": save(short, "short"),
+        r"differ in model\).*--tokenizer": save(encoder(), "foreign", other),
         "do not fit a deeper one": save(encoder("esm", mask_token_id=4), "own shape a layer"),
         "no masked-LM class for a gpt2": save(AutoModelForCausalLM.from_config(gpt), "decoder"),
     }
@@ -139,9 +136,8 @@ def test_new_tokens_get_rows_and_the_old_ones_stay(save, tiny_corpus, tmp_path) 
     frozen = tiny_recipe(stages=STAGES[:1], optimizer__lr=1e-9, optimizer__weight_decay=0.0)
     result = pretrain(frozen, corpus=built, out=tmp_path / "run", start=source)
     words = "bert.embeddings.word_embeddings.weight"
-    before, after = (
-        load_file(folder / "model.safetensors")[words] for folder in (source, result.model_folder)
-    )
+    folders = source, result.model_folder
+    before, after = (load_file(each / "model.safetensors")[words] for each in folders)
     assert (len(before), len(after)) == (128, 192)
     torch.testing.assert_close(after[:128], before, atol=1e-6, rtol=0)
 

@@ -117,9 +117,7 @@ class BatchPlan:
         order: DataOrder | EvenOrder | None = None,
     ) -> None:
         if next_sentence and min(stage.sequences for stage in stages) < 2:
-            raise UserError(
-                "batch.sequences: next-sentence prediction needs at least 2 rows a step."
-            )
+            raise UserError("batch.sequences: next-sentence prediction needs 2 rows or more.")
         lengths = [_text_tokens(stage, next_sentence=next_sentence) for stage in stages]
         if min(lengths) < 4:
             raise UserError("batch.sequence_length: rows need room for at least 4 tokens of text.")
@@ -274,9 +272,8 @@ class BatchPlan:
         labels, drawn = flat[places], keys.reshape(-1)[places]
         draws = mix(drawn)  # the upper half decides what happens, the lower with what
         which = (draws & _LOWER_HALF) * np.uint64(len(self._ordinary)) >> _HALF
-        replaced = np.where(
-            draws <= self._replaced_below, self._ordinary[which.astype(np.int64)], labels
-        )
+        other = self._ordinary[which.astype(np.int64)]
+        replaced = np.where(draws <= self._replaced_below, other, labels)
         replaced[draws <= self._masked_below] = self._vocabulary.mask
         short = drawn == MAX_KEY  # in a row with too few maskable tokens
         flat[places] = np.where(short, labels, replaced)

@@ -126,9 +126,8 @@ def build_corpus(
             if vocabulary == "bytes":
                 chosen = learn_bytes(sample, vocab_size)
             else:
-                chosen = learn_wordpiece(
-                    sample, vocab_size, lowercase=lowercase, strip_accents=strip_accents
-                )
+                options = {"lowercase": lowercase, "strip_accents": strip_accents}
+                chosen = learn_wordpiece(sample, vocab_size, **options)
         else:
             chosen = load_tokenizer(tokenizer)
             if added_tokens is not None:

@@ -83,9 +83,8 @@ def pair_scores(subject: Subject, pairs: Sequence[Pair]) -> dict[str, Score]:
         chosen |= {"agreement": agreement, "other paradigms": ~agreement}
     for name in dict.fromkeys(phenomena):
         chosen[AGREEMENT.get(name, name)] = phenomena == name
-    return {
-        name: Score(100 * (hits * weights)[rows], weights[rows]) for name, rows in chosen.items()
-    }
+    values = 100 * (hits * weights)
+    return {name: Score(values[rows], weights[rows]) for name, rows in chosen.items()}
 
 
 def text_losses(subject: Subject, passages: Sequence[str]) -> dict[str, Score]:

@@ -58,13 +58,11 @@ def _likeness(result: AttentionResult) -> Iterator[Chart]:
             continue
         divergence_LL = match(result.arrays[f"likeness_{model}"]).round(4)
         layer, other_layer = np.indices(divergence_LL.shape).reshape(2, -1) + 1
-        rows = pd.DataFrame(
-            {"layer": layer, "other": other_layer, "divergence": divergence_LL.ravel()}
-        )
+        columns = {"layer": layer, "other": other_layer, "divergence": divergence_LL.ravel()}
         domain = [0.0, max(0.01, float(divergence_LL.max()))]
         shades = alt.Scale(domain=domain, scheme="blues", reverse=True, nice=False)
         legend = alt.Legend(title="divergence", orient="top", gradientLength=180)
-        cells = alt.Chart(rows).mark_rect()
+        cells = alt.Chart(pd.DataFrame(columns)).mark_rect()
         cells = cells.encode(
             x=alt.X("other:O", axis=plain_axis(f"layer of {other}")),
             y=alt.Y("layer:O", axis=plain_axis(f"layer of {name}"), sort="descending"),
@@ -170,11 +168,8 @@ def explorer(result: AttentionResult) -> dict[str, Any]:
         .add_params(head)
     )
     maps = _cells(rows, by=["sentence", "layer", "head"], side=440)
-    shown = [
-        alt.FilterTransform("datum.sentence == shown_sentence"),
-        alt.FilterTransform({"param": "shown"}),
-    ]
-    maps.transform = [*shown, *maps.transform]
+    chosen = ("datum.sentence == shown_sentence", {"param": "shown"})
+    maps.transform = [*map(alt.FilterTransform, chosen), *maps.transform]
     drawn = alt.hconcat(grid, maps, spacing=24).add_params(sentence)
     return specification(drawn.resolve_scale(color="independent"), height=None)
 

@@ -20,18 +20,14 @@ def page(folder: Path) -> Page:
     """The report of a folder that `stackbert finetune` wrote, whatever has finished of it."""
     result = read_finetune(folder)
     table, other = result.table(), result.table(headline=False)
-    settings = {
-        task.title: {**task.sizes, **task.settings.model_dump()} for task in result.tasks.values()
-    }
+    tasks = result.tasks.values()
+    settings = pd.DataFrame({task.title: task.sizes | dict(task.settings) for task in tasks})
+    settings = settings.astype(str).reset_index(names="setting")
     parts = (
         *(_charts(table) if len(table) else ()),
         Table("Scores", table, _NOTE, _POINTS),
         Table("Other metrics", other, formats=_POINTS, folded=True),
-        Table(
-            "Rows and settings",
-            pd.DataFrame(settings).astype(str).reset_index(names="setting"),
-            folded=True,
-        ),
+        Table("Rows and settings", settings, folded=True),
         Table("Runs", result.runs, folded=True),
     )
     models = "; ".join(model.name for model in result.models)

@@ -203,9 +203,8 @@ def _wall(ledger: pd.DataFrame) -> pd.DataFrame:
     work = walls.iloc[-1].items() if len(walls) else []
     table = pd.DataFrame(work, columns=["work", "time"]).sort_values("time", ascending=False)
     table["share"] = table["time"] / table["time"].sum()
-    return table[table["share"] >= 0.0005].assign(
-        time=lambda rows: rows["time"].map(format_duration)
-    )
+    table = table[table["share"] >= 0.0005]
+    return table.assign(time=table["time"].map(format_duration))
 
 
 def _page_of_several(runs: list[RunData]) -> Page:
