@@ -168,8 +168,8 @@ def explorer(result: AttentionResult) -> dict[str, Any]:
         .add_params(head)
     )
     maps = _cells(rows, by=["sentence", "layer", "head"], side=440)
-    chosen = ("datum.sentence == shown_sentence", {"param": "shown"})
-    maps.transform = [*map(alt.FilterTransform, chosen), *maps.transform]
+    of_sentence = alt.FilterTransform("datum.sentence == shown_sentence")
+    maps.transform = [of_sentence, alt.FilterTransform({"param": "shown"}), *maps.transform]
     drawn = alt.hconcat(grid, maps, spacing=24).add_params(sentence)
     return specification(drawn.resolve_scale(color="independent"), height=None)
 
