@@ -151,6 +151,14 @@ def test_a_model_fits_the_corpus_and_its_longest_row_and_has_no_dropout(kind):
     assert not any(part.p for part in model.modules() if isinstance(part, nn.Dropout))
 
 
+def test_a_padding_token_at_the_vocabulary_s_end_is_refused_for_roberta():
+    late = vocabulary(pad=119)
+    for kind in ("roberta", "roberta-prelayernorm"):
+        with pytest.raises(UserError, match=r"model\.type: .* id 119"):
+            make(kind, vocabulary=late)
+    assert make("bert", vocabulary=late)
+
+
 def test_dropout_and_more_positions_may_be_asked_for():
     spec = ModelSpec(max_position_embeddings=512, hidden_dropout_prob=0.1, **SMALL)
     model = create_model(spec, depth=2, vocabulary=vocabulary(), sequence_length=LENGTH)

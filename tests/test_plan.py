@@ -7,7 +7,8 @@ from stackbert import planner
 from stackbert.batches.batches import Batch, training_plan
 from stackbert.errors import UserError
 from stackbert.planner import Plan, plan
-from stackbert.pretraining.trainer import Trainer
+from stackbert.pretraining.synthetic import SyntheticCorpus
+from stackbert.pretraining.trainer import Trainer, stage_flops
 from stackbert.recipe import Recipe
 from stackbert.recipes import load_recipe
 from tiny_runs import tiny_recipe
@@ -32,27 +33,15 @@ def _without_memory(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("_without_memory")
-def test_flops_are_those_counted_by_hand() -> None:
-    table = plan(small(), device="A100", vocab_size=128).table
-    rows, length, hidden, inner, vocabulary = 4, 16, 16, 32, 128
-    positions, masked = rows * length, rows * 7  # half of 14 tokens a row
-    linear = 4 * hidden * hidden + 2 * hidden * inner
-    layer = 2 * positions * linear + 4 * positions * length * hidden
-    # The last layer: keys and values everywhere, the rest at the masked positions.
-    last = 2 * positions * 2 * hidden * hidden + 2 * masked * (linear - 2 * hidden * hidden)
-    last += 4 * masked * length * hidden
-    head = 2 * masked * (hidden * hidden + hidden * vocabulary)
-    one, two = 10 * 3 * (last + head), 20 * 3 * (layer + last + head)
-    assert table.flops.tolist() == [one, two, one + two, two * 30 // 20]
-    assert table.tokens.tolist() == [steps * positions for steps in (10, 20, 30, 30)]
-
-
-@pytest.mark.usefixtures("_without_memory")
-def test_a_named_device_takes_flops_over_its_peak_times_the_mfu() -> None:
+def test_a_named_device_takes_the_stages_flops_over_its_peak_times_the_mfu() -> None:
     def rates(recipe: Recipe, device: str, **options: object) -> list[float]:
         table = plan(recipe, device=device, **options).table
         return (table.flops / table.training_seconds).tolist()
 
+    table, corpus = plan(small(), device="A100", vocab_size=128).table, SyntheticCorpus(128)
+    one, two = map(int.__mul__, (10, 20), stage_flops(small(), corpus))
+    assert table.flops.tolist() == [one, two, one + two, two * 30 // 20]
+    assert table.tokens.tolist() == [steps * 4 * 16 for steps in (10, 20, 30, 30)]
     auto = small(precision="auto")
     assert rates(auto, "rtx-4090", mfu=0.5) == pytest.approx([0.5 * 165e12] * 4)
     assert rates(auto, "CPU") == pytest.approx([0.4 * 0.1e12] * 4)

@@ -58,6 +58,12 @@ def tiny_encoder(kind: str = "bert", depth: int = 2, seed: int = 0, **fields) ->
         return AutoModelForMaskedLM.from_config(config)
 
 
+def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def shaken(model: PreTrainedModel, seed: int, by: float) -> PreTrainedModel:
     """With noise on all weights, so that layers and heads differ."""
     generator = torch.Generator().manual_seed(seed)

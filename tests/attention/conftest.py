@@ -7,6 +7,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stackbert.attention.measure import AttentionResult, measure_attention
+from tiny_encoders import save as save_to
 from tiny_encoders import shaken, tiny_encoder, word_tokenizer
 from tiny_runs import tiny_recipe
 
@@ -45,12 +46,7 @@ def make_model():
 
 @pytest.fixture
 def save(tokenizer, tmp_path):
-    def write(model, name="model", with_tokenizer=tokenizer) -> Path:
-        model.save_pretrained(tmp_path / name)
-        with_tokenizer.save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    return write
+    return lambda model, name="model", own=tokenizer: save_to(tmp_path / name, model, own)
 
 
 @pytest.fixture(scope="session")

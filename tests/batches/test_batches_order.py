@@ -29,7 +29,6 @@ from stackbert.batches.batches import IGNORED, data_sentences, validation_batch,
 from stackbert.batches.order import EvenOrder
 from stackbert.batches.randomness import Permutation, derive_key
 from stackbert.errors import UserError
-from stackbert.model import build_config
 
 
 @given(
@@ -203,14 +202,3 @@ def test_passes_and_a_small_held_out_side_are_said(factbook_corpus):
     assert [line.startswith("Warning: only") for line in warnings] == [True]
     many = data_sentences(few.scaled(30 * tokens // 1000), factbook_corpus)
     assert "Warning: 30 passes" in many[1]
-
-
-def test_a_padding_token_at_the_vocabulary_s_end_is_refused_for_roberta(factbook_vocabulary):
-    late = dataclasses.replace(factbook_vocabulary, pad=1000)
-    for kind, refused in (("roberta", True), ("roberta-prelayernorm", True), ("bert", False)):
-        spec = sb.load_recipe("bert-base", [f"model.type={kind}"]).model
-        if refused:
-            with pytest.raises(sb.UserError, match=r"model\.type: .* id 1000"):
-                build_config(spec, depth=2, vocabulary=late, sequence_length=64)
-        else:
-            assert build_config(spec, depth=2, vocabulary=late, sequence_length=64)

@@ -122,6 +122,9 @@ def test_the_model_s_tokenizer_gives_the_ids_of_the_corpus(build, document_ids, 
     expected = opened(texts, add_special_tokens=False)["input_ids"]
     assert sorted(ids[:-1] for ids in found) == sorted(expected)
     assert len(opened) <= built.vocabulary.tokenizer_size
+    copied = built.tokenizer_folder / "tokenizer.json"
+    assert copied.read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert built.vocabulary == Vocabulary(128, 120, 1, 0, 2, 4, (0, 1, 2, 3, 4))
 
 
 def test_a_padding_or_mask_token_with_another_role_is_refused(tmp_path):
@@ -224,16 +227,6 @@ def test_transformers_opens_the_tokenizer_with_all_that_a_bert_needs(corpus):
     assert corpus.vocabulary == Vocabulary(256, 256, 0, 2, 3, 4, (0, 1, 2, 3, 4))
     # Within the model's vocabulary: as added tokens unused ones would be matched in the text.
     assert len(opened.added_tokens_decoder) == len(SPECIAL)
-
-
-def test_an_existing_tokenizer_is_copied_with_its_roles(build, tmp_path):
-    folder = plain(tmp_path / "t", ROLES)
-    built = build(PROSE, tokenizer=folder, validation=0.3)
-    copied = built.tokenizer_folder / "tokenizer.json"
-    assert copied.read_bytes() == (folder / "tokenizer.json").read_bytes()
-    words = built.vocabulary
-    assert (words.pad, words.cls, words.sep, words.mask) == (1, 0, 2, 4)
-    assert words.special == (0, 1, 2, 3, 4)
 
 
 def test_large_vocabularies_are_stored_as_uint32(corpus, documents, build, tmp_path):

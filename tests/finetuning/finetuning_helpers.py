@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tiny_encoders import save as save_to
 from tiny_encoders import tiny_encoder, word_tokenizer
 
 WORDS = ("good", "bad", "yes", "no", *(f"w{number}" for number in range(87)))
@@ -17,9 +18,7 @@ def make_tokenizer():
 
 
 def save(folder: Path, model=None, tokenizer=None) -> Path:
-    (model or tiny_encoder()).save_pretrained(folder)
-    (tokenizer or make_tokenizer()).save_pretrained(folder)
-    return folder
+    return save_to(folder, model or tiny_encoder(), tokenizer or make_tokenizer())
 
 
 def sentence(number: int, length: int) -> str:
