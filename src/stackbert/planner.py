@@ -10,18 +10,12 @@ import torch
 
 from stackbert.batches.batches import data_sentences, training_plan, validation_batch
 from stackbert.corpus.store import Corpus, open_corpus
-from stackbert.corpus.tokenizer import DEFAULT_VOCAB_SIZE
+from stackbert.corpus.tokenizer import VOCAB_SIZE
 from stackbert.devices import GIB, NODE, Device, find_device, this_machine
 from stackbert.errors import UserError
 from stackbert.machine import Precision, fastest_precision, gpu_settings, keep_memory, pick_device
 from stackbert.model import forward_flops, parameter_count
-from stackbert.pretraining.autotune import (
-    Timing,
-    autotune,
-    evaluations_by_stage,
-    measure,
-    scaled_to,
-)
+from stackbert.pretraining import autotune as tuning
 from stackbert.pretraining.memory import footprint, refuse_beyond_memory
 from stackbert.pretraining.synthetic import SyntheticCorpus
 from stackbert.pretraining.trainer import recipe_model, rows_at_once, stage_flops
@@ -119,7 +113,7 @@ def plan(
     seconds = None if budget is None else parse_duration(budget)
     recipe = recipe if steps is None else recipe.scaled(steps)
     if corpus is None:
-        corpus = SyntheticCorpus(vocab_size or DEFAULT_VOCAB_SIZE)
+        corpus = SyntheticCorpus(vocab_size or VOCAB_SIZE)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     if not isinstance(opened, SyntheticCorpus):
         opened.verify()
@@ -146,7 +140,7 @@ def plan(
             mfu = ASSUMED_MFU if mfu is None else mfu
             reached = devices * mfu * rate
             step, evaluation = stages.step_flops / reached, stages.evaluation_flops / reached
-            timing = Timing(tuple(step), tuple(evaluation))
+            timing = tuning.Timing(tuple(step), tuple(evaluation))
     sizes = _micro_batches(recipe, stages, machine, devices, notes)
     stages["micro_batch"] = pd.Series(sizes, dtype=object)
     stages["memory"] = stages.fixed_memory + stages.micro_batch * stages.row_memory
@@ -155,7 +149,7 @@ def plan(
     if devices > 1:
         shares = ", ".join(f"{share:.0%}" for share in stages.waiting_seconds / timing.step)
         notes.append(f"Devices wait for each other's gradients for {shares} of a step.")
-    recipe = recipe if seconds is None else scaled_to(recipe, timing, seconds)
+    recipe = recipe if seconds is None else tuning.scaled_to(recipe, timing, seconds)
     table = _table(recipe, stages, timing, math.nan if price is None else devices * price / 3600)
 
     name = machine.name if devices == 1 else f"{devices:,} × {machine.name}"
@@ -209,7 +203,7 @@ def _measured(
     here: torch.device,
     budget: float | None,
     notes: list[str],
-) -> tuple[Recipe, Timing]:
+) -> tuple[Recipe, tuning.Timing]:
     """The recipe as a run would tune it, and seconds of steps and evaluations on this machine."""
     models = stages.drop_duplicates("depth").fixed_memory
     # A CPU times all depths in turn.
@@ -228,9 +222,9 @@ def _measured(
             f"{share:.1%}) and scaled up, which overstates them."
         )
     else:
-        recipe, _ = autotune(recipe, corpus, device=here, seconds=budget)
+        recipe, _ = tuning.autotune(recipe, corpus, device=here, seconds=budget)
     patience = MAX_TIMING_SECONDS
-    return recipe, measure(recipe, corpus, device=here, share=share, patience=patience)
+    return recipe, tuning.measure(recipe, corpus, device=here, share=share, patience=patience)
 
 
 def _micro_batches(
@@ -275,14 +269,15 @@ def _waiting(
     return (moved / (LINK_EFFICIENCY * link) - hidden).astype(float).clip(lower=0.0)
 
 
-def _table(recipe: Recipe, stages: pd.DataFrame, timing: Timing, price: float) -> pd.DataFrame:
-    """`Plan.table`; `price` is of a second on all devices."""
+def _table(recipe: Recipe, stages: pd.DataFrame, timing: tuning.Timing, usd: float) -> pd.DataFrame:
+    """`Plan.table`; `usd` are of a second on all devices."""
     alone = recipe.stages[-1].model_copy(update={"steps": recipe.total_steps})
     scratch = recipe.model_copy(update={"stages": (alone,)})
     table = stages.assign(step_seconds=timing.step, evaluation_seconds=timing.evaluation)
     table = pd.concat([table, table.tail(1)], ignore_index=True)
     table["steps"] = pd.Series([stage.steps for stage in (*recipe.stages, alone)], dtype=object)
-    table["evaluations"] = [*evaluations_by_stage(recipe), *evaluations_by_stage(scratch)]
+    evaluations = tuning.evaluations_by_stage
+    table["evaluations"] = [*evaluations(recipe), *evaluations(scratch)]
     table["tokens"] = table.steps * table.rows * table.sequence_length
     table["flops"] = table.steps * table.step_flops
     table["training_seconds"] = table.steps * table.step_seconds
@@ -291,7 +286,7 @@ def _table(recipe: Recipe, stages: pd.DataFrame, timing: Timing, price: float) -
     stacked = table[sums].iloc[:-1].sum().to_frame().T.assign(memory=stages.memory.max())
     table = pd.concat([table.iloc[:-1], stacked, table.iloc[-1:]])
     table["seconds"] = table.training_seconds + table.evaluation_seconds
-    table["cost"] = table.seconds * price
+    table["cost"] = table.seconds * usd
     return table.set_axis([*(f"stage {i + 1}" for i in stages.index), "stacked", "scratch"])
 
 

@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from stackbert.attention.likeness import Contrast
-from stackbert.attention.measure import (
-    MIN_TOKENS,
-    measure_attention,
-    read_attention,
-    sample_sentences,
-)
+from stackbert.attention.measure import measure_attention, read_attention, sample_sentences
 from stackbert.attention.statements import statements
 from stackbert.errors import UserError
 from stackbert.growth.grow import grow
@@ -109,7 +104,7 @@ def test_users_mistakes_are_sentences(make_model, save, tokenizer, sentences, tm
 
 
 def long_sentence(number):
-    return " ".join(["w1"] * (MIN_TOKENS - 2) + [f"w{number}"]) + f" s{number}."
+    return " ".join(["w1"] * 10 + [f"w{number}"]) + f" s{number}."
 
 
 @pytest.fixture

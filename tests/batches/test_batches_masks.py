@@ -3,19 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from batches_helpers import (
-    CLS,
-    FIRST,
-    MASK,
-    SEP,
-    SPECIAL,
-    numbered,
-    plan,
-    seeds,
-    shape,
-    shapes,
-    unmasked,
-)
+from batches_helpers import CLS, FIRST, MASK, SEP, numbered, plan, seeds, shape, shapes, unmasked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,7 +42,7 @@ def test_special_tokens_are_never_masked_nor_put_in(factbook_corpus, pairs):
 
 def test_replacements_stay_below_the_tokenizers_size():
     # The embedding is rounded up to a multiple of 64; ids beyond the tokenizer's do not exist.
-    small = Vocabulary(640, FIRST + 100, 0, CLS, SEP, MASK, SPECIAL)
+    small = Vocabulary(640, FIRST + 100, 0, CLS, SEP, MASK, tuple(range(FIRST)))
     batches = BatchPlan(numbered(100), small, [shape(9, 50, 100, 0.6)], seed=0)
     assert max(int(batches.batch(step).input_ids_BS.max()) for step in range(9)) == FIRST + 99
 

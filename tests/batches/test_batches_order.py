@@ -7,19 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from batches_helpers import (
-    FIRST,
-    joined,
-    numbered,
-    places,
-    plan,
-    same,
-    seeds,
-    shape,
-    shapes,
-    tensors,
-    unmasked,
-)
+from batches_helpers import FIRST, joined, numbered, places, plan, same, seeds, shape, shapes
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
@@ -109,8 +97,7 @@ def test_a_batch_uses_no_global_randomness_and_changing_it_changes_no_other():
     before = batches.batch(1).input_ids_BS.clone()
     np.random.seed(12345)
     torch.manual_seed(12345)
-    for tensor in tensors(batches.batch(1)):
-        tensor.zero_()
+    batches.batch(1).each(torch.Tensor.zero_)
     assert torch.equal(batches.batch(1).input_ids_BS, before)
     assert np.random.get_state()[1][0] == 12345
 
@@ -185,7 +172,7 @@ def test_the_last_source_is_judged_too_and_the_entropy_is_of_the_same_rows(factb
     vocabulary = dataclasses.replace(corpus.vocabulary, size=FIRST + 10_000)
     corpus = dataclasses.replace(corpus, vocabulary=vocabulary)
     recipe = sb.load_recipe("demo", ["evaluation.sequences=5"])
-    rows = unmasked(validation_batch(recipe, corpus))[:, 1:-1] - FIRST
+    rows = places(validation_batch(recipe, corpus))
     assert rows[:, 0].tolist() == [0, 2000, 4000, 6000, 8000]
     assert validation_entropy(recipe, corpus) == pytest.approx(np.log(rows.numel()))
     whole = factbook_corpus.validation.read(0, len(factbook_corpus.validation))

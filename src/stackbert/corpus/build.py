@@ -12,24 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from stackbert.corpus import store
 from stackbert.corpus.encoder import Coverage, Encode, encoder_for, plain_tokenizer
 from stackbert.corpus.learning import Sample, learn_bytes, learn_wordpiece
 from stackbert.corpus.sentences import split_sentences
-from stackbert.corpus.store import (
-    MANIFEST,
-    SENTENCES,
-    SIDES,
-    TOKENIZER,
-    TOKENS,
-    Corpus,
-    Manifest,
-    Side,
-    Source,
-    entropy,
-    file_digests,
-    fingerprint,
-    open_corpus,
-)
 from stackbert.corpus.text import DataSet, Text, open_files
 from stackbert.corpus.tokenizer import CorpusTokenizer, Vocabulary, add_tokens, load_tokenizer
 from stackbert.errors import UserError
@@ -65,7 +51,7 @@ def build_corpus(
     language: str = "",
     license: str = "",
     progress: Progress | None = None,
-) -> Corpus:
+) -> store.Corpus:
     """Turn text into a corpus: a tokenizer, and memory-mapped token ids with a manifest.
 
     Duplicates, which differ in white space, punctuation or case at most, are dropped. A document's
@@ -132,25 +118,25 @@ def build_corpus(
             chosen = load_tokenizer(tokenizer)
             if added_tokens is not None:
                 chosen = add_tokens(chosen, added_tokens)
-        chosen.save(folder / TOKENIZER)
+        chosen.save(folder / store.TOKENIZER)
         words = chosen.vocabulary
         documents = _read(texts, validation, progress, "tokenising")
         train, held_out, duplicates = _tokenise(documents, chosen, words, folder)
         found = sum(each.found for each in texts)
-        manifest = Manifest(
+        manifest = store.Manifest(
             stackbert_version=version("stackbert"),
             language=language,
             license=license,
             dataset="" if dataset is None or Path(dataset).exists() else dataset.partition(":")[0],
-            sources=tuple(Source(each.label, each.size, each.found) for each in texts),
+            sources=tuple(store.Source(each.label, each.size, each.found) for each in texts),
             left_out=left_out,
             duplicate_documents=duplicates,
             empty_documents=found - duplicates - train.documents - held_out.documents,
             cuts=sum(each.cut for each in texts),
             validation_fraction=validation,
             vocabulary=words,
-            tokenizer_files=file_digests(folder / TOKENIZER),
-            fingerprint=fingerprint(folder, words),
+            tokenizer_files=store.file_digests(folder / store.TOKENIZER),
+            fingerprint=store.fingerprint(folder, words),
             train=train,
             validation=held_out,
         )
@@ -162,8 +148,8 @@ def build_corpus(
             )
         for warning in manifest.warnings():
             progress.say(warning)
-        manifest.write(folder / MANIFEST)
-    return open_corpus(out)
+        manifest.write(folder / store.MANIFEST)
+    return store.open_corpus(out)
 
 
 def _read(texts: Sequence[Text], validation: float, progress: Progress, phase: str) -> Documents:
@@ -205,12 +191,12 @@ def _sample(documents: Documents) -> Sample:
 
 def _tokenise(
     documents: Documents, tokenizer: CorpusTokenizer, vocabulary: Vocabulary, folder: Path
-) -> tuple[Side, Side, int]:
+) -> tuple[store.Side, store.Side, int]:
     """Write both sides; the two, and the number of duplicates."""
     plain = plain_tokenizer(tokenizer.tokenizer, vocabulary.special)
     encode = encoder_for(plain)
     train, validation = (
-        _SideWriter(folder / side, encode, vocabulary, Coverage(plain)) for side in SIDES
+        _SideWriter(folder / side, encode, vocabulary, Coverage(plain)) for side in store.SIDES
     )
     duplicates = 0
     with _seen(folder / "seen.sqlite") as is_new:
@@ -290,7 +276,7 @@ class _SideWriter:
         starts = bounds[:-1][lengths > 0]
         stream = np.insert(ids.astype(self._vocabulary.dtype), ends, self._vocabulary.sep)
         starts += self._tokens + np.searchsorted(ends, starts, side="right")  # the separators
-        for name, array in ((TOKENS, stream), (SENTENCES, starts)):
+        for name, array in ((store.TOKENS, stream), (store.SENTENCES, starts)):
             with (self._folder / name).open("ab") as file:
                 file.write(array.data)
         self._open = len(ids) - int(ends[-1]) if len(ends) else self._open + len(ids)
@@ -300,14 +286,14 @@ class _SideWriter:
         self._sentences += len(starts)
         self._pieces, self._ends, self._size = [], [], 0
 
-    def describe(self) -> Side:
+    def describe(self) -> store.Side:
         lost_characters, unknown_ids = self._coverage.lost(self._tokens)
-        return Side(
+        return store.Side(
             tokens=self._tokens,
             documents=self.documents,
             sentences=self._sentences,
             words=self._words,
-            unigram_entropy=entropy(self._counts),
+            unigram_entropy=store.entropy(self._counts),
             lost_characters=lost_characters,
             unknown_ids=unknown_ids,
         )

@@ -9,13 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from stackbert.corpus.sentences import split_sentences
-from stackbert.corpus.tokenizer import (
-    DEFAULT_VOCAB_SIZE,
-    ROLES,
-    ROW_MULTIPLE,
-    SPECIAL,
-    CorpusTokenizer,
-)
+from stackbert.corpus.tokenizer import ROLES, ROW_MULTIPLE, SPECIAL, VOCAB_SIZE, CorpusTokenizer
 from stackbert.errors import UserError
 
 SAMPLE_BYTES = 48 << 20
@@ -76,7 +70,7 @@ def learn_wordpiece(
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from tokenizers.trainers import WordPieceTrainer
 
-    wanted = vocab_size or DEFAULT_VOCAB_SIZE
+    wanted = vocab_size or VOCAB_SIZE
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     alphabet, inner = _alphabet(sample.texts(), normalizer, most=max(256, wanted // 2))
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -117,7 +111,7 @@ def learn_bytes(sample: Sample, vocab_size: int | None = None) -> CorpusTokenize
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=vocab_size or DEFAULT_VOCAB_SIZE,
+        vocab_size=vocab_size or VOCAB_SIZE,
         min_frequency=2,
         show_progress=False,
         special_tokens=[*SPECIAL, *alphabet],

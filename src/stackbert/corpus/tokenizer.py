@@ -9,7 +9,7 @@ from stackbert.errors import UserError
 from stackbert.files import reading
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-DEFAULT_VOCAB_SIZE = 32_768  # the paper's (Gong et al., ICML 2019)
+VOCAB_SIZE = 32_768  # the paper's (Gong et al., ICML 2019)
 ROW_MULTIPLE = 64  # embeddings have a multiple of 64 rows: faster matrix products
 ROLES = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|pad|>"),
