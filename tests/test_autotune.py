@@ -11,16 +11,6 @@ from stackbert import machine
 from stackbert.errors import UserError
 from stackbert.machine import fastest_precision
 from stackbert.pretraining import autotune as tuning
-from stackbert.pretraining.autotune import (
-    EVALUATION_SHARE,
-    EVALUATIONS,
-    TUNE_FROM,
-    Timing,
-    autotune,
-    evaluations_by_stage,
-    measure,
-    scaled_to,
-)
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.run import pretrain
 from stackbert.pretraining.synthetic import SyntheticCorpus
@@ -29,6 +19,7 @@ from stackbert.recipe import Recipe
 from tiny_runs import tiny_recipe
 
 CPU = torch.device("cpu")
+LONG = tuning.TUNE_FROM["cpu"]  # seconds
 CORPUS = SyntheticCorpus(128, tokens=20_000)
 STAGES = [{"depth": depth, "steps": 6} for depth in (1, 2, 4)]
 
@@ -40,7 +31,7 @@ def tiny(**fields: object) -> Recipe:
 def tuned(recipe: Recipe, seconds: float | None = None) -> tuple[Recipe, list[str]]:
     """The tuned recipe, and what was said of it."""
     said: list[str] = []
-    recipe, rate = autotune(recipe, CORPUS, device=CPU, seconds=seconds, say=said.append)
+    recipe, rate = tuning.autotune(recipe, CORPUS, device=CPU, seconds=seconds, say=said.append)
     assert rate > 0
     return recipe, said
 
@@ -58,11 +49,11 @@ def test_a_short_run_and_what_the_recipe_says_are_not_measured(monkeypatch) -> N
 
 
 def test_a_long_run_measures_each_depth_and_leaves_nothing_open() -> None:
-    recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM["cpu"])
+    recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=LONG)
     sizes = [stage.micro_batch for stage in recipe.stages]
     assert all(size and 8 % size == 0 for size in sizes)
     assert said[0] == f"micro-batch at depth 1: {sizes[0]} rows"
-    assert tuned(recipe, seconds=TUNE_FROM["cpu"]) == (recipe, [])
+    assert tuned(recipe, seconds=LONG) == (recipe, [])
 
 
 @pytest.mark.parametrize(("compiled", "chosen"), [(0.7, True), (0.99, False)])
@@ -104,7 +95,7 @@ def test_micro_batches_that_divide_the_step_are_tried_until_memory_ends(monkeypa
 
     monkeypatch.setattr(tuning, "_pass_seconds", timed)
     recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 6}])
-    assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
+    assert tuned(recipe, seconds=LONG)[0].stages[0].micro_batch == 16
     assert tried == [8, 16, 32]
 
 
@@ -120,7 +111,7 @@ def test_a_busy_while_does_not_change_what_is_chosen(busy: int, monkeypatch) -> 
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(Trainer, "backward", backward)
     recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 6}])
-    assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
+    assert tuned(recipe, seconds=LONG)[0].stages[0].micro_batch == 16
 
 
 def test_precision_is_what_an_x86_processor_has_and_else_is_measured(monkeypatch) -> None:
@@ -145,12 +136,12 @@ def test_steps_and_evaluations_are_timed_in_the_stages_micro_batches(monkeypatch
 
     monkeypatch.setattr(Trainer, "step", listening)
     stages = [{"depth": 1, "steps": 3, "micro_batch": 8}, {"depth": 12, "steps": 3}]
-    timing = measure(tiny(stages=stages), CORPUS, device=CPU)
+    timing = tuning.measure(tiny(stages=stages), CORPUS, device=CPU)
     assert 0 < timing.step[0] < timing.step[1] < 60
     assert 0 < timing.evaluation[0] < timing.evaluation[1] < 60
     assert seen == [(1, 8), (12, 4)] * 7
     seen.clear()
-    measure(tiny(stages=stages[:1]), CORPUS, device=CPU, patience=1000.0)
+    tuning.measure(tiny(stages=stages[:1]), CORPUS, device=CPU, patience=1000.0)
     assert len(seen) == 32, "patience buys more turns, and ends"
 
 
@@ -170,7 +161,7 @@ def test_the_steps_of_a_budget_fill_it_and_each_stage_keeps_its_share(
     stages = [{"depth": d, "steps": s} for d, s in zip((1, 2, 4), steps, strict=True)]
     recipe = tiny(stages=stages, evaluation__every_steps=every)
     try:
-        scaled = scaled_to(recipe, Timing(times, (evaluation,) * 3), seconds)
+        scaled = tuning.scaled_to(recipe, tuning.Timing(times, (evaluation,) * 3), seconds)
     except UserError:
         # Three steps, one a stage, would have taken longer.
         assert 3 * max(times) + evaluation > 0.9 * seconds
@@ -181,10 +172,10 @@ def test_the_steps_of_a_budget_fill_it_and_each_stage_keeps_its_share(
         assert abs(after.steps - share) <= 2, "boundaries are rounded, no stage is left empty"
     spent = sum(s.steps * t for s, t in zip(scaled.stages, times, strict=True))
     if every is None:
-        share = EVALUATION_SHARE * seconds
-        spent += min((EVALUATIONS + 4) * evaluation, share)
+        share = tuning.EVALUATION_SHARE * seconds
+        spent += min((tuning.EVALUATIONS + 4) * evaluation, share)
         most = max(share, 6 * evaluation)  # beside the growths, the beginning and the end
-        assert sum(evaluations_by_stage(scaled)) * evaluation <= most + 3 * evaluation
+        assert sum(tuning.evaluations_by_stage(scaled)) * evaluation <= most + 3 * evaluation
     else:
         spent += total / every * evaluation
     assert spent <= seconds * (1 + 1e-9) + 3 * max(times)
@@ -200,5 +191,5 @@ def test_a_run_evaluates_as_often_as_counted(every, factbook_corpus, tmp_path) -
     ledger = read_ledger(tmp_path / "run")
     at = ledger[ledger.kind == "evaluation"].depth.tolist()
     at += ledger[ledger.kind == "growth"].target_depth.tolist()
-    one, two, two_more, four = evaluations_by_stage(recipe)
+    one, two, two_more, four = tuning.evaluations_by_stage(recipe)
     assert {depth: at.count(depth) for depth in (1, 2, 4)} == {1: one, 2: two + two_more, 4: four}
