@@ -25,16 +25,8 @@ def _from_json(value: Any) -> pd.DataFrame:  # noqa: ANN401 (JSON is any value)
 
 
 def _to_json(frame: pd.DataFrame) -> dict[str, Any]:
-    rows = [[_plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return {"columns": list(frame.columns), "rows": rows}
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 (a cell)
-    value = value.item() if hasattr(value, "item") else value
-    # JSON has no NaN and no infinity; a missing number is null.
-    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return value
+    split = frame.to_dict(orient="split", index=False)
+    return {"columns": split["columns"], "rows": split["data"]}
 
 
 Frame = Annotated[pd.DataFrame, PlainValidator(_from_json), PlainSerializer(_to_json)]

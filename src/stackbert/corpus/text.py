@@ -17,6 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+import zstandard
+
 from stackbert.errors import UserError, need
 from stackbert.files import reading
 
@@ -191,17 +193,11 @@ def _training_split(name: str, folder: Path) -> Any:  # noqa: ANN401 (datasets i
     return found["train"]
 
 
-def _zstd() -> Any:  # noqa: ANN401
-    import zstandard
-
-    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-
-
 _STREAMS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".xz": lzma.LZMADecompressor,
     ".bz2": bz2.BZ2Decompressor,
-    ".zst": _zstd,
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
 }
 
 
