@@ -1,16 +1,18 @@
-"""Nothing that StackBERT reads is run, and nothing is fetched unasked."""
+"""Nothing that StackBERT reads is run or fetched; a damaged file gives a sentence."""
 
 import ast
 import functools
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -145,3 +147,40 @@ def test_the_network_is_never_asked(finished, tiny_corpus, tmp_path) -> None:
     assert child.wait() == 0, child.output
     asking = Child(tmp_path / "said.txt", listen, lambda: socket.getaddrinfo("localhost", 9))
     assert asking.wait() == 9, "asking would have been seen"
+
+
+CASES = {"recipe": 30, "text": 60, "tokenizer": 30, "corpus": 30, "run": 12, "model": 20}
+"""Of each reader of the fuzzer, a few; benchmarks/fuzz.py runs as many of all as one likes."""
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[1] / "benchmarks")])
+        return __import__("fuzz")
+
+
+@pytest.fixture(scope="module")
+def material(finished, tiny_corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("material")
+    run = finished(tiny_recipe())
+    shutil.copytree(run, folder / "run")
+    shutil.copytree(run / "model", folder / "model")
+    shutil.copytree(tiny_corpus.folder, folder / "corpus")
+    shutil.copytree(tiny_corpus.tokenizer_folder, folder / "tokenizer")
+    (folder / "recipe").mkdir()
+    shutil.copy(run / "recipe.yaml", folder / "recipe")
+    (folder / "text").mkdir()
+    lines = (f'{{"text": "Document {n}.", "n": {n}}}\n' for n in range(20))
+    (folder / "text" / "a.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("reader", CASES)
+def test_a_damaged_file_gives_a_sentence_or_what_it_says(reader: str, fuzz, material) -> None:
+    cases = [
+        fuzz.run_case(reader, material, random.Random(f"{reader} {number}"))
+        for number in range(CASES[reader])
+    ]
+    assert [said for outcome, said in cases if outcome == "failed"] == []
+    assert {outcome for outcome, _ in cases} == {"refused", "accepted"}, "a reader was not tried"
