@@ -49,9 +49,7 @@ def find_device(name: str) -> Device:
     found = DEVICES.get(name.lower().replace(" ", "").replace("-", ""))
     if found is None:
         names = ", ".join(device.name for device in DEVICES.values())
-        raise UserError(
-            f"There is no device '{name}'. Choose {names}, or 'here' to measure this machine."
-        )
+        raise UserError(f"There is no device '{name}'. Choose {names}, or 'here', this machine.")
     return found
 
 

@@ -170,9 +170,8 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     try:
         held = lock.acquire()
     except Timeout:
-        raise UserError(
-            f"{doing} by another process. Wait for it to end or choose another folder."
-        ) from None
+        said = f"{doing} by another process. Wait for it to end or choose another folder."
+        raise UserError(said) from None
     with held:
         for left in folder.glob(".*.partial"):  # by a killed `write_text`
             left.unlink()

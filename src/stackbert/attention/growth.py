@@ -79,9 +79,8 @@ def observe_growth(
         )
         for moment, each in seen.items()
     ]
-    heads = pd.concat(tables).assign(
-        run=growth.run, source_depth=len(itself), depth=len(grown.depth_map)
-    )
+    depths = {"source_depth": len(itself), "depth": len(grown.depth_map)}
+    heads = pd.concat(tables).assign(run=growth.run, **depths)
     return heads, {moment: each.examples[0] for moment, each in seen.items()}
 
 

@@ -182,9 +182,7 @@ def measure_attention(
         if isinstance(other, str | Path):
             theirs = open_tokenizer(final_model(Path(other)))
             if theirs.get_vocab() != known.get_vocab():
-                raise UserError(
-                    f"{other} and {name} have different vocabularies, so their maps do not compare."
-                )
+                raise UserError(f"{other} and {name}: different vocabularies do not compare.")
             max_length = min(max_length, theirs.model_max_length)
     if isinstance(text, str | Path):
         source, chosen = Path(text).name, sample_sentences(text, known, sentences, seed=seed)
@@ -192,9 +190,8 @@ def measure_attention(
         source, chosen = "given", [sentence for sentence in text if sentence.strip()]
     if not chosen:
         raise UserError("The list of sentences is empty; give at least one.")
-    look = functools.partial(
-        observe, tokenizer=known, sentences=chosen, max_length=max_length, seed=seed
-    )
+    cut = {"max_length": max_length, "seed": seed}
+    look = functools.partial(observe, tokenizer=known, sentences=chosen, **cut)
     say(f"measuring {name} on {counted(len(chosen), 'sentence')}")
     seen = {"measured": look(encoder, name)}
     say("measuring an untrained model of the same config")
@@ -221,14 +218,13 @@ def measure_attention(
         shallow, deep = (rows[model] for model in pair)
         fresh = divergences(deep, rows["untrained"])
         shallow_deep = contrast(divergences(deep, shallow), fresh, seed, halves=False)
+    tables = [each.heads.assign(model=model) for model, each in seen.items()]
     result = AttentionResult(
         text=source,
         seed=seed,
         max_length=max_length,
         models=pd.DataFrame({"model": model, **each.about} for model, each in seen.items()),
-        heads=pd.concat(
-            [each.heads.assign(model=model) for model, each in seen.items()], ignore_index=True
-        ),
+        heads=pd.concat(tables, ignore_index=True),
         growth_heads=pd.concat(growth_heads[1:] or growth_heads, ignore_index=True),
         top_bottom=top_bottom,
         shallow_deep=shallow_deep,
