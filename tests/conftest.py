@@ -1,6 +1,7 @@
 """Corpora, finished runs and a command line that tests share; hypothesis without a clock."""
 
 import functools
+import gc
 import os
 import signal
 import sys
@@ -13,7 +14,6 @@ from hypothesis import settings
 
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import Corpus
-from stackbert.corpus.tokenizer import Vocabulary
 from stackbert.pretraining import autotune
 from stackbert.pretraining.run import pretrain
 from stackbert.recipe import Recipe
@@ -23,6 +23,7 @@ settings.register_profile("stackbert", deadline=None, max_examples=50)
 settings.load_profile("stackbert")
 
 autotune.matrix_rate = functools.cache(autotune.matrix_rate)  # measured once a session
+gc.freeze()  # each Trainer collects garbage; what is loaded by now it does not look through
 os.fsync = lambda _: None  # no test can cut the power, and a tiny run would wait for 16 of them
 
 
@@ -39,11 +40,6 @@ def factbook_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return build_corpus(
         folder / "corpus", text=[folder / "cut.txt"], vocab_size=1024, validation=0.1
     )
-
-
-@pytest.fixture(scope="session")
-def factbook_vocabulary(factbook_corpus: Corpus) -> Vocabulary:
-    return factbook_corpus.vocabulary
 
 
 TOPICS = ("river", "harbour", "mountain", "library", "railway", "market", "garden", "bridge")

@@ -55,14 +55,15 @@ def plain_batch(pairs: bool, rows: int = 4, masked: int = 9) -> Batch:
 
 @each_kind
 def test_the_masked_only_loss_and_its_gradients_equal_transformers_dense_loss(
-    factbook_corpus, factbook_vocabulary, kind, pairs
+    factbook_corpus, kind, pairs
 ):
     stages = [Stage(2, 1, ROWS, LENGTH, 0.2, "auto")]
     options = {"seed": 0, "next_sentence": pairs}
-    batch = BatchPlan(factbook_corpus.train, factbook_vocabulary, stages, **options).batch(0)
+    words = factbook_corpus.vocabulary
+    batch = BatchPlan(factbook_corpus.train, words, stages, **options).batch(0)
     batch.labels_BK[::3, 2:] = -100  # as in rows of few ordinary tokens
     # No bias stays zero, no norm stays one.
-    model = shaken(make(kind, pairs, vocabulary=factbook_vocabulary), 7, 0.05)
+    model = shaken(make(kind, pairs, vocabulary=words), 7, 0.05)
 
     labels = torch.full((ROWS, LENGTH), -100).scatter_(1, batch.columns_BK, batch.labels_BK)
     dense: dict[str, Any] = {"input_ids": batch.input_ids_BS, "labels": labels}

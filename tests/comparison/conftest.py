@@ -1,7 +1,5 @@
 """A real comparison of tiny models, trained once in this process and looked at by many tests."""
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +22,6 @@ diverging:
   optimizer: {lr: 1.0e+12, eps: 1.0e-7}
   seeds: 1
 """
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_collection() -> Iterator[None]:
-    """Each Trainer collects garbage, which takes half a second where torch is loaded."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

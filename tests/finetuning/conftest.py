@@ -1,23 +1,11 @@
 """Tiny models and made data, each written once."""
 
-import gc
 from pathlib import Path
 
 import pytest
-import transformers
 from finetuning_helpers import rte, save, sst2
 
 from tiny_encoders import tiny_encoder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_collection():
-    """Each Trainer collects garbage; what torch and transformers loaded is not looked through."""
-    transformers.Trainer  # noqa: B018 (loads all that it needs)
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

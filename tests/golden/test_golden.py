@@ -7,7 +7,6 @@ numbers, STACKBERT_RECORD=1 writes what is found into expected.json instead.
 
 import dataclasses
 import functools
-import gc
 import json
 import os
 from collections.abc import Iterator
@@ -201,7 +200,6 @@ def test_attention_measures_the_same(kind: str) -> None:
 
 
 def test_fine_tuning_scores_the_same(tmp_path: Path) -> None:
-    gc.freeze()  # each Trainer collects garbage, which takes half a second where torch is loaded
     files = inputs.write_study(tmp_path)
     result = sb.finetune(
         files / "model",
@@ -213,7 +211,6 @@ def test_fine_tuning_scores_the_same(tmp_path: Path) -> None:
         settings=DATA["finetuning"]["settings"],
         control=True,
     )
-    gc.unfreeze()
     found = {
         f"{name} {seed}": [
             dict(zip(rows["metric"], rows["score"], strict=True)),
