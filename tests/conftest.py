@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import settings
 
 from stackbert.corpus.build import build_corpus
@@ -23,6 +24,8 @@ settings.register_profile("stackbert", deadline=None, max_examples=50)
 settings.load_profile("stackbert")
 
 autotune.matrix_rate = functools.cache(autotune.matrix_rate)  # measured once a session
+torch.set_num_threads(1)  # so that all runs round in the same way
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 gc.freeze()  # each Trainer collects garbage; what is loaded by now it does not look through
 os.fsync = lambda _: None  # no test can cut the power, and a tiny run would wait for 16 of them
 

@@ -144,7 +144,6 @@ def steps(monkeypatch) -> list[Batch]:
         return step(self, number, batch, factor)
 
     monkeypatch.setattr(planner, "MAX_TIMING_SECONDS", 0.0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(Trainer, "step", listening)
     return seen
 

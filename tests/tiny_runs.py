@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from stackbert.__main__ import main
 from stackbert.batches.batches import Batch, training_plan
@@ -174,7 +173,6 @@ class Child:
             os.environ.update({name: str(value) for name, value in environment.items()})
             sys.stdout = sys.stderr = output.open("w", buffering=1)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            torch.set_num_threads(1)
             for call in calls:
                 call()
 

@@ -24,11 +24,6 @@ diverging:
 """
 
 
-@pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs are trained in this process, by a table that nobody measured; names of those trained."""
@@ -44,7 +39,6 @@ def referee(
     place = tmp_path_factory.mktemp("referee")
     (place / "referee.yaml").write_text(REFEREE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         in_process(patch)
         comparison = compare(
             tiny_recipe(),

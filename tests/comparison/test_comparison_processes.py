@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from comparison_helpers import scratch_of, table, tiny_recipe
 
 from stackbert.comparison import calibration, processes
@@ -58,8 +57,6 @@ def test_a_comparison_measures_trains_and_equals_one_without(
     monkeypatch.setattr(calibration, "ROUNDS", 1)
     monkeypatch.setattr(calibration, "PATIENCE", 0.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the process that it starts: rounding depends on it
     recipe = tiny_recipe(stages=[{"depth": 1, "steps": 40}, {"depth": 2, "steps": 40}])
     options = {"variants": ["stack"], "seeds": 1, "budget": "6steps"}
     folder = tmp_path / "comparison"
@@ -77,7 +74,6 @@ def test_a_comparison_measures_trains_and_equals_one_without(
     pretrain(read_run(place).recipe, corpus=factbook_corpus, out=alone)
     found, again = (evaluations_of(each, comparison.reference) for each in (place, alone))
     assert found["loss"].tolist() == again["loss"].tolist()
-    torch.set_num_threads(threads)
     steps = comparison.reference.steps
     layer = 4 * 16 * 17 + 32 * 17 + 16 * 33 + 2 * 2 * 16  # attention, feed-forward, norms
     columns = steps[["depth", "micro_batch", "parameters"]]

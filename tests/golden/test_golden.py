@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,6 @@ from stackbert.recipes import parse_recipe
 RECORD = Path(__file__).with_name("expected.json")
 EXPECTED: dict[str, Any] = json.loads(RECORD.read_text("utf-8"))
 SAME_MACHINE = inputs.fingerprint() == EXPECTED["fingerprint"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
