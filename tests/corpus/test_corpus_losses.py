@@ -15,7 +15,7 @@ from stackbert.corpus.build import build_corpus
 from stackbert.corpus.learning import Sample, learn_bytes, learn_wordpiece
 from stackbert.corpus.tokenizer import SPECIAL, Vocabulary, load_tokenizer
 from stackbert.errors import UserError
-from stackbert.progress import Progress
+from tiny_runs import At
 
 KHMER = "ប្រទេសកម្ពុជាមានទន្លេធំៗហូរកាត់វាលទំនាប"
 ROLES = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -163,16 +163,14 @@ def test_a_byte_level_vocabulary_gives_any_text_back(build, document_ids, tmp_pa
         (tmp_path / "src" / f"{n}.py").parent.mkdir(exist_ok=True)
         (tmp_path / "src" / f"{n}.py").write_text(text)
     (tmp_path / "src" / "notes.md").write_text("left out")
-    said: list[str] = []
-    progress = Progress()
-    progress.say = said.append  # type: ignore[method-assign]
+    heard = At()
     built = build_corpus(
         tmp_path / "out",
         text=tmp_path / "src",
         suffixes=["py"],
         vocabulary="bytes",
         validation=0.3,
-        progress=progress,
+        progress=heard,
     )
     opened = AutoTokenizer.from_pretrained(built.tokenizer_folder)
     found = document_ids(built, "train") + document_ids(built, "validation")
@@ -180,7 +178,7 @@ def test_a_byte_level_vocabulary_gives_any_text_back(build, document_ids, tmp_pa
     assert built.manifest.unknown_share == 0
     assert built.manifest.left_out == {".md": 1}
     assert "files not read: 1 .md" in built.manifest.summary()
-    assert any("documents and" in line and "held out" in line for line in said), "too few"
+    assert any("documents and" in line and "held out" in line for line in heard.said), "too few"
     assert learn_bytes(SAMPLE, 300).tokenizer.get_vocab_size() == 320
 
 
