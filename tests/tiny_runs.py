@@ -75,15 +75,13 @@ def interrupt() -> None:
 
 
 class At(Progress):
-    """Does something when a step is reported, and keeps what is told."""
+    """Does something when a step is reported, and keeps what is said."""
 
     def __init__(self, step: int | None = None, action: Callable[[], object] = crash) -> None:
         self._step, self._action = step, action
         self.said: list[str] = []
-        self.steps: list[tuple[int, int]] = []
 
     def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
-        self.steps.append((done, total))
         if done == self._step:
             self._action()
 

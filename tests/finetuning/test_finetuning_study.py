@@ -1,6 +1,7 @@
 """Studies: what is run, kept, added and refused; the zip for GLUE's server."""
 
 import json
+import os
 import signal
 import sys
 import zipfile
@@ -14,8 +15,23 @@ import stackbert as sb
 from stackbert.errors import Interrupted
 from stackbert.finetuning.result import predictions_path, read_finetune
 from stackbert.finetuning.study import finetune
+from stackbert.progress import Progress
 from tiny_encoders import tiny_encoder
-from tiny_runs import At, send_self
+
+
+class Heard(Progress):
+    """Keeps what is said, and asks the process to stop after so many steps."""
+
+    def __init__(self, stop_after=None):
+        self.said, self.steps, self._stop_after = [], [], stop_after
+
+    def say(self, text):
+        self.said.append(text)
+
+    def step(self, done, total, text):
+        self.steps.append((done, total))
+        if len(self.steps) == self._stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
@@ -24,7 +40,7 @@ def call(glue, tmp_path):
 
 
 def test_every_model_runs_on_every_task_whose_data_is_there(models, call):
-    heard, call = At(), call | {"task": "glue", "seeds": 2}
+    heard, call = Heard(), call | {"task": "glue", "seeds": 2}
     result = finetune(models[:2], control=True, progress=heard, **call)
     assert list(result.runs[["task", "model", "seed"]].itertuples(index=False, name=None)) == [
         (task, name, seed)
@@ -44,7 +60,7 @@ def test_every_model_runs_on_every_task_whose_data_is_there(models, call):
 
 
 def test_models_seeds_a_control_and_test_predictions_can_be_added(models, call):
-    first, heard = finetune(models[0], **call), At()
+    first, heard = finetune(models[0], **call), Heard()
     more = finetune(models[:2], control=True, progress=heard, **call | {"seeds": 2})
     assert heard.said[0] == "5 runs to make."
     assert more.scores["score"][0] == first.scores["score"][0]
@@ -55,7 +71,7 @@ def test_models_seeds_a_control_and_test_predictions_can_be_added(models, call):
     path = predictions_path(call["out"], "sst-2", tested.models[0], 0)
     rows = map(json.loads, path.read_text().splitlines())
     assert {row["split"] for row in rows} == {"dev", "test"}
-    heard = At()
+    heard = Heard()
     finetune(models[0], progress=heard, **call)
     assert heard.steps == []
 
@@ -75,7 +91,7 @@ def test_a_folder_continues_with_the_same_question_only(models, call, tmp_path):
 def test_a_stopped_study_keeps_its_runs_and_continues_to_the_same_end(models, call, tmp_path):
     call |= {"task": "rte", "seeds": 3}
     with pytest.raises(Interrupted, match="rerun the command") as caught:
-        finetune(models[0], progress=At(150, send_self(signal.SIGTERM)), **call)
+        finetune(models[0], progress=Heard(stop_after=5), **call)
     assert caught.value.exit_code == 128 + signal.SIGTERM
     assert 1 <= len(read_finetune(tmp_path / "out").runs) < 3
     whole = finetune(models[0], **call)
@@ -87,7 +103,7 @@ def test_a_stopped_study_keeps_its_runs_and_continues_to_the_same_end(models, ca
 def test_a_run_that_diverges_counts_as_guessing_and_is_not_run_again(models, call, tmp_path):
     model = tiny_encoder(seed=1)
     model.bert.embeddings.LayerNorm.weight.data.fill_(1e36)
-    folder, heard = save(tmp_path / "huge", model), At()
+    folder, heard = save(tmp_path / "huge", model), Heard()
     row = finetune([models[0], folder], **call).scores.loc[1]
     assert (row["diverged"], row["score"]) == (True, 0.5)
     finetune([models[0], folder], progress=heard, **call)
