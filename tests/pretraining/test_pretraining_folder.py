@@ -203,7 +203,9 @@ def test_a_trackers_missing_package_is_named(tracker, tiny_corpus, tmp_path, mon
 HOSTILE = "---\ntags: [x]\n---\n```\n    # a`b <script>alert(1)</script> | pipe |"
 
 
-def test_the_model_card_tells_all_and_no_text_of_a_user_breaks_out(tiny_corpus, finished) -> None:
+def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks_out(
+    tiny_corpus, finished
+) -> None:
     run = finished(RECIPE)
     result = pretrain(RECIPE, corpus=tiny_corpus, out=run)
     written = (run / "model" / "README.md").read_text("utf-8")
