@@ -39,7 +39,7 @@ def test_p_values_are_corrected_in_their_order() -> None:
         ({0.3: 3.0, 0.5: 2.5, 0.7: 2.8, 1.0: 2.4}, 2.6, Share(0.8367, "=")),
     ],
 )
-def test_a_share_is_interpolated_between_runs_a_bound_beyond_them(losses, target, share) -> None:
+def test_shares_are_interpolated_between_runs_and_bounds_beyond(losses, target, share) -> None:
     found = share_for(losses, target)
     assert (found.value, found.bound) == (pytest.approx(share.value, rel=1e-4), share.bound)
 

@@ -180,7 +180,7 @@ def test_any_texts_come_back_as_they_were_from_every_kind_of_table(tmp_path_fact
         (['"Bad", he said', 'so "" so'], ['"Bad", he said', 'so "" so'], False),
     ],
 )
-def test_a_tsv_is_unquoted_where_it_was_quoted_and_that_is_said(cells, texts, is_quoted, tmp_path):
+def test_a_tsv_is_unquoted_only_where_quoted_and_that_is_said(cells, texts, is_quoted, tmp_path):
     path = tmp_path / "a.tsv"
     rows = [f"{cell}\t{number % 2}" for number, cell in enumerate(cells)]
     path.write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")

@@ -67,7 +67,7 @@ def test_want_of_file_handles_damages_no_checkpoint(run: Path, tiny_corpus, monk
     assert not list(run.rglob("*.damaged"))
 
 
-def test_a_run_resumes_before_damaged_checkpoints_alike(run: Path, tiny_corpus, finished) -> None:
+def test_a_run_resumes_from_before_damaged_checkpoints(run: Path, tiny_corpus, finished) -> None:
     saved = checkpoints(run)
     # Left by a kill while an old one was removed, and one of another step under a wrong name.
     shutil.copytree(saved[1], run / "checkpoints" / "step-00000001.partial")

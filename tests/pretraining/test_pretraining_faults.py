@@ -184,7 +184,7 @@ def test_a_folder_that_is_replaced_under_a_run_stops_it(tiny_corpus, finished, t
     assert outcome(away) == outcome(finished(RECIPE))
 
 
-def test_a_cut_ledger_is_refused_damage_costs_no_model(tiny_corpus, finished, tmp_path) -> None:
+def test_a_cut_ledger_is_refused_and_damage_costs_no_model(tiny_corpus, finished, tmp_path) -> None:
     break_off(RECIPE, corpus=tiny_corpus, out=tmp_path, at=6)
     ledger = tmp_path / "metrics.jsonl"
     whole = ledger.read_bytes()

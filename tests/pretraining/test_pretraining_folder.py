@@ -83,7 +83,7 @@ def test_every_difference_to_the_run_that_is_there_is_named(stopped, tiny_corpus
         assert content(stopped) == before
 
 
-def test_a_moved_corpus_is_the_same_an_edited_recipe_not(stopped, tiny_corpus, tmp_path) -> None:
+def test_a_moved_corpus_is_the_same_an_edited_recipe_is_not(stopped, tiny_corpus, tmp_path) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     moved = shutil.copytree(tiny_corpus.folder, tmp_path / "moved")
     written = (run / "recipe.yaml").read_text()
@@ -152,7 +152,7 @@ def test_a_model_or_steps_that_cannot_be_are_refused_before_a_run_is_made(tiny_c
         assert not content(tmp_path)
 
 
-def test_a_budget_scales_the_steps_once_steps_do_too(tiny_corpus, tmp_path, monkeypatch) -> None:
+def test_a_budget_scales_the_steps_once_and_so_do_steps(tiny_corpus, tmp_path, monkeypatch) -> None:
     recipe = tiny_recipe(
         stages=[{"depth": 1, "steps": 30}, {"depth": 2, "steps": 10}],
         schedule__warmup_steps=20,

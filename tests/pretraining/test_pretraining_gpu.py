@@ -99,7 +99,7 @@ def test_a_step_on_a_gpu_stays_there_and_never_waits_for_it(kind, tiny_corpus) -
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("kind", list(FAMILIES))
-def test_what_only_a_gpu_computes_has_the_losses(kind, precision, tiny_corpus, monkeypatch) -> None:
+def test_what_only_a_gpu_does_has_equal_losses(kind, precision, tiny_corpus, monkeypatch) -> None:
     """Broadcast embeddings, queries, keys and values in one product, torch's loss."""
     pairs = len(FAMILIES[kind]) == 2
     fields = {"model__type": kind, "objective__next_sentence": pairs, "precision": precision}

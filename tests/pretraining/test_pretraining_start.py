@@ -66,7 +66,7 @@ def test_a_run_starts_where_the_model_was_and_is_resumed_to_the_bit_without_it(
     assert outcome(tmp_path / "again") == outcome(result.folder)
 
 
-def test_another_start_is_refused_a_recipe_repeats_its_own(save, tiny_corpus, tmp_path) -> None:
+def test_another_start_is_refused_and_a_runs_recipe_repeats_it(save, tiny_corpus, tmp_path) -> None:
     source = save(encoder())
     run = pretrain(RECIPE, corpus=tiny_corpus, out=tmp_path / "run", start=source).folder
     recipe = load_recipe(run / "recipe.yaml")
@@ -84,7 +84,7 @@ def test_another_start_is_refused_a_recipe_repeats_its_own(save, tiny_corpus, tm
         pretrain(recipe, corpus=tiny_corpus, out=tmp_path / "new")
 
 
-def test_what_does_not_fit_is_told_a_way_out(save, tiny_corpus, factbook_corpus, tmp_path) -> None:
+def test_what_does_not_fit_gets_the_way_out(save, tiny_corpus, factbook_corpus, tmp_path) -> None:
     gpt = AutoConfig.for_model("gpt2", n_layer=2, n_embd=32, n_head=2, vocab_size=128)
     short, other = encoder(max_position_embeddings=12), factbook_corpus.tokenizer_folder
     cases = {
