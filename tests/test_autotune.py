@@ -19,7 +19,7 @@ from stackbert.recipe import Recipe
 from tiny_runs import tiny_recipe
 
 CPU = torch.device("cpu")
-LONG = tuning.TUNE_FROM["cpu"]  # seconds
+TUNE_FROM = tuning.TUNE_FROM
 CORPUS = SyntheticCorpus(128, tokens=20_000)
 STAGES = [{"depth": depth, "steps": 6} for depth in (1, 2, 4)]
 
@@ -49,11 +49,11 @@ def test_a_short_run_and_what_the_recipe_says_are_not_measured(monkeypatch) -> N
 
 
 def test_a_long_run_measures_each_depth_and_leaves_nothing_open() -> None:
-    recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=LONG)
+    recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM["cpu"])
     sizes = [stage.micro_batch for stage in recipe.stages]
     assert all(size and 8 % size == 0 for size in sizes)
     assert said[0] == f"micro-batch at depth 1: {sizes[0]} rows"
-    assert tuned(recipe, seconds=LONG) == (recipe, [])
+    assert tuned(recipe, seconds=TUNE_FROM["cpu"]) == (recipe, [])
 
 
 @pytest.mark.parametrize(("compiled", "chosen"), [(0.7, True), (0.99, False)])
@@ -95,7 +95,7 @@ def test_micro_batches_that_divide_the_step_are_tried_until_memory_ends(monkeypa
 
     monkeypatch.setattr(tuning, "_pass_seconds", timed)
     recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 6}])
-    assert tuned(recipe, seconds=LONG)[0].stages[0].micro_batch == 16
+    assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
     assert tried == [8, 16, 32]
 
 
@@ -111,7 +111,7 @@ def test_a_busy_while_does_not_change_what_is_chosen(busy: int, monkeypatch) -> 
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(Trainer, "backward", backward)
     recipe = tiny(batch={"sequences": 64, "sequence_length": 64}, stages=[{"depth": 1, "steps": 6}])
-    assert tuned(recipe, seconds=LONG)[0].stages[0].micro_batch == 16
+    assert tuned(recipe, seconds=TUNE_FROM["cpu"])[0].stages[0].micro_batch == 16
 
 
 def test_precision_is_what_an_x86_processor_has_and_else_is_measured(monkeypatch) -> None:

@@ -190,8 +190,9 @@ def measure_attention(
         source, chosen = "given", [sentence for sentence in text if sentence.strip()]
     if not chosen:
         raise UserError("The list of sentences is empty; give at least one.")
-    cut = {"max_length": max_length, "seed": seed}
-    look = functools.partial(observe, tokenizer=known, sentences=chosen, **cut)
+    look = functools.partial(
+        observe, tokenizer=known, sentences=chosen, max_length=max_length, seed=seed
+    )
     say(f"measuring {name} on {counted(len(chosen), 'sentence')}")
     seen = {"measured": look(encoder, name)}
     say("measuring an untrained model of the same config")
