@@ -1,11 +1,11 @@
 """A corpus holds every document once, the same every time, and is whole or not there."""
 
+import functools
 import json
 import locale
 import shutil
-import signal
 import subprocess
-import sys
+import time
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from stackbert.corpus import build as building
 from stackbert.corpus.build import build_corpus
 from stackbert.corpus.store import open_corpus
 from stackbert.errors import RunError, UserError
+from stackbert.progress import Progress
+from tiny_runs import Child
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -125,31 +127,26 @@ def test_files_without_usable_text_are_told(corpus, tmp_path):
     assert sorted(tmp_path.iterdir()) == [path]
 
 
-KILLED = """
-import sys, time
-from stackbert.corpus.build import build_corpus
-from stackbert.progress import Progress
-class Wait(Progress):
-    def say(self, text):
-        if "tokenising" in text:
-            print("there", flush=True)
-            time.sleep(60)
-build_corpus(sys.argv[1], text=[sys.argv[2]], validation=0.1, progress=Wait())
-"""
+class Waiting(Progress):
+    """Says when it tokenises, and waits there."""
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+        time.sleep(60 * ("tokenising" in text))
 
 
 def test_a_killed_build_is_not_taken_for_a_corpus_and_can_be_repeated(text_file, tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(out), str(text_file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"there\n"
-        with pytest.raises(UserError, match="being written by another process"):
-            build_corpus(out, text=[text_file], validation=0.1)
-        process.send_signal(signal.SIGKILL)
+    out, said = tmp_path / "out", tmp_path.with_suffix(".txt")
+    build = functools.partial(build_corpus, out, text=[text_file], validation=0.1)
+    child = Child(said, functools.partial(build, progress=Waiting()))
+    while not said.exists() or "tokenising" not in child.output:
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="being written by another process"):
+        build()
+    child.kill()
     with pytest.raises(UserError, match="is not a corpus"):
         open_corpus(out)
-    build_corpus(out, text=[text_file], validation=0.1).verify()
+    build().verify()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
