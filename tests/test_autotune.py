@@ -69,7 +69,8 @@ def test_a_long_run_measures_each_depth_and_leaves_nothing_open() -> None:
     recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM["cpu"])
     sizes = [stage.micro_batch for stage in recipe.stages]
     assert all(size and 8 % size == 0 for size in sizes)
-    assert said[0] == f"micro-batch at depth 1: {sizes[0]} rows"
+    measured = f"micro-batch at depth 1: {sizes[0]} rows"
+    assert said[:2] == ["measuring micro-batches at depth 1 …", measured]
     assert tuned(recipe, seconds=TUNE_FROM["cpu"]) == (recipe, [])
 
 
@@ -93,7 +94,7 @@ def test_a_compiler_that_is_missing_or_fails_leaves_the_run_uncompiled(monkeypat
         patch.setattr(tuning, "compiling_lacks", lambda device: None)
         recipe, said = tuned(tiny(compile="auto"), seconds=1e9)
     assert recipe.compile is False
-    assert said == ["torch.compile fails here (RuntimeError: no Python.h)"]
+    assert said[1:] == ["torch.compile fails here (RuntimeError: no Python.h)"]
     for name in ("PATH", "CC", "CXX"):
         monkeypatch.setenv(name, "")
     assert tuned(tiny(compile="auto"), seconds=1e9)[0].compile is False
