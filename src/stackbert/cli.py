@@ -429,10 +429,13 @@ def finetune(
             kind=kind,
             progress=progress,
         )
-    lines = [result.summary(), *result.verdict()]
-    if not any(record.settings.save for record in result.tasks.values()):
-        lines.append("The models were not kept; --set save=true keeps them, in a new folder.")
-    _show(result, lines, as_json, out)
+    kept = (
+        "The models were not kept. The same command with --set save=true trains and keeps them "
+        "(with --seeds 1, too, one of each)."
+    )
+    if any(out.glob("results/*/*/config.json")):
+        kept = f"The models are folders below {out / 'results'}; transformers opens them."
+    _show(result, [result.summary(), *result.verdict(), kept], as_json, out)
 
 
 @app.command()

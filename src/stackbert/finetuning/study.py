@@ -91,12 +91,18 @@ def finetune(
         runs = result.runs
         rates = {row[:2]: row[-1] for row in runs.itertuples(index=False, name=None)}
         runs = runs[runs["diverged"] | (runs["tested"] >= bool(test))]
-        done = set(runs[RUN].itertuples(index=False, name=None))
+        ended = runs.set_index(RUN)["diverged"].to_dict()
+
+        def is_done(task: str, model: Model, seed: int) -> bool:
+            run, place = (task, model.name, seed), predictions_path(folder, task, model, seed)
+            lacks_model = chosen[task].save and not place.with_suffix("").is_dir()
+            return run in ended and (ended[run] or not lacks_model)
+
         todo = [
             (work, model, seed)
             for work, model in itertools.product(works, found)
             for seed in range(seeds or result.tasks[work.task.name].seeds)
-            if (work.task.name, model.name, seed) not in done
+            if not is_done(work.task.name, model, seed)
         ]
         hears.say(f"{counted(len(todo), 'run')} to make.")
         for place, (work, model, seed) in enumerate(todo):
@@ -109,7 +115,7 @@ def finetune(
                         f"Stopped. Finished runs are in {folder}; rerun the command to continue.",
                         stop.signal,
                     )
-                hears.step(round(100 * (place + done)), 100 * len(todo), f"% of a run, {doing}")
+                hears.step(place + done, len(todo), f"runs, {doing}")
 
             asked = result.tasks[work.task.name].settings
             if asked.learning_rate == "auto":
@@ -174,7 +180,8 @@ def _joined(
             controls=tasks[name].controls if name in tasks else control_scores(work),
         )
         old = tasks.get(name, new)
-        changed = [f"{n}={value}" for n, value in old.settings if getattr(settings, n) != value]
+        asked = old.settings.model_copy(update={"save": settings.save})  # which changes no score
+        changed = [f"{n}={value}" for n, value in asked if getattr(settings, n) != value]
         if old.fingerprints | new.fingerprints != new.fingerprints | old.fingerprints:
             changed.append("other rows")
         if changed:
