@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recipe_fields import recipe_of
 from stackbert import machine
-from stackbert.errors import UserError
+from stackbert.errors import Interrupted, UserError
 from stackbert.machine import fastest_precision
 from stackbert.pretraining import autotune as tuning
 from stackbert.pretraining.autotune import (
@@ -100,6 +100,19 @@ def test_a_compiler_that_is_missing_or_fails_leaves_the_run_uncompiled(monkeypat
     assert tuned(tiny(compile="auto"), seconds=1e9)[0].compile is False
     with pytest.raises(UserError, match=r"compile: .* needs a C\+\+ compiler"):
         tuned(tiny(compile=True))
+
+
+def test_a_signal_while_torch_compiles_is_not_taken_for_its_failure(monkeypatch) -> None:
+    def stopped(batch, tried):
+        try:
+            raise Interrupted("Stopped by SIGINT.", 2)
+        except Exception as error:  # as torch does
+            raise RuntimeError(str(error)) from None
+
+    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
+    monkeypatch.setattr(tuning, "_pass_seconds", stopped)
+    with pytest.raises(Interrupted):
+        tuned(tiny(compile="auto"), seconds=1e9)
 
 
 def test_micro_batches_that_divide_the_step_are_tried_until_memory_ends(monkeypatch) -> None:
