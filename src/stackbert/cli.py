@@ -27,13 +27,8 @@ _RECIPE = Argument(
     autocompletion=lambda: [path.stem for path in Path(__file__).parent.glob("recipes/*.yaml")],
 )
 RecipeName = Annotated[str, _RECIPE]
-Set = Annotated[
-    list[str] | None,
-    Option("--set", help="Change a field of the recipe: model.hidden_size=256; repeatable."),
-]
-Budget = Annotated[
-    str | None, Option(help="Scale to fill this time: 30m, 1.5h; start-up comes on top.")
-]
+Set = Annotated[list[str] | None, Option("--set", help="Change a field: model.hidden_size=256.")]
+Budget = Annotated[str | None, Option(help="Scale to this time: 30m, 1.5h; start-up comes on top.")]
 Steps = Annotated[int | None, Option(min=1, help="Scale the stages to this many steps in all.")]
 Corpus = Annotated[Path, Option(help="Folder that 'stackbert corpus' made.")]
 NewFolder = Annotated[Path, Argument(help="Folder to make; must not exist.")]
@@ -81,9 +76,7 @@ def corpus(
     dataset: Annotated[str | None, Option(help="Of Hugging Face datasets: folder or name.")] = None,
     field: Annotated[str, Option(help="Of JSON, Parquet, data sets: the text's field.")] = "text",
     tokenizer: Annotated[Path | None, Option(help="Use this Hugging Face tokenizer.")] = None,
-    add_tokens: Annotated[
-        Path | None, Option(help="A file; each line becomes a token of that tokenizer.")
-    ] = None,
+    add_tokens: Annotated[Path | None, Option(help="A file with a new token in each line.")] = None,
     vocabulary: Annotated[
         Literal["wordpiece", "bytes"],
         Option(help="wordpiece: lower-cased, with [UNK]; bytes: BPE, knows and keeps all text."),
@@ -181,21 +174,15 @@ def pretrain(
     out: Resumed,
     recipe: Annotated[str | None, _RECIPE] = None,
     corpus: Annotated[Path | None, Option(help="Folder that 'stackbert corpus' made.")] = None,
-    start: Annotated[
-        Path | None, Option("--from", help="Start from this model: a Hugging Face folder or a run.")
-    ] = None,
-    extend: Annotated[
-        str | None, Option(help="Train a finished run (in RECIPE's place) longer: 2h, 2000steps.")
-    ] = None,
+    start: Annotated[Path | None, Option("--from", help="Start from this model or run.")] = None,
+    extend: Annotated[str | None, Option(help="Train the finished run RECIPE longer: 2h.")] = None,
     set_: Set = None,
     budget: Budget = None,
     steps: Steps = None,
     resume: Annotated[
         Literal["auto", "never"], Option(help="never: refuse a folder with a run.")
     ] = "auto",
-    track: Annotated[
-        str | None, Option(help="Also log to tensorboard, wandb, trackio, mlflow; with commas.")
-    ] = None,
+    track: Annotated[str | None, Option(help="Log to tensorboard,wandb,trackio,mlflow.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -269,13 +256,9 @@ def compare(
     ] = None,
     steps: Steps = None,
     fractions: Annotated[str, Option(help="Shares of the budget to run at: 1,0.65,0.5.")] = "1",
-    learning_rates: Annotated[
-        str, Option(help="Factors of the rate to try; a variant's best counts: 0.5,1,2.")
-    ] = "1",
+    learning_rates: Annotated[str, Option(help="Factors to try, the best counts: 0.5,1,2.")] = "1",
     jobs: Annotated[int, Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
-    keep_checkpoints: Annotated[
-        bool, Option("--keep-checkpoints", help="Keep those of each stage's end.")
-    ] = False,
+    keep_checkpoints: Annotated[bool, Option("--keep-checkpoints", help="Of each stage.")] = False,
     set_: Set = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -385,12 +368,9 @@ def finetune(
             "wnli, squad, squad-v2, several with commas; or own."
         ),
     ],
-    seeds: Annotated[
-        int | None, Option(min=1, help="Runs of a model; by default 6, of 10,000 rows or more 3.")
-    ] = None,
+    seeds: Annotated[int | None, Option(min=1, help="Runs of each model; 6, large data 3.")] = None,
     set_: Annotated[
-        list[str] | None,
-        Option("--set", help="Change a field: epochs=4, rte.epochs=10, lr=auto, save=true."),
+        list[str] | None, Option("--set", help="Change a field: epochs=4, lr=auto, save=true.")
     ] = None,
     dev: Annotated[Path | None, Option(help="Your own: the table to score on.")] = None,
     test: Annotated[Path | None, Option(help="Your own: a table to predict.")] = None,

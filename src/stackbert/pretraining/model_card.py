@@ -108,8 +108,7 @@ def _example(corpus: Corpus, folder: Path) -> str:
             ids[len(ids) // 2] = corpus.vocabulary.mask
             text = str(tokenizer.decode(ids)).strip()
             again = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-            pieces = "\ufffd" in text  # of a character whose other bytes are masked
-            if tokenizer.decode(again) == text and not pieces:
+            if tokenizer.decode(again) == text and "\ufffd" not in text:  # half a character
                 return f"\nprint(fill({text!r}))"
     return ""
 
