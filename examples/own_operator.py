@@ -1,7 +1,7 @@
 """A growth operator of your own: every trained layer is followed by a copy that starts silent.
 
-The copy's two output projections are zero, so a pre-norm model computes what it computed before
-and trains on from there (LLaMA Pro, Wu et al., ACL 2024, expands its blocks like this).
+The copy's two output projections are zero, so the model computes what it computed before and
+trains on from there (LLaMA Pro, Wu et al., ACL 2024, expands its blocks like this).
 """
 
 import torch
@@ -18,9 +18,7 @@ def expand(source: int, target: int) -> list[Origin]:
     return [origin for pair in pairs for origin in pair]
 
 
-operator = Operator(
-    "expand", expand, reaches=lambda old, new: new == 2 * old, preserves_function=True
-)
+operator = Operator("expand", expand, reaches=lambda old, new: new == 2 * old)
 sb.register_operator(operator)  # from here on a name like "stack", also in recipes
 
 sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 100}

@@ -31,6 +31,11 @@ _OUTPUT_PROJECTIONS = (
     ("self_attn.out_proj", "fc2"),  # opt
     ("attention.out_lin", "ffn.lin2"),  # distilbert
 )
+# Of post-norm layers, the norms after those projections.
+_NORMS_AFTER = (
+    ("attention.output.LayerNorm", "output.LayerNorm"),  # bert, roberta, electra, deberta
+    ("sa_layer_norm", "output_layer_norm"),  # distilbert
+)
 _COPY_INSTEAD = "Use an operator that copies layers as they are (stack, interleave)."
 
 
@@ -137,6 +142,8 @@ def grow_with_origins(
             state |= {here + name: tensor for name, tensor in copy.deepcopy(kept).items()}
             for name, tensor in fresh.items():
                 state[here + name] = tensor.to(first.device, top.get(name, first).dtype)
+            if origin.outputs == "zeroed" and place > 0:
+                _pass_on(f"{stack}.{place - 1}.", here, layer, state, origins)
     try:
         # What has no place is sent there all the same: strict loading names it.
         new.load_state_dict(state, strict=True, assign=True)
@@ -327,6 +334,28 @@ def _make_layer(
         if parameter.sum().isnan():  # nine times as fast as isnan().any()
             raise UserError(f"{type(layer).__name__} does not initialise '{name}'. {_COPY_INSTEAD}")
     return kept, fresh
+
+
+def _pass_on(
+    below: str,
+    here: str,
+    layer: nn.Module,
+    state: dict[str, Tensor],
+    origins: dict[str, str | None],
+) -> None:
+    """Let a silent post-norm layer end in the norm of the layer below, and make those before plain.
+
+    Then it changes nothing: what is normalised stays the same when it is normalised once more.
+    """
+    parts = {name for name, _ in layer.named_modules()}
+    for middle, end in (norms for norms in _NORMS_AFTER if parts.issuperset(norms)):
+        for kind, plain in (("weight", 1.0), ("bias", 0.0)):
+            moved, source = f"{here}{end}.{kind}", f"{below}{end}.{kind}"
+            state[moved], origins[moved] = state[source], origins[source]
+            for name in (source, f"{here}{middle}.{kind}"):
+                values = torch.full_like(state[moved], plain)
+                state[name] = nn.Parameter(values, state[moved].requires_grad)
+                origins[name] = None
 
 
 def output_projections(layer: nn.Module) -> tuple[str, str]:

@@ -26,8 +26,9 @@ class Origin:
     """The old layer it copies, from 0 at the bottom; None for the architecture's initialisation."""
     outputs: Outputs = "kept"
     """What becomes of its two output projections (of attention and of the feed-forward part).
-    `zeroed`: all zero, so that a pre-norm layer passes its input through; `noised`: biases zero,
-    matrices drawn from N(0, `NOISE_SIGMA`²)."""
+    `zeroed`: all zero, so that the layer passes its input through (in a post-norm model it takes
+    over the norm that ends the layer below); `noised`: biases zero, matrices drawn from
+    N(0, `NOISE_SIGMA`²)."""
 
 
 DepthMap = tuple[Origin, ...]
@@ -48,9 +49,6 @@ class Operator:
     to copy, None for a fresh one, or an `Origin`."""
     reaches: Callable[[int, int], bool] = lambda source, target: target > source
     """Whether the rule is defined for (source depth, target depth)."""
-    preserves_function: bool = False
-    """A pre-norm model grown by it computes what its source did; a post-norm layer normalises even
-    what it passes through."""
 
     def depth_map(self, source_depth: int, target_depth: int) -> DepthMap:
         """Say where each of `target_depth` layers comes from, bottom layer first.
@@ -122,13 +120,12 @@ _BUILT_IN = (
     Operator("stack", lambda old, new: [i % old for i in range(new)], _whole_blocks),
     Operator("interleave", lambda old, new: [i * old // new for i in range(new)], _whole_blocks),
     Operator("middle", _middle, lambda old, new: new > old and (new - old) % len(_core(old)) == 0),
-    Operator("identity", _on_top("zeroed"), preserves_function=True),
+    Operator("identity", _on_top("zeroed")),
     Operator("identity-noise", _on_top("noised")),
     Operator(
         "identity-copy",
         _followed_by_silent_copies,
         lambda old, new: old < new <= 2 * old and old % (new - old) == 0,
-        preserves_function=True,
     ),
     Operator("random", _on_top("kept")),
 )
