@@ -206,6 +206,9 @@ def _run(
             if world.broadcast_object((folder / MODEL).exists):
                 progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
                 return world.broadcast_object(lambda: _result(folder), RunResult)
+            console = progress
+            if world.is_main:
+                progress = Lines(folder / LOG, beside=console)
             fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
             tokenizer = world.all_pass(lambda: _check(asked.recipe, corpus, fingerprint, world))
             if record is None:
@@ -219,9 +222,7 @@ def _run(
                     "round differently from here on."
                 )
 
-        recipe, console = record.recipe, progress
-        if world.is_main:
-            progress = Lines(folder / LOG, beside=console)
+        recipe = record.recipe
         origin = start_sentences(recipe.start) if recipe.start else []
         if asked.parent:
             origin.append(f"A finished run was trained longer ({asked.extend}): {asked.parent}.")
