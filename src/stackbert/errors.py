@@ -40,10 +40,8 @@ class RunError(StackBertError):
 
 
 class Interrupted(BaseException):
-    """A signal asked the command to stop (a run saves its state): exit code 128 + signal.
-
-    No Exception: torch.compile takes each that comes while it works for a failure of its own.
-    """
+    """A signal asked the command to stop (a run saves its state): exit code 128 + signal. It is no
+    Exception, as torch.compile takes each of those for a failure of its own."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -24,10 +24,9 @@ class Progress:
         return None
 
     def step(self, done: float, total: int, text: str, left: float | None = None) -> None:
-        """`done` of `total` are done, of what `text` begins with, and `left` seconds to go.
+        """`done` of `total` (2.4 of 12 is shown as 3/12) of what `text` begins with are done.
 
-        Without `left`, what is to come is taken to be as fast as what has been. A fraction of
-        `done` is of the one in work, which is shown: 2.4 of 12 as 3/12.
+        Without `left`, seconds to go, what is to come is taken to be as fast as what has been.
         """
 
     def _standing(self, done: float, total: int, text: str, left: float | None) -> str:
