@@ -206,32 +206,21 @@ def pretrain(
         loaded = load_recipe(recipe, set_ or [])
     elif start or set_ or budget or steps:
         raise UserError("--from, --set, --budget, --steps go with a RECIPE; a run has its own.")
-    else:
-        from stackbert.pretraining.record import read_run
-
-        record = read_run(out)
-        if record.request.extend:
-            raise UserError(f"{out} extends another run. Give the whole command again.")
-        loaded, budget, steps = record.request.recipe, record.request.budget, record.request.steps
-        corpus = corpus or Path(record.corpus_folder)
-    if corpus is None:
+    if corpus is None and recipe is not None:
         raise UserError("A new run takes --corpus, a folder that 'stackbert corpus' made.")
 
-    from stackbert.pretraining.distributed import is_main_process  # takes seconds, for torch
-    from stackbert.pretraining.run import extend as run_extension
-    from stackbert.pretraining.run import pretrain as run_pretraining
+    from stackbert.pretraining import run  # takes seconds, for torch
+    from stackbert.pretraining.distributed import is_main_process
 
-    common: dict[str, Any] = {
-        "corpus": corpus,
-        "out": out,
-        "resume": resume,
-        "track": _words(track or ""),
-        "progress": console_progress(quiet),
-    }
-    if loaded is None:
-        result = run_extension(str(recipe), by=str(extend), **common)
+    common: dict[str, Any] = {"corpus": corpus, "out": out, "track": _words(track or "")}
+    common["progress"] = console_progress(quiet)
+    if loaded is not None:
+        scale: dict[str, Any] = {"budget": budget, "steps": steps}
+        result = run.pretrain(loaded, start=start, **scale, resume=resume, **common)
+    elif recipe is not None:
+        result = run.extend(recipe, by=str(extend), resume=resume, **common)
     else:
-        result = run_pretraining(loaded, start=start, budget=budget, steps=steps, **common)
+        result = run.resume_run(**common)
     if is_main_process():
         place = f"The model is {result.model_folder}; transformers opens it with from_pretrained."
         _show(result, [result.table(), place], as_json)

@@ -31,6 +31,7 @@ from stackbert.pretraining.record import (
     Request,
     RunRecord,
     find_run,
+    read_run,
     write_run,
 )
 from stackbert.pretraining.signals import StopRequest
@@ -171,6 +172,29 @@ def extend(
     seconds = None if steps_of(by) else parse_duration(by)
     request = functools.partial(extension, Path(run), by)
     return _run(request, Path(run), corpus, Path(out), seconds, resume, track, progress)
+
+
+def resume_run(
+    out: str | Path,
+    *,
+    corpus: str | Path | Corpus | None = None,
+    track: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> RunResult:
+    """Go on with an unfinished run by what its folder says; the corpus may have moved."""
+    folder = Path(out)
+    record = read_run(folder)
+    asked = record.request
+    of_another = asked.extend or asked.recipe.start
+    if of_another and not any((folder / CHECKPOINTS).glob("step-????????")):
+        raise UserError(f"{folder} has no checkpoint yet. Give the whole command again.")
+
+    def request(corpus: Corpus) -> Request:
+        return asked.model_copy(update={"corpus": corpus.fingerprint})
+
+    return _run(
+        request, None, corpus or record.corpus_folder, folder, None, "auto", track, progress
+    )
 
 
 def _run(
