@@ -11,6 +11,7 @@ INSTALLED := .venv/.installed
 
 demo: $(INSTALLED)
 	$(PY) -m stackbert demo --out demo
+	@echo "The command stackbert is in .venv/bin: . .venv/bin/activate"
 
 # One thread a test process: the processes share the cores instead of fighting for them.
 test: $(INSTALLED)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackbert import machine
-from stackbert.errors import UserError
+from stackbert.errors import Interrupted, UserError
 from stackbert.machine import fastest_precision
 from stackbert.pretraining import autotune as tuning
 from stackbert.pretraining.ledger import read_ledger
@@ -52,7 +52,8 @@ def test_a_long_run_measures_each_depth_and_leaves_nothing_open() -> None:
     recipe, said = tuned(tiny(batch__micro_batch="auto", compile="auto"), seconds=TUNE_FROM["cpu"])
     sizes = [stage.micro_batch for stage in recipe.stages]
     assert all(size and 8 % size == 0 for size in sizes)
-    assert said[0] == f"micro-batch at depth 1: {sizes[0]} rows"
+    measured = f"micro-batch at depth 1: {sizes[0]} rows"
+    assert said[:2] == ["measuring micro-batches at depth 1 …", measured]
     assert tuned(recipe, seconds=TUNE_FROM["cpu"]) == (recipe, [])
 
 
@@ -76,12 +77,25 @@ def test_a_compiler_that_is_missing_or_fails_leaves_the_run_uncompiled(monkeypat
         patch.setattr(tuning, "compiling_lacks", lambda device: None)
         recipe, said = tuned(tiny(compile="auto"), seconds=1e9)
     assert recipe.compile is False
-    assert said == ["torch.compile fails here (RuntimeError: no Python.h)"]
+    assert said[1:] == ["torch.compile fails here (RuntimeError: no Python.h)"]
     for name in ("PATH", "CC", "CXX"):
         monkeypatch.setenv(name, "")
     assert tuned(tiny(compile="auto"), seconds=1e9)[0].compile is False
     with pytest.raises(UserError, match=r"compile: .* needs a C\+\+ compiler"):
         tuned(tiny(compile=True))
+
+
+def test_a_signal_while_torch_compiles_is_not_taken_for_its_failure(monkeypatch) -> None:
+    def stopped(batch, tried):
+        try:
+            raise Interrupted("Stopped by SIGINT.", 2)
+        except Exception as error:  # as torch does
+            raise RuntimeError(str(error)) from None
+
+    monkeypatch.setattr(tuning, "compiling_lacks", lambda device: None)
+    monkeypatch.setattr(tuning, "_pass_seconds", stopped)
+    with pytest.raises(Interrupted):
+        tuned(tiny(compile="auto"), seconds=1e9)
 
 
 def test_micro_batches_that_divide_the_step_are_tried_until_memory_ends(monkeypatch) -> None:

@@ -32,6 +32,7 @@ def test_help_lists_every_command_with_an_example_and_version_the_version(stackb
     done = stackbert("--help")
     assert done.code == 0
     assert re.findall(r"^  ([a-z]+) +[A-Z]", done.out, re.MULTILINE) == COMMANDS
+    assert not re.search(r"^  .*\.\.\.$", done.out, re.MULTILINE), "cut off"
     for command in COMMANDS:
         shown = " ".join(stackbert(command, "--help").out.split())
         assert f"Example: stackbert {command}" in shown

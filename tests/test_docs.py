@@ -97,8 +97,8 @@ def test_every_field_that_is_set_exists():
 
 
 def test_every_growth_operator_has_its_card():
-    cards = {path.stem for path in (ROOT / "docs" / "operators").glob("*.md")}
-    assert cards >= set(OPERATORS)
+    cards = re.findall(r"^## (\S+)$", (ROOT / "docs" / "operators.md").read_text("utf-8"), re.M)
+    assert set(cards) == set(OPERATORS)
 
 
 def test_every_relative_link_leads_somewhere():

@@ -44,7 +44,7 @@ def main() -> None:
 
         with writing("running the command"):
             app()
-    except StackBertError as error:
+    except (StackBertError, Interrupted) as error:
         if str(error):  # of several ranks one says it
             with contextlib.suppress(OSError):
                 print(f"stackbert: {error}", file=sys.stderr, flush=True)

@@ -27,19 +27,14 @@ _RECIPE = Argument(
     autocompletion=lambda: [path.stem for path in Path(__file__).parent.glob("recipes/*.yaml")],
 )
 RecipeName = Annotated[str, _RECIPE]
-Set = Annotated[
-    list[str] | None,
-    Option("--set", help="Override a field: model.hidden_size=256, stages.0.steps=9."),
-]
-Budget = Annotated[
-    str | None, Option(help="Scale to this time (30m, 1.5h), start-up and measuring on top.")
-]
+Set = Annotated[list[str] | None, Option("--set", help="Change a field: model.hidden_size=256.")]
+Budget = Annotated[str | None, Option(help="Scale to this time: 30m, 1.5h; start-up comes on top.")]
 Steps = Annotated[int | None, Option(min=1, help="Scale the stages to this many steps in all.")]
-Corpus = Annotated[Path, Option(help="From 'stackbert corpus'.")]
+Corpus = Annotated[Path, Option(help="Folder that 'stackbert corpus' made.")]
 NewFolder = Annotated[Path, Argument(help="Folder to make; must not exist.")]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Print results and errors alone.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print only results and errors.")]
 Json = Annotated[bool, Option("--json", help="Print tables as JSON.")]
-Resumed = Annotated[Path, Option(help="Folder; unfinished work there is resumed.")]
+Resumed = Annotated[Path, Option(help="Folder to write; unfinished work in it is resumed.")]
 
 
 def _version(asked: bool) -> None:
@@ -62,7 +57,9 @@ def demo(
     out: Annotated[Path, Option(help="Where corpus, run and report go.")] = Path("demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Run the main job on a small real corpus: text, corpus, three depths, a filled mask.
+    """Run the main job on a small real corpus.
+
+    Text, vocabulary, three depths, filled masks and a report; minutes on two cores.
 
     Example: stackbert demo --out demo
     """
@@ -74,33 +71,31 @@ def demo(
 @app.command()
 def corpus(
     out: NewFolder,
-    text: Annotated[list[str] | None, Option(help="A file, folder or pattern, repeatable.")] = None,
-    suffix: Annotated[str, Option(help="Read these, too, each as one document: py,md,tex.")] = "",
-    dataset: Annotated[str | None, Option(help="A data set of datasets: folder or name.")] = None,
-    field: Annotated[str, Option(help="The field that holds the text.")] = "text",
-    tokenizer: Annotated[Path | None, Option(help="Of Hugging Face, instead of a new one.")] = None,
-    add_tokens: Annotated[
-        Path | None, Option(help="A file; each line becomes a token of that tokenizer.")
-    ] = None,
+    text: Annotated[list[str] | None, Option(help="A file, folder or pattern; repeatable.")] = None,
+    suffix: Annotated[str, Option(help="Also read files ending so, a document each: py,md.")] = "",
+    dataset: Annotated[str | None, Option(help="Of Hugging Face datasets: folder or name.")] = None,
+    field: Annotated[str, Option(help="Of JSON, Parquet, data sets: the text's field.")] = "text",
+    tokenizer: Annotated[Path | None, Option(help="Use this Hugging Face tokenizer.")] = None,
+    add_tokens: Annotated[Path | None, Option(help="A file with a new token in each line.")] = None,
     vocabulary: Annotated[
         Literal["wordpiece", "bytes"],
         Option(help="wordpiece: lower-cased, with [UNK]; bytes: BPE, knows and keeps all text."),
     ] = "wordpiece",
     vocab_size: Annotated[int | None, Option(help="Entries; by default up to 32,768.")] = None,
-    cased: Annotated[bool, Option("--cased", help="Word pieces keep upper case.")] = False,
+    cased: Annotated[bool, Option("--cased", help="Keep upper case in word pieces.")] = False,
     strip_accents: Annotated[
-        bool, Option("--strip-accents", help="é becomes e: for English; deletes Hindi's vowels.")
+        bool, Option("--strip-accents", help="Turn é into e; that deletes Hindi's vowels.")
     ] = False,
     allow_unknown: Annotated[
-        bool, Option("--allow-unknown", help="Build even if the tokenizer loses a fifth of it.")
+        bool, Option("--allow-unknown", help="Build even if a fifth of the text is lost.")
     ] = False,
-    validation: Annotated[float, Option(help="Share of the documents held out.")] = 0.005,
-    language: Annotated[str, Option(help="Of the text, for model cards: de or de,fr.")] = "",
-    license: Annotated[str, Option(help="Of its models, for their cards: cc-by-sa-4.0.")] = "",
+    validation: Annotated[float, Option(help="Share of the documents to hold out.")] = 0.005,
+    language: Annotated[str, Option(help="For model cards, the text's: de or de,fr.")] = "",
+    license: Annotated[str, Option(help="For model cards: cc-by-sa-4.0.")] = "",
     quiet: Quiet = False,
-    paths: Annotated[list[str] | None, Argument(help="More paths, of the shell.")] = None,
+    paths: Annotated[list[str] | None, Argument(help="More text, such as *.txt.")] = None,
 ) -> None:
-    """Turn text into a corpus: a tokenizer and memory-mapped token files.
+    """Turn text into a corpus: a tokenizer and token files.
 
     Example: stackbert corpus corpus/ --text articles/ --vocab-size 32768
     """
@@ -141,14 +136,14 @@ def plan(
     set_: Set = None,
     budget: Budget = None,
     steps: Steps = None,
-    corpus: Annotated[Path | None, Option(help="To measure on; by default random tokens.")] = None,
+    corpus: Annotated[Path | None, Option(help="Measure on it, not on random tokens.")] = None,
     vocab_size: Annotated[int | None, Option(help="Without a corpus; by default 32,768.")] = None,
-    mfu: Annotated[float | None, Option(min=0.01, max=1.0, help="Assumed; by default 0.4.")] = None,
-    price: Annotated[float | None, Option(min=0.0, help="USD an hour of a device.")] = None,
-    devices: Annotated[int, Option(min=1, help="How many of them share every step.")] = 1,
+    mfu: Annotated[float | None, Option(min=0.01, max=1.0, help="Of peak; by default 0.4.")] = None,
+    price: Annotated[float | None, Option(min=0.0, help="USD an hour for one device.")] = None,
+    devices: Annotated[int, Option(min=1, help="Devices that share every step.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Predict time, memory and money of a run, stacked and from scratch, before paying for it.
+    """Predict time, memory and money of a run before paying for it.
 
     Example: stackbert plan bert-base --device H200 --price 3
     """
@@ -178,37 +173,26 @@ def plan(
 def pretrain(
     out: Resumed,
     recipe: Annotated[str | None, _RECIPE] = None,
-    corpus: Annotated[Path | None, Option(help="From 'stackbert corpus'.")] = None,
-    start: Annotated[
-        Path | None, Option("--from", help="Train this model on: a Hugging Face folder or a run.")
-    ] = None,
-    extend: Annotated[
-        str | None, Option(help="Train a finished run, given as RECIPE, longer: 2h, 2000steps.")
-    ] = None,
+    corpus: Annotated[Path | None, Option(help="Folder that 'stackbert corpus' made.")] = None,
+    start: Annotated[Path | None, Option("--from", help="Start from this model or run.")] = None,
+    extend: Annotated[str | None, Option(help="Train the finished run RECIPE longer: 2h.")] = None,
     set_: Set = None,
     budget: Budget = None,
     steps: Steps = None,
     resume: Annotated[
-        Literal["auto", "never"], Option(help="never refuses a run that is there.")
+        Literal["auto", "never"], Option(help="never: refuse a folder with a run.")
     ] = "auto",
-    track: Annotated[
-        str | None, Option(help="tensorboard, wandb, trackio, mlflow; with commas.")
-    ] = None,
+    track: Annotated[str | None, Option(help="Log to tensorboard,wandb,trackio,mlflow.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model in stages, growing it between them; writes a run directory.
+    """Train a model in stages, growing it between them.
 
-    In several processes: torchrun --nproc-per-node 8 -m stackbert pretrain … (docs/scaling.md).
-
-    --out alone resumes the run that is there.
+    It writes a run directory, which --out alone resumes. In several processes: torchrun
+    --nproc-per-node 8 -m stackbert pretrain … (docs/scaling.md).
 
     Example: stackbert pretrain small-cpu --corpus corpus --out run --budget 30m
     """
-    from stackbert.pretraining.distributed import is_main_process
-    from stackbert.pretraining.record import read_run
-    from stackbert.pretraining.run import extend as run_extension
-    from stackbert.pretraining.run import pretrain as run_pretraining
     from stackbert.recipes import load_recipe
 
     loaded = None
@@ -222,25 +206,21 @@ def pretrain(
         loaded = load_recipe(recipe, set_ or [])
     elif start or set_ or budget or steps:
         raise UserError("--from, --set, --budget, --steps go with a RECIPE; a run has its own.")
-    else:
-        record = read_run(out)
-        if record.request.extend:
-            raise UserError(f"{out} extends another run. Give the whole command again.")
-        loaded, budget, steps = record.request.recipe, record.request.budget, record.request.steps
-        corpus = corpus or Path(record.corpus_folder)
-    if corpus is None:
+    if corpus is None and recipe is not None:
         raise UserError("A new run takes --corpus, a folder that 'stackbert corpus' made.")
-    common: dict[str, Any] = {
-        "corpus": corpus,
-        "out": out,
-        "resume": resume,
-        "track": _words(track or ""),
-        "progress": console_progress(quiet),
-    }
-    if loaded is None:
-        result = run_extension(str(recipe), by=str(extend), **common)
+
+    from stackbert.pretraining import run  # takes seconds, for torch
+    from stackbert.pretraining.distributed import is_main_process
+
+    common: dict[str, Any] = {"corpus": corpus, "out": out, "track": _words(track or "")}
+    common["progress"] = console_progress(quiet)
+    if loaded is not None:
+        scale: dict[str, Any] = {"budget": budget, "steps": steps}
+        result = run.pretrain(loaded, start=start, **scale, resume=resume, **common)
+    elif recipe is not None:
+        result = run.extend(recipe, by=str(extend), resume=resume, **common)
     else:
-        result = run_pretraining(loaded, start=start, budget=budget, steps=steps, **common)
+        result = run.resume_run(**common)
     if is_main_process():
         place = f"The model is {result.model_folder}; transformers opens it with from_pretrained."
         _show(result, [result.table(), place], as_json)
@@ -254,8 +234,8 @@ def compare(
     variants: Annotated[
         str,
         Option(
-            help="With commas: growth operators, YAML files; stack@0.5,stack@1 tries two learning "
-            "rates. Each depth is run from scratch, too."
+            help="Growth operators and YAML files, with commas; stack@0.5,stack@1 tries two "
+            "learning rates. Each depth is also run from scratch."
         ),
     ] = "scratch,stack",
     seeds: Annotated[int, Option(min=1, help="Runs of each variant.")] = 3,
@@ -265,18 +245,14 @@ def compare(
     ] = None,
     steps: Steps = None,
     fractions: Annotated[str, Option(help="Shares of the budget to run at: 1,0.65,0.5.")] = "1",
-    learning_rates: Annotated[
-        str, Option(help="Factors that each variant tries; its best counts: 0.5,1,2.")
-    ] = "1",
+    learning_rates: Annotated[str, Option(help="Factors to try, the best counts: 0.5,1,2.")] = "1",
     jobs: Annotated[int, Option(min=1, help="Runs at a time; they divide the cores.")] = 1,
-    keep_checkpoints: Annotated[
-        bool, Option("--keep-checkpoints", help="Of finished runs, at the end of each stage.")
-    ] = False,
+    keep_checkpoints: Annotated[bool, Option("--keep-checkpoints", help="Of each stage.")] = False,
     set_: Set = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Compare ways of growing with training from scratch, on equal budgets; writes a report.
+    """Compare growing with training from scratch on equal budgets.
 
     Example: stackbert compare small-cpu --corpus corpus --out comparison --jobs 2
     """
@@ -308,12 +284,12 @@ def grow(
     destination: NewFolder,
     depth: Annotated[int | None, Option(help="Layers of the new model.")] = None,
     operator: Annotated[str, Option(help="A growth operator (docs/operators).")] = "stack",
-    seed: Annotated[int, Option(help="Of fresh layers and noise.")] = 0,
+    seed: Annotated[int, Option(help="Seed of fresh layers and noise.")] = 0,
     rebalance: Annotated[
-        bool, Option("--rebalance", help="First bring weights to initial scale; also alone.")
+        bool, Option("--rebalance", help="Bring weights to initial scale first, or only.")
     ] = False,
 ) -> None:
-    """Make a deeper checkpoint out of any Hugging Face checkpoint with stacked layers.
+    """Make a deeper model out of any Hugging Face checkpoint.
 
     Example: stackbert grow bert-6 bert-12 --depth 12 --operator stack
     """
@@ -335,15 +311,15 @@ def attention(
     model: Annotated[Path, Argument(help="A Hugging Face checkpoint folder, or a run directory.")],
     text: Annotated[str, Option(help="A file, folder or pattern to take sentences from.")],
     out: Annotated[Path, Option(help="Folder for numbers and page; made if need be.")],
-    sentences: Annotated[int, Option(min=1, help="Sampled from the text.")] = 256,
+    sentences: Annotated[int, Option(min=1, help="How many to sample from the text.")] = 256,
     compare: Annotated[Path | None, Option(help="A second model with the same tokenizer.")] = None,
-    beside: Annotated[list[Path] | None, Option(help="A run whose growths are shown, too.")] = None,
+    beside: Annotated[list[Path] | None, Option(help="Another run, to show its growths.")] = None,
     max_length: Annotated[int, Option(min=2, help="Tokens at which a sentence is cut.")] = 128,
-    seed: Annotated[int, Option(min=0, help="Of the sample.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Seed of the sample.")] = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure where each head of an encoder looks, and how alike its layers are.
+    """Measure where each head looks, and how alike the layers are.
 
     For a run directory, also what each growth did to the maps; give --beside once for each run with
     another way of growing. 'stackbert report' takes the folder, too.
@@ -371,9 +347,9 @@ def attention(
 
 @app.command()
 def finetune(
-    models: Annotated[list[str], Argument(help="The first is the yardstick.")],
+    models: Annotated[list[str], Argument(help="Folders or runs; the first is the yardstick.")],
     out: Resumed,
-    data: Annotated[Path, Option(help="The official files; your training table.")],
+    data: Annotated[Path, Option(help="Folder of official files, or your own table.")],
     task: Annotated[
         str,
         Option(
@@ -381,28 +357,27 @@ def finetune(
             "wnli, squad, squad-v2, several with commas; or own."
         ),
     ],
-    seeds: Annotated[int | None, Option(min=1, help="Runs; by default 6, large tasks 3.")] = None,
+    seeds: Annotated[int | None, Option(min=1, help="Runs of each model; 6, large data 3.")] = None,
     set_: Annotated[
-        list[str] | None,
-        Option("--set", help="Override a field: epochs=4, rte.epochs=10, lr=auto, pooling=mean."),
+        list[str] | None, Option("--set", help="Change a field: epochs=4, lr=auto, save=true.")
     ] = None,
     dev: Annotated[Path | None, Option(help="Your own: the table to score on.")] = None,
     test: Annotated[Path | None, Option(help="Your own: a table to predict.")] = None,
     text: Annotated[str | None, Option(help="Your own: the column of the text.")] = None,
-    second: Annotated[str | None, Option(help="Your own: that of a pair's other text.")] = None,
+    second: Annotated[str | None, Option(help="Your own: the column of a second text.")] = None,
     label: Annotated[str | None, Option(help="Your own: the column of the label.")] = None,
     key: Annotated[str | None, Option(help="Your own: the column of the row's id.")] = None,
     kind: Annotated[
         Literal["auto", "classification", "regression"], Option(help="Your own: what labels are.")
     ] = "auto",
-    control: Annotated[bool, Option("--control", help="Also the first model, untrained.")] = False,
+    control: Annotated[bool, Option("--control", help="Also fine-tune random weights.")] = False,
     predict: Annotated[bool, Option("--predict", help="Also predict test sets.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune models on GLUE, SQuAD or your own data, several seeds each, and compare them.
+    """Fine-tune and compare models on GLUE, SQuAD or your own table.
 
-    Example: stackbert finetune run --task glue --data glue --out finetuned
+    Example: stackbert finetune run --task own --data my.csv --text review --label stars --out tuned
     """
     from stackbert.finetuning.study import finetune as run_study
 
@@ -429,17 +404,20 @@ def finetune(
             kind=kind,
             progress=progress,
         )
-    lines = [result.summary(), *result.verdict()]
-    if not any(record.settings.save for record in result.tasks.values()):
-        lines.append("The models were not kept; --set save=true keeps them, in a new folder.")
-    _show(result, lines, as_json, out)
+    kept = (
+        "The models were not kept. The same command with --set save=true trains and keeps them "
+        "(with --seeds 1, too, one of each)."
+    )
+    if any(out.glob("results/*/*/config.json")):
+        kept = f"The models are folders below {out / 'results'}; transformers opens them."
+    _show(result, [result.summary(), *result.verdict(), kept], as_json, out)
 
 
 @app.command()
 def evaluate(
-    models: Annotated[list[Path], Argument(help="Checkpoints; of a run, each is measured.")],
+    models: Annotated[list[Path], Argument(help="Folders or runs; of a run, every checkpoint.")],
     data: Annotated[Path, Option(help="A folder of tests, a corpus, or a single file.")],
-    out: Annotated[Path | None, Option(help="Folder for numbers and page.")] = None,
+    out: Annotated[Path | None, Option(help="Folder for the numbers and a page.")] = None,
     only: Annotated[str, Option(help="Names of tests with commas; by default all.")] = "",
     train: Annotated[int, Option(min=1, help="Sentences a probe learns from.")] = 2000,
     test: Annotated[int, Option(min=2, help="Sentences a probe is tested on.")] = 1000,
@@ -447,7 +425,7 @@ def evaluate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what models have learned: probes of each layer, minimal pairs, held-out loss.
+    """Measure what models have learned: probes, pairs, held-out loss.
 
     Example: stackbert evaluate run/model --data tests --out evaluation
     """
@@ -487,7 +465,7 @@ def report(
     out: Annotated[Path, Option(help="The HTML file to write.")],
     figures: Annotated[Path | None, Option(help="Folder for the figures as SVG and PNG.")] = None,
 ) -> None:
-    """Write one self-contained HTML file of a run, of several, or of another result.
+    """Write one self-contained HTML page of runs or other results.
 
     Example: stackbert report run --out report.html --figures figures
     """

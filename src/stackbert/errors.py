@@ -39,8 +39,9 @@ class RunError(StackBertError):
     """The input was right but the run failed (a diverged loss, a full disk): exit code 1."""
 
 
-class Interrupted(StackBertError):
-    """A signal asked the command to stop (a run saves its state): exit code 128 + signal."""
+class Interrupted(BaseException):
+    """A signal asked the command to stop (a run saves its state): exit code 128 + signal. It is no
+    Exception, as torch.compile takes each of those for a failure of its own."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from stackbert.errors import RunError, StackBertError, UserError
+from stackbert.errors import Interrupted, RunError, StackBertError, UserError
 from stackbert.units import did_you_mean
 
 LOCK = ".lock"
@@ -43,7 +43,7 @@ def reading(path: str | Path, hint: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (StackBertError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (StackBertError, Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # each parser has its own; a panic in Rust is no Exception
         if _NO_MEMORY.search(repr(error)) or "Too many open files" in str(error):

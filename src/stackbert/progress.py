@@ -1,6 +1,7 @@
 """What long work says while it runs: a bar on a terminal, plain lines elsewhere, or nothing."""
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from stackbert.units import format_duration
 class Progress:
     """Hears of progress and says nothing; the base of those that do."""
 
-    _first: tuple[int, float] | None = None
+    _first: tuple[float, float] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -22,19 +23,19 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
-        """`done` of `total` are done, and `left` seconds to go; `text` says how things stand.
+    def step(self, done: float, total: int, text: str, left: float | None = None) -> None:
+        """`done` of `total` (2.4 of 12 is shown as 3/12) of what `text` begins with are done.
 
-        Without `left`, what is to come is taken to be as fast as what has been.
+        Without `left`, seconds to go, what is to come is taken to be as fast as what has been.
         """
 
-    def _standing(self, done: int, total: int, text: str, left: float | None) -> str:
+    def _standing(self, done: float, total: int, text: str, left: float | None) -> str:
         # Counted from where the work resumed, so that the time left is not flattered.
         since, begun = self._first = self._first or (done, time.monotonic())
         if left is None and done > since:
             left = (total - done) * (time.monotonic() - begun) / (done - since)
         known = "" if left is None else f"{format_duration(left)} left, "
-        return f"{done:,}/{total:,} {known}{text}"
+        return f"{known}{math.ceil(done):,}/{total:,} {text}"
 
     def say(self, text: str) -> None:
         """A line that stays: an evaluation, a growth, a finished run."""
@@ -65,7 +66,7 @@ class Bar(Progress):
         with contextlib.suppress(OSError):
             self._bar.stop()
 
-    def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
+    def step(self, done: float, total: int, text: str, left: float | None = None) -> None:
         """Redraw the bar."""
         text = self._standing(done, total, text, left)
         if not self._bar.task_ids:
@@ -89,7 +90,7 @@ class Lines(Progress):
         self._file, self._beside = file, beside or Progress()
         self._last = time.monotonic()
 
-    def step(self, done: int, total: int, text: str, left: float | None = None) -> None:
+    def step(self, done: float, total: int, text: str, left: float | None = None) -> None:
         """Print if the last line is old enough."""
         self._beside.step(done, total, text, left)
         text = self._standing(done, total, text, left)

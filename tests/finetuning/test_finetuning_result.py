@@ -62,7 +62,8 @@ def test_a_difference_is_paired_by_seed():
     assert (round(row["difference_low"], 2), round(row["difference_high"], 2)) == (0.85, 1.35)
     assert (row["pairs"], row["outcome"]) == (3, "better")
     assert result.table(base="b")["outcome"][0] == "worse"
-    assert result.verdict()[0] == "b against a: better on CoLA +1.1 (+0.9 to +1.3)."
+    said = "better on CoLA (+1.1 points of matthews, 95 % interval +0.9 to +1.3)."
+    assert result.verdict()[0] == f"b against a: {said}"
     shown = result.summary().splitlines()[-1].split()
     assert shown[:6] == ["CoLA", "matthews", "b", "87.1", "77.0", "97.2"]
     assert shown[-4:] == ["1.1", "0.9", "1.3", "better"]
@@ -107,9 +108,9 @@ def test_a_model_is_held_against_the_control_that_it_is_least_surely_above():
     row = result.table().set_index(["task", "model"]).loc["MRPC", "bag of words"]
     assert (row["mean"], row["low"], row["high"], row["runs"]) == (83.5, 83.5, 83.5, 0)
     assert result.verdict()[1:3] == [
-        "a is above every control (random, bag of words) beyond noise on 1 of 2 measures. Against "
-        "the closest: better on MRPC +3.5 (+1.0 to +6.0, bag of words); no difference on CoLA +1.0 "
-        "(−4.0 to +6.0, bag of words).",
+        "a is above every control (random, bag of words) beyond noise on 1 of 2 tasks. Against the "
+        "closest: better on MRPC (bag of words: +3.5 points of f1, 95 % interval +1.0 to +6.0); no "
+        "difference on CoLA (bag of words: +1.0 points of matthews, 95 % interval −4.0 to +6.0).",
         "On CoLA no model is above every control, so we make no claim that pre-training helps; the "
         "task's own training rows are enough for such a score.",
     ]

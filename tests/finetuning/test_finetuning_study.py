@@ -13,9 +13,11 @@ from finetuning_helpers import BRIEF, FAST, rte, save
 
 import stackbert as sb
 from stackbert.errors import Interrupted
+from stackbert.finetuning.models import find_models
 from stackbert.finetuning.result import predictions_path, read_finetune
 from stackbert.finetuning.study import finetune
 from stackbert.progress import Progress
+from stackbert.units import counted
 from tiny_encoders import tiny_encoder
 
 
@@ -52,7 +54,7 @@ def test_every_model_runs_on_every_task_whose_data_is_there(models, call):
     missing = "There is no data for cola, mrpc, sts-b, qqp, mnli, qnli, wnli."
     assert heard.said[:2] == [missing, "12 runs to make."]
     assert heard.said[2].startswith("SST-2, one, seed 0: accuracy ")
-    assert heard.steps[-1] == (1200, 1200)
+    assert heard.steps[-1] == (12, 12)
     again = read_finetune(call["out"])
     pd.testing.assert_frame_equal(again.scores, result.scores, check_dtype=False)
     page = sb.report([call["out"]], call["out"] / "page.html").read_text("utf-8")
@@ -74,6 +76,17 @@ def test_models_seeds_a_control_and_test_predictions_can_be_added(models, call):
     heard = Heard()
     finetune(models[0], progress=heard, **call)
     assert heard.steps == []
+
+
+def test_models_can_be_kept_afterwards(models, call):
+    first = finetune(models[0], **call)
+    for runs in (1, 0):
+        heard, settings = Heard(), [*BRIEF, "save=true"]
+        kept = finetune(models[0], progress=heard, **call | {"settings": settings})
+        assert heard.said[0] == f"{counted(runs, 'run')} to make."
+    columns = ["seed", "score", "loss"]
+    pd.testing.assert_frame_equal(kept.scores[columns], first.scores[columns])
+    find_models([predictions_path(call["out"], "sst-2", kept.models[0], 0).with_suffix("")])
 
 
 def test_a_folder_continues_with_the_same_question_only(models, call, tmp_path):

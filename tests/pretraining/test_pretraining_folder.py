@@ -7,11 +7,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from stackbert.corpus.build import build_corpus
+from stackbert.corpus.store import TokenStream
 from stackbert.errors import UserError
+from stackbert.model_files import open_tokenizer
 from stackbert.pretraining import run as run_module
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.model_card import model_card
@@ -203,6 +206,29 @@ def test_a_trackers_missing_package_is_named(tracker, tiny_corpus, tmp_path, mon
 HOSTILE = "---\ntags: [x]\n---\n```\n    # a`b <script>alert(1)</script> | pipe |"
 
 
+def test_the_cards_example_is_a_whole_sentence_without_an_unknown_word(
+    tiny_corpus, finished, tmp_path
+) -> None:
+    run, side = finished(RECIPE), tmp_path / "validation"
+    shutil.copytree(tiny_corpus.folder / "validation", side)
+    stream = TokenStream(side, tiny_corpus.vocabulary.dtype)
+    corpus = dataclasses.replace(tiny_corpus, validation=stream)
+
+    def example() -> list[str]:
+        card = model_card(RECIPE, corpus, [], None, {}, run / "model")
+        return re.findall(r"fill\(['\"](.*)['\"]\)", card)
+
+    tokens = np.memmap(side / "tokens.bin", tiny_corpus.vocabulary.dtype, mode="r+")
+    (first,) = example()
+    tokens[3] = open_tokenizer(run / "model").unk_token_id
+    (second,) = example()
+    assert first != second
+    for sentence in (first, second):
+        assert re.fullmatch(r"[a-z0-9 ,]+ \[MASK\] [a-z0-9 ,]+\.", sentence), "whole"
+    tokens[:] = tokens[3]
+    assert example() == []
+
+
 def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks_out(
     tiny_corpus, finished
 ) -> None:
@@ -235,7 +261,7 @@ def test_the_model_card_says_how_the_model_was_made_and_no_text_of_a_user_breaks
         assert all(line.startswith("    ") for line in block.splitlines() if line)
         assert yaml.safe_load(block) == yaml.safe_load(recipe.to_yaml())
     assert "`hidden_dropout_prob` 0.0" in written
-    (sentence,) = re.findall(r"print\(fill\((.*)\)\)", written)
-    left, right = (part.replace(" ", "") for part in ast.literal_eval(sentence).split("[MASK]"))
+    (example,) = re.findall(r"print\(fill\((.*)\)\)", written)
+    left, right = (part.replace(" ", "") for part in ast.literal_eval(example).split("[MASK]"))
     text = (tiny_corpus.folder.parent / "all.txt").read_text("utf-8").lower().replace(" ", "")
     assert re.search(f"{re.escape(left)}.{{1,20}}{re.escape(right)}", text), "words of the corpus"

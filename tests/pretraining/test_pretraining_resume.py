@@ -164,6 +164,8 @@ KILLS = {
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tiny_corpus, finished, tmp_path) -> None:
     recipe = tiny_recipe(checkpoint__every_steps=1)
     run = tmp_path / "run"
+    run.mkdir(0o700)
+    (run / "log.txt").touch(0o600)  # killed while it measured
     command = pretrain_command(recipe, tiny_corpus, tmp_path)
     for moment, prepare in KILLS.items():
         child = Child(tmp_path / "said.txt", close_to_others, prepare, command_line(*command))

@@ -13,7 +13,7 @@ from stackbert.corpus.build import build_corpus
 from stackbert.errors import UserError
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.optimizers import step_flops
-from stackbert.pretraining.run import extend, pretrain
+from stackbert.pretraining.run import extend, pretrain, resume_run
 from stackbert.pretraining.trainer import recipe_model, stage_flops
 from stackbert.recipes import load_recipe
 from tiny_encoders import tiny_encoder
@@ -149,7 +149,7 @@ def test_an_extended_run_is_the_longer_run(schedule, finished, tiny_corpus, tmp_
     call = {"by": "24steps", "corpus": tiny_corpus, "out": tmp_path / "out"}
     with pytest.raises(Crash):
         extend(finished(recipe), **call, progress=At(20))
-    extend(finished(recipe), **call)
+    resume_run(tmp_path / "out")  # asks nothing of the finished run
     record = load_recipe(tmp_path / "out" / "recipe.yaml")
     assert [stage.steps for stage in record.stages] == [4, 28]
     pretrain(record, corpus=tiny_corpus, out=tmp_path / "long")
@@ -179,6 +179,10 @@ def test_what_cannot_be_extended_is_a_sentence(finished, tiny_corpus, tmp_path, 
     assert stackbert("pretrain", finished(recipe), *options).code == 0
     with pytest.raises(UserError, match=r"--extend \(4steps there, 5steps here\)"):
         extend(finished(recipe), by="5steps", **call)
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(tmp_path / "out" / name)
+    with pytest.raises(UserError, match=r"has no checkpoint yet\. Give the whole command again"):
+        resume_run(tmp_path / "out")
 
 
 def test_a_stage_of_new_layers_leaves_the_old_at_its_own_cost(tiny_corpus, tmp_path) -> None:

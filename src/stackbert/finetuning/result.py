@@ -149,7 +149,8 @@ class FinetuneResult(Record, Tables):
             lines.append(f"{other} against {base}: {told}." if told else nothing)
         if not others:
             rows = table[table["model"] == base].itertuples()
-            lines.append(f"{base}: {', '.join(f'{row.task} {row.mean:.1f}' for row in rows)}.")
+            told = ", ".join(f"{row.task} {row.metric} {row.mean:.1f}" for row in rows)
+            lines.append(f"{base}: {told}.")
         if controls := [name for name in table["model"].unique() if name not in (base, *others)]:
             lines += self._against_controls([base, *others], controls)
         if silent := list(table.loc[~table["informative"], "task"].unique()):
@@ -182,7 +183,7 @@ class FinetuneResult(Record, Tables):
             above = (rows["outcome"] == "better").sum()
             lines.append(
                 f"{name} is above every control ({', '.join(controls)}) beyond noise on {above} of "
-                f"{counted(len(rows), 'measure')}. Against the closest: {_told(rows)}."
+                f"{counted(len(rows), 'task')}. Against the closest: {_told(rows)}."
             )
         above = set(told.loc[told["outcome"].isin(["better", "one seed"]), "task"])
         if silent := [task for task in told["task"].unique() if task not in above]:
@@ -208,16 +209,17 @@ def predictions_path(folder: str | Path, task: str, model: Model, seed: int) -> 
 
 
 def _told(rows: pd.DataFrame) -> str:
-    """What the tasks that carry information say: "better on CoLA +1.1 (+0.9 to +1.3)"."""
+    """What the tasks that carry information say: "better on RTE (+1.1 points of accuracy, …)"."""
     found: dict[str, list[str]] = {}
     for row in rows.to_dict("records"):
         if not row["informative"] or pd.isna(row.get("outcome")):
             continue
-        inside = [f"{signed(row['difference_low'])} to {signed(row['difference_high'])}"]
-        inside = (inside if row["pairs"] > 1 else []) + ([row["base"]] if "base" in row else [])
-        shown = f"{row['task']} {signed(row['difference'])}"
-        shown += f" ({', '.join(inside)})" if inside else ""
-        found.setdefault(row["outcome"], []).append(shown)
+        base = f"{row['base']}: " if "base" in row else ""
+        shown = f"{base}{signed(row['difference'])} points of {row['metric'].replace('_', ' ')}"
+        if row["pairs"] > 1:
+            low, high = signed(row["difference_low"]), signed(row["difference_high"])
+            shown += f", 95 % interval {low} to {high}"
+        found.setdefault(row["outcome"], []).append(f"{row['task']} ({shown})")
     one = "one seed in common, which says nothing of noise,"
     return "; ".join(
         f"{one if outcome == 'one seed' else outcome} on {', '.join(shown)}"

@@ -79,8 +79,9 @@ def encode(data: TaskData, split: str, opened: Opened, settings: Settings) -> En
         for row, label in zip(rows, frame["label"], strict=True):
             # The loss goes by the type: squared error of floats, cross-entropy of integers.
             row["labels"] = int(label) if data.task.labels else (label - mean) / deviation
-    of = f"{cut:,} of {len(rows):,} rows of {split}"
-    return Encoded(rows, f"{data.task.title}: {of} are cut at {longest} tokens." if cut else "")
+    limit = "max_length" if longest == settings.max_length else "the rows of pre-training"
+    of = f"{cut:,} of {len(rows):,} rows of {split} are cut at {longest} tokens ({limit})"
+    return Encoded(rows, f"{data.task.title}: {of}." if cut else "")
 
 
 def _span(parts: Sequence[int | None], text: int) -> tuple[int, int]:

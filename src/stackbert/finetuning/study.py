@@ -91,15 +91,17 @@ def finetune(
         runs = result.runs
         rates = {row[:2]: row[-1] for row in runs.itertuples(index=False, name=None)}
         runs = runs[runs["diverged"] | (runs["tested"] >= bool(test))]
-        done = set(runs[RUN].itertuples(index=False, name=None))
-        todo = [
-            (work, model, seed)
-            for work, model in itertools.product(works, found)
-            for seed in range(seeds or result.tasks[work.task.name].seeds)
-            if (work.task.name, model.name, seed) not in done
-        ]
+        ended, todo = runs.set_index(RUN)["diverged"].to_dict(), []
+        for work, model in itertools.product(works, found):
+            task_name = work.task.name
+            for seed in range(seeds or result.tasks[task_name].seeds):
+                path = predictions_path(folder, task_name, model, seed)
+                lacks_model = chosen[task_name].save and not path.with_suffix("").is_dir()
+                diverged = ended.get((task_name, model.name, seed))
+                if diverged is None or (lacks_model and not diverged):
+                    todo.append((work, model, seed, path))
         hears.say(f"{counted(len(todo), 'run')} to make.")
-        for place, (work, model, seed) in enumerate(todo):
+        for place, (work, model, seed, path) in enumerate(todo):
             which = work.task.name, model.name
             name = f"{work.task.title}, {model.name}, seed {seed}"
 
@@ -109,7 +111,7 @@ def finetune(
                         f"Stopped. Finished runs are in {folder}; rerun the command to continue.",
                         stop.signal,
                     )
-                hears.step(round(100 * (place + done)), 100 * len(todo), f"% of a run, {doing}")
+                hears.step(place + done, len(todo), f"runs, {doing}")
 
             asked = result.tasks[work.task.name].settings
             if asked.learning_rate == "auto":
@@ -117,7 +119,6 @@ def finetune(
                     told = functools.partial(on_step, doing=f"{name}: choosing its learning rate")
                     rates[which] = choose_rate(model, work, asked, told)
                 asked = asked.model_copy(update={"learning_rate": rates[which]})
-            path = predictions_path(folder, work.task.name, model, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             splits = [s for s in work.splits if s.startswith(("dev", "test") if test else "dev")]
             save_to = path.with_suffix("") if asked.save else None
@@ -174,7 +175,8 @@ def _joined(
             controls=tasks[name].controls if name in tasks else control_scores(work),
         )
         old = tasks.get(name, new)
-        changed = [f"{n}={value}" for n, value in old.settings if getattr(settings, n) != value]
+        asked = old.settings.model_copy(update={"save": settings.save})  # which changes no score
+        changed = [f"{n}={value}" for n, value in asked if getattr(settings, n) != value]
         if old.fingerprints | new.fingerprints != new.fingerprints | old.fingerprints:
             changed.append("other rows")
         if changed:

@@ -1,7 +1,7 @@
 """Growth operators: which old layer each new layer starts from.
 
 An operator knows nothing of tensors, so this module imports without torch. examples/own_operator.py
-shows how to add your own; docs/operators/ has a card for each that is built in.
+shows how to add your own; docs/operators.md has a card for each that is built in.
 """
 
 from collections.abc import Callable, Sequence

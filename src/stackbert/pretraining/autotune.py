@@ -24,7 +24,7 @@ from stackbert.pretraining.trainer import Trainer, recipe_model, rows_at_once, s
 from stackbert.recipe import Recipe
 
 # Seconds of training from which it pays to measure micro-batches (about ten, on a GPU each is
-# compiled), and to try torch.compile (some 15 s on a CPU, up to a minute on a GPU; narrow models
+# compiled), and to try torch.compile (a minute the first time, on two cores or a GPU; narrow models
 # gain most: on a CPU a quarter to a third of a step at 64 units, a fifth at 128, little at 256).
 TUNE_FROM = {"cpu": 600.0, "cuda": 1800.0}
 COMPILE_FROM = {"cpu": 600.0, "cuda": 180.0}
@@ -99,6 +99,7 @@ def _with_micro_batches(
     stages = list(recipe.stages)
     for index, (stage, batch) in enumerate(zip(recipe.stages, batches, strict=True)):
         if stage.micro_batch is None:
+            say(f"measuring micro-batches at depth {stage.depth} …")
             model = recipe_model(recipe, corpus.vocabulary, stage.depth)
             size = _fastest_micro_batch(Trainer(model, recipe, device=device), batch)
             say(f"micro-batch at depth {stage.depth}: {size or 'default'} rows")
@@ -148,6 +149,7 @@ def _compiling_pays(
     model = recipe_model(recipe, corpus.vocabulary, last.depth)
     if not supports_masked_forward(model):
         return False
+    say("trying torch.compile, which takes a minute or two …")
     # Neither of the two changes the weights, so they share them.
     choices = (recipe.model_copy(update={"compile": compile}) for compile in (False, True))
     trainers = [Trainer(model, choice, device=device) for choice in choices]

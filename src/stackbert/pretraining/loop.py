@@ -242,7 +242,7 @@ def _log(run: Run, last: Tensor) -> None:
     }
     run.write("step", **line)
     text = (
-        f"loss {line['loss']:.3f}, stage {run.stage + 1}/{len(recipe.stages)}, depth "
+        f"steps, loss {line['loss']:.3f}, stage {run.stage + 1}/{len(recipe.stages)}, depth "
         f"{line['depth']}, lr {line['lr']:.2e}, {line['tokens_per_second']:,.0f} tokens/s"
     )
     left = line["seconds"] * (run.total_flops / at.flops - 1.0)  # deeper stages are slower

@@ -1,6 +1,7 @@
 """The model card: README.md of an exported model, with the header that the hub reads."""
 
 import html
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,8 +72,7 @@ with StackBERT {machine.get("stackbert", "")}. {html.escape(" ".join(origin), qu
 ```python
 from transformers import pipeline
 
-fill = pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")
-print(fill({_masked_sentence(corpus, folder)!r}))
+fill = pipeline("fill-mask", model="PATH/TO/THIS/FOLDER"){_example(corpus, folder)}
 ```
 
 Dropout is as in training: {", ".join(rates) or "the type's own"}. Fine-tuning usually sets 0.1.
@@ -98,13 +98,19 @@ Corpus fingerprint: `{manifest.fingerprint}`.
 """
 
 
-def _masked_sentence(corpus: Corpus, folder: Path) -> str:
-    """The first words of the held-out text, a token of them masked."""
+def _example(corpus: Corpus, folder: Path) -> str:
+    """A line of code with a short held-out sentence, a token masked; none if no text is whole."""
     tokenizer = open_tokenizer(folder)  # the corpus's may have been changed since
-    ids = corpus.validation.read(0, 12).tolist()
-    ids = ids[: ids.index(corpus.vocabulary.sep)] if corpus.vocabulary.sep in ids else ids
-    ids[len(ids) // 2] = corpus.vocabulary.mask
-    return str(tokenizer.decode(ids))
+    for start, end in itertools.pairwise(corpus.validation.sentence_starts[:1000].tolist()):
+        ids = corpus.validation.read(start, end - start).tolist()
+        ids = ids[:-1] if ids[-1] == corpus.vocabulary.sep else ids
+        if 8 <= len(ids) <= 24 and tokenizer.unk_token_id not in ids:
+            ids[len(ids) // 2] = corpus.vocabulary.mask
+            text = str(tokenizer.decode(ids)).strip()
+            again = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            if tokenizer.decode(again) == text and "\ufffd" not in text:  # half a character
+                return f"\nprint(fill({text!r}))"
+    return ""
 
 
 def _training(recipe: Recipe, stages: pd.DataFrame | None) -> str:

@@ -89,7 +89,7 @@ def find_run(folder: Path, asked: Request, resume: str) -> RunRecord | None:
             difference is named), or any run where `resume` is "never".
     """
     if not is_run(folder):
-        refuse_foreign(folder, RunRecord.what, RUN)
+        refuse_foreign(folder, RunRecord.what, RUN, LOG)  # killed while it measured
         return None
     if resume == "never":
         raise UserError(

@@ -31,6 +31,7 @@ from stackbert.pretraining.record import (
     Request,
     RunRecord,
     find_run,
+    read_run,
     write_run,
 )
 from stackbert.pretraining.signals import StopRequest
@@ -173,6 +174,29 @@ def extend(
     return _run(request, Path(run), corpus, Path(out), seconds, resume, track, progress)
 
 
+def resume_run(
+    out: str | Path,
+    *,
+    corpus: str | Path | Corpus | None = None,
+    track: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> RunResult:
+    """Go on with an unfinished run by what its folder says; the corpus may have moved."""
+    folder = Path(out)
+    record = read_run(folder)
+    asked = record.request
+    of_another = asked.extend or asked.recipe.start
+    if of_another and not any((folder / CHECKPOINTS).glob("step-????????")):
+        raise UserError(f"{folder} has no checkpoint yet. Give the whole command again.")
+
+    def request(corpus: Corpus) -> Request:
+        return asked.model_copy(update={"corpus": corpus.fingerprint})
+
+    return _run(
+        request, None, corpus or record.corpus_folder, folder, None, "auto", track, progress
+    )
+
+
 def _run(
     request: Callable[[Corpus], Request],
     parent: Path | None,
@@ -206,6 +230,9 @@ def _run(
             if world.broadcast_object((folder / MODEL).exists):
                 progress.say(f"{folder} is finished already; its model is {folder / MODEL}.")
                 return world.broadcast_object(lambda: _result(folder), RunResult)
+            console = progress
+            if world.is_main:
+                progress = Lines(folder / LOG, beside=console)
             fingerprint = world.broadcast_object(lambda: corpus.fingerprint)
             tokenizer = world.all_pass(lambda: _check(asked.recipe, corpus, fingerprint, world))
             if record is None:
@@ -219,9 +246,7 @@ def _run(
                     "round differently from here on."
                 )
 
-        recipe, console = record.recipe, progress
-        if world.is_main:
-            progress = Lines(folder / LOG, beside=console)
+        recipe = record.recipe
         origin = start_sentences(recipe.start) if recipe.start else []
         if asked.parent:
             origin.append(f"A finished run was trained longer ({asked.extend}): {asked.parent}.")
