@@ -15,7 +15,7 @@ from stackbert.pretraining.record import read_run
 from stackbert.pretraining.trainer import Trainer
 from stackbert.progress import Progress
 from stackbert.reports import attention
-from stackbert.reports.report import Chart, Table
+from stackbert.reports.page import Chart, Table
 
 OPERATORS = ("stack", "identity-noise", "interleave")  # of `found`, in this order
 

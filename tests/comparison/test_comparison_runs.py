@@ -18,7 +18,7 @@ from stackbert.errors import Interrupted, RunError
 from stackbert.pretraining.ledger import read_ledger
 from stackbert.pretraining.record import read_run
 from stackbert.reports import comparison as comparison_report
-from stackbert.reports.report import render
+from stackbert.reports.page import render
 
 
 def ask(folder: Path, corpus: Corpus, **options: object) -> Comparison:

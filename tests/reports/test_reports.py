@@ -11,7 +11,8 @@ from stackbert.pretraining.layers import layer_table
 from stackbert.pretraining.ledger import read_ledger, stage_table
 from stackbert.pretraining.record import read_run
 from stackbert.reports.charts import loss_curves
-from stackbert.reports.report import Chart, Page, Table, render, report, report_pages
+from stackbert.reports.page import Chart, Page, Table, render
+from stackbert.reports.report import report, report_pages
 from stackbert.reports.runs import stage_bands, validation_points
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"

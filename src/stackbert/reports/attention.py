@@ -18,7 +18,7 @@ from stackbert.attention.measure import AttentionResult, read_attention
 from stackbert.attention.measures import CLASSES, LOCAL_WINDOW, paper_share
 from stackbert.attention.statements import LAYER_FORMATS, growth_table, layer_table, statements
 from stackbert.reports.charts import colours, specification
-from stackbert.reports.report import Chart, Page, Table
+from stackbert.reports.page import Chart, Page, Table
 
 _SHADES = "Row: query; column: key; dark: much attention. All maps have one scale."
 

@@ -8,7 +8,7 @@ from stackbert.comparison.results import Comparison, read_comparison, stages_tex
 from stackbert.comparison.variants import SCRATCH, is_fixed
 from stackbert.recipes import differing_fields, flat_fields
 from stackbert.reports.charts import AXES, clipping_note, intervals, loss_curves
-from stackbert.reports.report import Chart, Page, Table
+from stackbert.reports.page import Chart, Page, Table
 from stackbert.reports.runs import stage_bands
 from stackbert.units import format_duration
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from stackbert.evaluation.evaluate import read_evaluation
 from stackbert.reports.charts import colours, intervals, specification
-from stackbert.reports.report import Chart, Page, Table
+from stackbert.reports.page import Chart, Page, Table
 
 _NOTE = (
     "Probes (their last layer) and pairs in hundredths, losses in nats; ± is a standard error over "

@@ -6,7 +6,7 @@ import pandas as pd
 
 from stackbert.finetuning.result import read_finetune
 from stackbert.reports.charts import intervals
-from stackbert.reports.report import Chart, Page, Table
+from stackbert.reports.page import Chart, Page, Table
 
 _BOUNDS = {"difference": "mean", "difference_low": "low", "difference_high": "high"}
 _POINTS = dict.fromkeys(("guess", *_BOUNDS, *_BOUNDS.values()), "{:.1f}")

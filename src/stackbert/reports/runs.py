@@ -18,7 +18,7 @@ from stackbert.pretraining.record import RunRecord, read_run
 from stackbert.recipe import Recipe
 from stackbert.recipes import flat_fields
 from stackbert.reports.charts import AXES, clipping_note, loss_curves, specification
-from stackbert.reports.report import Chart, Page, Table
+from stackbert.reports.page import Chart, Page, Table
 from stackbert.units import counted, format_duration
 
 _POINTS = 250  # of a training loss: more than a screen shows
