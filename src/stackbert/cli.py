@@ -283,7 +283,7 @@ def grow(
     source: Annotated[Path, Argument(help="A Hugging Face checkpoint folder, or a run.")],
     destination: NewFolder,
     depth: Annotated[int | None, Option(help="Layers of the new model.")] = None,
-    operator: Annotated[str, Option(help="A growth operator (docs/operators).")] = "stack",
+    operator: Annotated[str, Option(help="A growth operator (docs/operators.md).")] = "stack",
     seed: Annotated[int, Option(help="Seed of fresh layers and noise.")] = 0,
     rebalance: Annotated[
         bool, Option("--rebalance", help="Bring weights to initial scale first, or only.")
