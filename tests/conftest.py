@@ -26,8 +26,11 @@ settings.load_profile("stackbert")
 autotune.matrix_rate = functools.cache(autotune.matrix_rate)  # measured once a session
 torch.set_num_threads(1)  # so that all runs round in the same way
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-gc.freeze()  # each Trainer collects garbage; what is loaded by now it does not look through
 os.fsync = lambda _: None  # no test can cut the power, and a tiny run would wait for 16 of them
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # each run collects garbage; what is loaded by now it does not look through
 
 
 @pytest.fixture(scope="session")
