@@ -93,7 +93,8 @@ def test_out_alone_resumes_quietly_with_tables_as_json_and_a_log(
     recipe, run = tiny_recipe(), tmp_path / "run"
     with pytest.raises(Interrupted):
         sb.pretrain(recipe, corpus=tiny_corpus, out=run, progress=At(5, interrupt))
-    assert stackbert("pretrain", "--out", run, "--set", "seed=1").code == 2
+    for options in (("--set", "seed=1"), ("--resume", "never")):
+        assert stackbert("pretrain", "--out", run, *options).code == 2
     done = stackbert("pretrain", "--out", run, "--quiet", "--json")
     assert (done.code, done.err) == (0, "")
     assert [row["steps"] for row in json.loads(done.out)["stages"]] == [4, 4]

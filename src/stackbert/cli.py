@@ -212,13 +212,17 @@ def pretrain(
     from stackbert.pretraining import run  # takes seconds, for torch
     from stackbert.pretraining.distributed import is_main_process
 
-    common: dict[str, Any] = {"corpus": corpus, "out": out, "track": _words(track or "")}
-    common["progress"] = console_progress(quiet)
+    common: dict[str, Any] = {
+        "corpus": corpus,
+        "out": out,
+        "resume": resume,
+        "track": _words(track or ""),
+        "progress": console_progress(quiet),
+    }
     if loaded is not None:
-        scale: dict[str, Any] = {"budget": budget, "steps": steps}
-        result = run.pretrain(loaded, start=start, **scale, resume=resume, **common)
+        result = run.pretrain(loaded, start=start, budget=budget, steps=steps, **common)
     elif recipe is not None:
-        result = run.extend(recipe, by=str(extend), resume=resume, **common)
+        result = run.extend(recipe, by=str(extend), **common)
     else:
         result = run.resume_run(**common)
     if is_main_process():

@@ -178,6 +178,7 @@ def resume_run(
     out: str | Path,
     *,
     corpus: str | Path | Corpus | None = None,
+    resume: Literal["auto", "never"] = "auto",
     track: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> RunResult:
@@ -192,9 +193,8 @@ def resume_run(
     def request(corpus: Corpus) -> Request:
         return asked.model_copy(update={"corpus": corpus.fingerprint})
 
-    return _run(
-        request, None, corpus or record.corpus_folder, folder, None, "auto", track, progress
-    )
+    corpus = corpus or record.corpus_folder
+    return _run(request, None, corpus, folder, None, resume, track, progress)
 
 
 def _run(
