@@ -24,7 +24,7 @@ from stackbert.recipe import Recipe, Stage
 from stackbert.units import counted
 
 IGNORED = -100  # the label that no loss counts, as in transformers
-MANY_PASSES = 20  # over a text, beyond which a user is warned: repeating pays up to a few
+MANY_PASSES = 20  # over a text, beyond which a user is warned: only a few pay
 MAX_KEY = np.uint64(2**64 - 1)  # of a token that must not be masked: a row's lowest keys are
 _CACHED_TOKENS, _CACHED_STEPS = 1 << 15, 16  # made at a time: beyond either little is won
 _LEAST_PART = 8  # tokens of either part of a pair, if its row has four times as many

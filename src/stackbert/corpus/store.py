@@ -27,7 +27,7 @@ from stackbert.units import counted
 MANIFEST, TOKENIZER, SIDES = "manifest.json", "tokenizer", ("train", "validation")
 TOKENS, SENTENCES = "tokens.bin", "sentences.bin"
 MANY_UNKNOWN = 0.01  # share of a side's text that no id stands for, from which on a user is warned
-FEW_DOCUMENTS, FEW_TOKENS = 50, 20_000  # held out; with fewer, losses say more of the texts
+FEW_DOCUMENTS, FEW_TOKENS = 50, 20_000  # held out: fewer say little of a model
 _DAMAGED = "The corpus is damaged: build it again."
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]  # uint16 where the vocabulary fits, else uint32
